@@ -1,0 +1,263 @@
+// Package abi holds the keys and values of every BPF map, laid out as the
+// kernel sees them. bpf/include/abi.h is the same in C and carries the meaning
+// of each field; a test in package bpf compares the two through BTF.
+//
+// Multi-byte fields are in host order unless their name ends in BE.
+package abi
+
+import "net/netip"
+
+// Layout is the version of all layouts in this package. It names the directory
+// of the pins, so that programs of another layout never open these maps.
+const Layout = 1
+
+// Reserved identities, numbered as in Cilium.
+const (
+	IdentityUnknown       uint32 = 0
+	IdentityHost          uint32 = 1
+	IdentityWorld         uint32 = 2
+	IdentityUnmanaged     uint32 = 3
+	IdentityHealth        uint32 = 4
+	IdentityInit          uint32 = 5
+	IdentityRemoteNode    uint32 = 6
+	IdentityKubeAPIServer uint32 = 7
+	IdentityIngress       uint32 = 8
+	IdentityWorldIPv4     uint32 = 9
+	IdentityWorldIPv6     uint32 = 10
+	IdentityFirstDynamic  uint32 = 256
+)
+
+// Classes of peers that have no row in the class map. A reserved identity is its
+// own class; a managed endpoint is ClassPod. Class hashes have their top bit set,
+// so the two never meet.
+const (
+	ClassAny uint64 = 0
+	ClassPod uint64 = 16
+)
+
+// PeerCIDR marks a peer that is a CIDR prefix.
+const PeerCIDR uint64 = 1 << 63
+
+// Flags of PolicyRef.
+const (
+	PolicyEnforced uint32 = 1 << 0
+)
+
+// LensAllProtocols is the bit of a lens mask that says that a row with protocol
+// 0 exists; bit n (0 to 16) says that rows with n port bits exist.
+const LensAllProtocols uint32 = 1 << 17
+
+// GenerationSlots is the number of policy generation counters.
+const GenerationSlots = 4096
+
+// Verdict of a policy row.
+type Verdict uint8
+
+// Verdicts. A deny beats every allow, wherever either was found.
+const (
+	VerdictNone  Verdict = 0
+	VerdictAllow Verdict = 1
+	VerdictDeny  Verdict = 2
+)
+
+// Direction in which a packet passes a container's interface.
+type Direction uint8
+
+// Directions.
+const (
+	Egress  Direction = 0
+	Ingress Direction = 1
+)
+
+// Addr is an address as the maps hold it: 16 bytes, IPv4 as ::ffff:a.b.c.d.
+type Addr [16]byte
+
+// AddrFrom converts a valid address.
+func AddrFrom(a netip.Addr) Addr { return a.As16() }
+
+// Addr converts back; IPv4 comes out as IPv4.
+func (a Addr) Addr() netip.Addr { return netip.AddrFrom16(a).Unmap() }
+
+// IsZero tells whether a is the unset address.
+func (a Addr) IsZero() bool { return a == Addr{} }
+
+// GenerationSlot is the generation counter that a owns. The same computation
+// stands in bpf/include/conntrack.h.
+func (a Addr) GenerationSlot() uint32 {
+	var h uint32
+	for i := 0; i < 16; i += 4 {
+		h ^= uint32(a[i]) | uint32(a[i+1])<<8 | uint32(a[i+2])<<16 | uint32(a[i+3])<<24
+	}
+	return (h * 0x9E3779B1) >> 20
+}
+
+// IPCacheKey is an exact address.
+type IPCacheKey struct {
+	Addr Addr
+}
+
+// IPCacheLPMKey is a prefix; PrefixLen counts from the start of the 16 bytes, so
+// it is 96 + n for IPv4.
+type IPCacheLPMKey struct {
+	PrefixLen uint32
+	Addr      Addr
+}
+
+// IPCacheValue says who owns an address.
+type IPCacheValue struct {
+	Peer uint64
+	// Ifindex of the host side if the endpoint is local, else 0. Bound by
+	// package dataplane; always 0 in a desired table.
+	Ifindex uint32
+	Flags   uint32
+}
+
+// PolicyRef is one direction of an endpoint's policy.
+type PolicyRef struct {
+	Table     uint64
+	Scope     uint64
+	ClassLens uint32
+	AnyLens   uint32
+	Flags     uint32
+	_         uint32
+}
+
+// EndpointKey is the host side's interface; local to this boot, so a desired
+// table has the endpoint's id in its place.
+type EndpointKey struct {
+	Ifindex uint32
+}
+
+// EndpointValue is all the programs know of a local endpoint.
+type EndpointValue struct {
+	ID       uint32
+	Identity uint32
+	Egress   PolicyRef
+	Ingress  PolicyRef
+	IPv4     [4]byte
+	MAC      [6]byte
+	Flags    uint16
+	IPv6     [16]byte
+}
+
+// ClassKey asks for a peer's class within a scope.
+type ClassKey struct {
+	Scope uint64
+	Peer  uint64
+}
+
+// ClassValue is the answer.
+type ClassValue struct {
+	Class uint64
+}
+
+// PolicyKey addresses one policy row.
+type PolicyKey struct {
+	Table    uint64
+	Class    uint64
+	PortBE   [2]byte
+	Protocol uint8
+	PortBits uint8
+	_        uint32
+}
+
+// PolicyValue is one policy row.
+type PolicyValue struct {
+	Row     uint64
+	Verdict Verdict
+	_       [7]uint8
+}
+
+// CT4Key and CT6Key are a flow; side 0 compares lower.
+type CT4Key struct {
+	Addr     [2][4]byte
+	PortBE   [2][2]byte
+	Protocol uint8
+	_        [3]uint8
+}
+
+// CT6Key is CT4Key for IPv6.
+type CT6Key struct {
+	Addr     [2][16]byte
+	PortBE   [2][2]byte
+	Protocol uint8
+	_        [3]uint8
+}
+
+// Flags of CTSide.TCP.
+const (
+	TCPSyn  uint8 = 1
+	TCPFin  uint8 = 2
+	TCPRst  uint8 = 4
+	TCPData uint8 = 8
+)
+
+// CTSide is what conntrack knows of one end of a flow.
+type CTSide struct {
+	Ifindex uint32
+	MAC     [6]byte
+	TCP     uint8
+	_       uint8
+}
+
+// Flags of CTValue. The lowest bit is the index of the side that opened the flow.
+const (
+	CTOrigin    uint32 = 1
+	CTDenied    uint32 = 2
+	CTSeenReply uint32 = 4
+)
+
+// CTValue is one flow.
+type CTValue struct {
+	Row            uint64
+	Generation     uint32
+	ExpiresSeconds uint32
+	Flags          uint32
+	SrcIdentity    uint32
+	Side           [2]CTSide
+}
+
+// CounterKey indexes the packet and byte counters.
+type CounterKey struct {
+	Reason    uint16
+	Direction Direction
+	_         uint8
+}
+
+// CounterValue is one CPU's share of a counter.
+type CounterValue struct {
+	Packets uint64
+	Bytes   uint64
+}
+
+// EventType tells ring buffer records apart.
+type EventType uint8
+
+// Event types.
+const (
+	EventDrop    EventType = 1
+	EventNewFlow EventType = 2
+	EventClosed  EventType = 3
+)
+
+// Event is one ring buffer record.
+type Event struct {
+	TimeNS      uint64 // boot clock
+	Row         uint64
+	Table       uint64
+	SrcPeer     uint64
+	DstPeer     uint64
+	Src         Addr
+	Dst         Addr
+	SrcPortBE   [2]byte
+	DstPortBE   [2]byte
+	Length      uint32
+	Endpoint    uint32
+	Ifindex     uint32
+	Type        EventType
+	Direction   Direction
+	Protocol    uint8
+	Reason      Reason
+	EtherTypeBE [2]byte
+	_           uint16
+}

@@ -1,0 +1,230 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Layout of every key and value that user space and the programs share.
+ * bpf/abi holds the same types in Go; a test compares the two through BTF.
+ * A change of any layout here raises VARVE_LAYOUT in bpf/abi, which names the pins.
+ *
+ * Ids of 64 bits (table, scope, class, peer of a CIDR, row) are content hashes
+ * computed by package projections: equal content has equal ids on every node
+ * and after every restart, so no number needs to be remembered anywhere.
+ */
+#pragma once
+
+#include <linux/types.h>
+
+#define PEER_CIDR (1ULL << 63) /* peer is a CIDR prefix: hash with the top bit set */
+
+/* Reserved identities, as in Cilium. */
+enum identity {
+	ID_UNKNOWN = 0,
+	ID_HOST = 1,
+	ID_WORLD = 2,
+	ID_UNMANAGED = 3,
+	ID_HEALTH = 4,
+	ID_INIT = 5,
+	ID_REMOTE_NODE = 6,
+	ID_KUBE_APISERVER = 7,
+	ID_INGRESS = 8,
+	ID_WORLD_IPV4 = 9,
+	ID_WORLD_IPV6 = 10,
+	ID_FIRST_DYNAMIC = 256,
+};
+
+/*
+ * Class of a peer that has no row in the class map: what can be told from its
+ * number alone. Reserved identities are their own class; these are the rest.
+ */
+enum base_class {
+	CLASS_ANY = 0,  /* rows for every peer */
+	CLASS_POD = 16, /* a managed endpoint of this cluster */
+};
+
+struct ipcache_key {
+	__u8 addr[16]; /* IPv4 as ::ffff:a.b.c.d */
+};
+
+struct ipcache_lpm_key {
+	__u32 prefixlen; /* 96 + n for IPv4 */
+	__u8 addr[16];
+};
+
+struct ipcache_value {
+	__u64 peer;    /* identity | named-port hash << 32, or PEER_CIDR | hash */
+	__u32 ifindex; /* host side of a local endpoint, else 0; local to this boot */
+	__u32 flags;
+};
+
+/* One direction of an endpoint's policy. */
+struct policy_ref {
+	__u64 table;
+	__u64 scope;
+	__u32 class_lens; /* bit n: rows of n port bits exist for specific classes */
+	__u32 any_lens;   /* the same for CLASS_ANY */
+	__u32 flags;      /* POLICY_* */
+	__u32 pad;
+};
+
+#define LENS_ALL_PROTOCOLS (1U << 17) /* a row with protocol 0 exists */
+#define POLICY_ENFORCED (1U << 0)     /* what no row decides is denied */
+
+struct endpoint_key {
+	__u32 ifindex;
+};
+
+struct endpoint_value {
+	__u32 id;
+	__u32 identity;
+	struct policy_ref egress;
+	struct policy_ref ingress;
+	__be32 ipv4; /* 0: none */
+	__u8 mac[6]; /* the container's side */
+	__u16 flags;
+	__u8 ipv6[16]; /* all zero: none */
+};
+
+struct class_key {
+	__u64 scope;
+	__u64 peer;
+};
+
+struct class_value {
+	__u64 class;
+};
+
+struct policy_key {
+	__u64 table;
+	__u64 class;
+	__be16 port;	  /* the upper port_bits bits; the rest zero */
+	__u8 protocol;	  /* 0: every protocol (then port_bits is 0) */
+	__u8 port_bits;	  /* 0 to 16 */
+	__u32 pad;
+};
+
+enum verdict {
+	VERDICT_NONE = 0, /* no row */
+	VERDICT_ALLOW = 1,
+	VERDICT_DENY = 2, /* beats every allow */
+};
+
+struct policy_value {
+	__u64 row; /* id of the row, for provenance */
+	__u8 verdict;
+	__u8 pad[7];
+};
+
+/*
+ * Conntrack. One entry a flow: the endpoint (address, port) that compares lower
+ * (as unsigned bytes in network order, address before port) is side 0. For ICMP
+ * echo both ports are the identifier.
+ */
+struct ct4_key {
+	__be32 addr[2];
+	__be16 port[2];
+	__u8 protocol;
+	__u8 pad[3];
+};
+
+struct ct6_key {
+	__u8 addr[2][16];
+	__be16 port[2];
+	__u8 protocol;
+	__u8 pad[3];
+};
+
+struct ct_side {
+	__u32 ifindex; /* host veth of a local endpoint, 0: not local; local to this boot */
+	__u8 mac[6];
+	__u8 tcp; /* flags seen from this side: CT_TCP_* */
+	__u8 pad;
+};
+
+#define CT_TCP_SYN 1
+#define CT_TCP_FIN 2
+#define CT_TCP_RST 4
+#define CT_TCP_DATA 8
+
+#define CT_ORIGIN 1U /* flags bit 0: the side that opened the flow */
+#define CT_DENIED 2U /* judged again and denied: dropped both ways until judged anew */
+#define CT_SEEN_REPLY 4U
+
+struct ct_value {
+	__u64 row;	  /* policy row that admitted it, 0: no policy enforced */
+	__u32 generation; /* sum of both addresses' generations when judged */
+	__u32 expires;	  /* seconds of the boot clock */
+	__u32 flags;	  /* CT_* */
+	__u32 src_identity;
+	struct ct_side side[2];
+};
+
+/*
+ * Policy generations. An address owns slot generation_slot(addr); whatever may
+ * change a verdict that involves the address adds 1 there, after the rows that
+ * change it are in place. A change of a CIDR row adds 1 to every slot.
+ */
+#define GENERATION_SLOTS 4096
+
+struct counter_key {
+	__u16 reason;	 /* enum reason; 0: forwarded */
+	__u8 direction;	 /* enum direction */
+	__u8 pad;
+};
+
+struct counter_value {
+	__u64 packets;
+	__u64 bytes;
+};
+
+enum direction {
+	DIR_EGRESS = 0,	 /* leaving a container */
+	DIR_INGRESS = 1, /* entering a container */
+};
+
+/* Why a packet was dropped. Numbers are stable: add, never renumber. */
+enum reason {
+	REASON_FORWARDED = 0,
+	REASON_POLICY_DEFAULT_DENY = 1, /* no rule allows it */
+	REASON_POLICY_DENIED = 2,	/* a deny rule matches */
+	REASON_POLICY_REVOKED = 3,	/* an established flow that policy no longer allows */
+	REASON_SPOOFED_MAC = 4,
+	REASON_SPOOFED_ADDRESS = 5,
+	REASON_UNKNOWN_ETHERTYPE = 6,
+	REASON_MALFORMED = 7,
+	REASON_FRAGMENT = 8,
+	REASON_EXTENSION_HEADER = 9,
+	REASON_UNKNOWN_PROTOCOL = 10,
+	REASON_NO_ENDPOINT = 11, /* the interface has no row */
+	REASON_CT_FULL = 12,
+	REASON_ICMP_UNSOLICITED = 13,
+	REASON_MULTICAST = 14,
+	REASON_IPV4_OPTIONS = 15,
+	REASON_DISABLED_FAMILY = 16,
+	REASON_NEIGHBOUR = 17, /* ARP or ND that asks for nothing we answer */
+	REASON_MAX,
+};
+
+enum event_type {
+	EVENT_DROP = 1,
+	EVENT_NEW_FLOW = 2, /* first packet of a flow, allowed */
+	EVENT_CLOSED = 3,
+};
+
+struct event {
+	__u64 time_ns; /* boot clock */
+	__u64 row;     /* deciding policy row, 0: none */
+	__u64 table;   /* its table or, for a default deny, the table that has no row */
+	__u64 src_peer;
+	__u64 dst_peer;
+	__u8 src[16]; /* IPv4 as ::ffff:a.b.c.d */
+	__u8 dst[16];
+	__be16 src_port; /* ICMP: type */
+	__be16 dst_port; /* ICMP: code */
+	__u32 length;
+	__u32 endpoint; /* id of the endpoint whose policy or check decided */
+	__u32 ifindex;
+	__u8 type;	/* enum event_type */
+	__u8 direction; /* enum direction */
+	__u8 protocol;
+	__u8 reason; /* enum reason */
+	__be16 ethertype;
+	__u16 pad;
+};

@@ -1,0 +1,107 @@
+// Package fsm folds the log into state. State.Apply is a pure function of the
+// state and the event: the same events give the same state, identities and
+// digests on every replica, in every batching, after every restart.
+package fsm
+
+import (
+	"net/netip"
+
+	"github.com/varve-net/varve/log"
+	"github.com/varve-net/varve/log/eventpb"
+	"github.com/varve-net/varve/policy"
+)
+
+// EndpointRef names an endpoint.
+type EndpointRef struct {
+	Namespace string
+	Name      string
+}
+
+// Endpoint is a workload's interface. Rows in a View are immutable.
+type Endpoint struct {
+	Ref         EndpointRef
+	Incarnation uint64
+	Node        string
+	// ID is unique on its node and not used again.
+	ID       uint32
+	Identity uint32
+	// Labels are the workload's own; the identity's labels add its namespace's.
+	Labels         map[string]string
+	ServiceAccount string
+	IPv4, IPv6     netip.Addr // the zero Addr: none
+	MAC            [6]byte
+	NamedPorts     []NamedPort // sorted by name, protocol
+	// Facts for the node itself, in no table.
+	HostInterface, ContainerInterface, Netns, NetnsID string
+
+	Created          log.Revision // of this incarnation
+	Revision         log.Revision // last change of any kind, a new identity included
+	IdentityRevision log.Revision // the event that gave it its identity
+}
+
+// NamedPort is a name for a port of one protocol.
+type NamedPort struct {
+	Name     string // lower case
+	Protocol uint8  // IP protocol number
+	Port     uint16
+}
+
+// Identity is a set of security labels that some endpoint has, or has had lately.
+type Identity struct {
+	ID       uint32
+	Labels   policy.Labels
+	Refs     int          // endpoints that have it
+	Revision log.Revision // that allocated it
+	// ReleasedRevision and ReleasedTimeNS say when Refs became 0; 0 while in use.
+	ReleasedRevision log.Revision
+	ReleasedTimeNS   int64
+}
+
+// Namespace is a set of labels that its endpoints inherit.
+type Namespace struct {
+	Name     string
+	Labels   map[string]string
+	Revision log.Revision
+}
+
+// Node is a member of the cluster.
+type Node struct {
+	Name          string
+	Addresses     []netip.Addr
+	EndpointCIDRs []netip.Prefix
+	KubeAPIServer bool
+	Left          bool
+	// JournalSeq is the highest sequence number applied of the node's own facts.
+	JournalSeq uint64
+	// NextEndpointID is the id its next endpoint gets.
+	NextEndpointID uint32
+	Revision       log.Revision
+}
+
+// Policy is a policy in force.
+type Policy struct {
+	Policy   *policy.Policy
+	Set      *eventpb.PolicySet // as in the log; read only
+	Created  log.Revision
+	Revision log.Revision
+}
+
+// The methods of View that readers rely on. View is an immutable snapshot taken
+// in O(1); all iteration is in key order.
+//
+//	func (v View) Revision() log.Revision
+//	func (v View) Chain() log.Hash
+//	func (v View) TimeNS() int64
+//	func (v View) Cluster() string
+//	func (v View) Digest() log.Hash
+//	func (v View) Endpoint(EndpointRef) (*Endpoint, bool)
+//	func (v View) Endpoints() iter.Seq[*Endpoint]              // by namespace, name
+//	func (v View) Identity(id uint32) (*Identity, bool)
+//	func (v View) Identities() iter.Seq[*Identity]             // by id; reserved ones not included
+//	func (v View) Namespace(name string) (*Namespace, bool)
+//	func (v View) Namespaces() iter.Seq[*Namespace]
+//	func (v View) Node(name string) (*Node, bool)
+//	func (v View) Nodes() iter.Seq[*Node]
+//	func (v View) Policy(policy.Ref) (*Policy, bool)
+//	func (v View) Policies() iter.Seq[*Policy]                 // by kind, namespace, name
+//	func (v View) StreamRevision(stream string) log.Revision   // 0: does not exist

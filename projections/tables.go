@@ -1,0 +1,64 @@
+// Package projections derives from a View the exact content that a node's BPF
+// maps should have. Every function is pure; every row carries its cause.
+//
+// Ids of 64 bits (tables, scopes, classes, CIDR peers, rows) are hashes of what
+// they stand for, seeded with the cluster's name, so that a row is the same on
+// every replica and after every restart. What is local to a boot (interface
+// indexes) is left zero here and bound by package dataplane.
+package projections
+
+import (
+	"github.com/varve-net/varve/bpf/abi"
+	"github.com/varve-net/varve/log"
+	"github.com/varve-net/varve/policy"
+)
+
+// RuleRef points at the rule of a policy that made a row.
+type RuleRef struct {
+	Policy  policy.Ref
+	Spec    int // index in `specs`, 0 for `spec`
+	Section policy.Section
+	Index   int // in the section
+	// Implicit names a rule that no policy holds, e.g. "allow-localhost"; then
+	// the other fields are zero.
+	Implicit string
+}
+
+// Cause says why a row exists: the events it follows from and the rules. It stays
+// in user space.
+type Cause struct {
+	Events []log.Revision // ascending
+	Rules  []RuleRef
+}
+
+// Row is one row of a table.
+type Row[K comparable, V comparable] struct {
+	Key   K
+	Value V
+	Cause Cause
+}
+
+// EndpointKey is the logical key of the endpoint map; dataplane puts the
+// interface's index in its place.
+type EndpointKey struct {
+	ID uint32
+}
+
+// Prefix is the logical key of the ipcache; dataplane puts full-length prefixes
+// into the exact map and the others into the trie.
+type Prefix = abi.IPCacheLPMKey
+
+// Tables is all that a node's maps should hold at one revision.
+type Tables struct {
+	Node     string
+	Revision log.Revision
+
+	Endpoints Table[EndpointKey, abi.EndpointValue]
+	IPCache   Table[Prefix, abi.IPCacheValue]
+	Classes   Table[abi.ClassKey, abi.ClassValue]
+	Policy    Table[abi.PolicyKey, abi.PolicyValue]
+
+	// Names explain the hashed ids to people: a class as its selectors, a CIDR
+	// peer as its prefix, a table as its subject. Not part of any digest.
+	Names map[uint64]string
+}
