@@ -1,20 +1,105 @@
 # varve. `make help` lists what can be done.
 SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
+
 GO ?= go
 BIN := $(CURDIR)/.bin
+MODULE := github.com/varve-net/varve
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+GOLANGCI_LINT_VERSION := v2.15.0
+CLANG := clang-19
+CLANG_FORMAT := clang-format-19
+
+# Pure or concurrent in user space: tested under the race detector. The others
+# hold threads in network namespaces and BPF objects, where it finds nothing more.
+RACE := ./log/... ./policy/... ./fsm/... ./projections/... ./cluster/...
+RACE_PATTERN := ^$(MODULE)/(log|policy|fsm|projections|cluster)(/|$$)
+TEST_TIMEOUT ?= 10m
+
+PROTOS := log/eventpb/event.proto $(wildcard api/varve/v1/*.proto)
+# What `make generate` writes.
+GENERATED := '*.pb.go' '*.connect.go' '*_bpfel.go' '*_bpfel.o' '*_bpfeb.go' '*_bpfeb.o'
+
+export CGO_ENABLED := 0
 
 .PHONY: help
 help: ## List the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-PROTOS := log/eventpb/event.proto $(wildcard api/varve/v1/*.proto)
+.PHONY: build
+build: deps-go ## Build the static binary ./varve
+	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o varve ./cmd/varve
+
+.PHONY: demo
+demo: deps-demo build ## See varve do its main job on real packets (as root)
+	./varve demo
+
+.PHONY: test
+test: deps-test ## Vet and run every test, those that need the kernel too (as root)
+	$(GO) vet ./...
+	@shopt -s lastpipe; \
+	{ CGO_ENABLED=1 $(GO) test -json -race -timeout $(TEST_TIMEOUT) $(RACE) || true; \
+	  $(GO) test -json -count=1 -timeout $(TEST_TIMEOUT) $$($(GO) list ./... | grep -Ev '$(RACE_PATTERN)') || true; \
+	} | $(GO) run ./hack/testreport
+
+.PHONY: bench
+bench: deps-go ## Run the Go benchmarks; BENCH=regexp PKG=./fsm/... narrow them
+	$(GO) test -run '^$$' -bench '$(or $(BENCH),.)' -benchmem $(or $(PKG),./...) | grep -Ev 'no test files|^ok|^PASS'
+
+.PHONY: generate
+generate: proto bpf ## Regenerate protobuf code and BPF objects
 
 .PHONY: proto
-proto: ## Generate Go from the protobuf files
+proto: deps-generate ## Generate Go from the protobuf files
 	@mkdir -p $(BIN)
 	$(GO) build -o $(BIN)/ google.golang.org/protobuf/cmd/protoc-gen-go connectrpc.com/connect/cmd/protoc-gen-connect-go github.com/planetscale/vtprotobuf/cmd/protoc-gen-go-vtproto
 	PATH=$(BIN):$$PATH protoc -I . --go_out=. --go_opt=paths=source_relative \
 	  --go-vtproto_out=. --go-vtproto_opt=paths=source_relative,features=marshal+unmarshal+size log/eventpb/event.proto
 	PATH=$(BIN):$$PATH protoc -I . --go_out=. --go_opt=paths=source_relative \
 	  --connect-go_out=. --connect-go_opt=paths=source_relative api/varve/v1/*.proto
+
+.PHONY: bpf
+bpf: deps-generate ## Compile the BPF programs
+	BPF2GO_CC=$(CLANG) BPF2GO_STRIP=llvm-strip-19 $(GO) generate ./bpf/...
+
+.PHONY: check-generated
+check-generated: generate ## Prove that the committed generated files are what the sources give
+	@changed=$$(git status --porcelain -- $(GENERATED)); \
+	if [[ -n $$changed ]]; then \
+	  git --no-pager diff --stat -- $(GENERATED); \
+	  printf 'generated files differ from what is committed; run "make generate" and commit:\n%s\n' "$$changed" >&2; exit 1; \
+	fi; echo "generated files are up to date"
+
+.PHONY: lint
+lint: deps-go $(BIN)/golangci-lint-$(GOLANGCI_LINT_VERSION) ## Run the linters of .golangci.yml
+	$(BIN)/golangci-lint-$(GOLANGCI_LINT_VERSION) run ./...
+
+$(BIN)/golangci-lint-$(GOLANGCI_LINT_VERSION):
+	@mkdir -p $(BIN)
+	GOBIN=$(BIN) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION)
+	mv $(BIN)/golangci-lint $@
+
+.PHONY: fmt
+fmt: deps-go deps-format ## Format Go and C
+	gofmt -w $$(git ls-files -co --exclude-standard '*.go' | grep -Ev '\.pb\.go$$|\.connect\.go$$|_bpfe[lb]\.go$$')
+	$(CLANG_FORMAT) -i $$(git ls-files -co --exclude-standard 'bpf/*.c' 'bpf/*.h')
+
+.PHONY: clean
+clean: ## Remove what was built
+	rm -rf varve $(BIN)
+
+.PHONY: deps
+deps: deps-test deps-generate deps-format ## Install what any target needs and this machine lacks (Debian, as root)
+
+.PHONY: deps-go deps-demo deps-test deps-generate deps-format
+deps-go:
+	@GO=$(GO) hack/deps.sh go
+deps-demo:
+	@GO=$(GO) hack/deps.sh go root
+deps-test:
+	@GO=$(GO) hack/deps.sh go root race net
+deps-generate:
+	@GO=$(GO) hack/deps.sh go generate
+deps-format:
+	@hack/deps.sh format
