@@ -62,3 +62,11 @@ type Tables struct {
 	// peer as its prefix, a table as its subject. Not part of any digest.
 	Names map[uint64]string
 }
+
+// Options adjust how policy is read. The zero Options are Cilium's defaults.
+type Options struct {
+	// LocalhostByPolicy admits the local host to a container only where policy
+	// does (allow-localhost=policy). By default it may always enter, unless a
+	// deny rule says otherwise.
+	LocalhostByPolicy bool
+}

@@ -1,0 +1,89 @@
+package projections
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+
+	"github.com/varve-net/varve/bpf/abi"
+	"github.com/varve-net/varve/log"
+)
+
+// The bytes below are the ABI's on a little-endian machine, on every machine, so
+// that digests of different architectures agree.
+
+var le = binary.LittleEndian
+
+var (
+	endpointCodec = codec[EndpointKey, abi.EndpointValue]{"endpoints", appendEndpointKey, appendEndpointValue}
+	ipcacheCodec  = codec[Prefix, abi.IPCacheValue]{"ipcache", appendPrefix, appendIPCacheValue}
+	classCodec    = codec[abi.ClassKey, abi.ClassValue]{"classes", appendClassKey, appendClassValue}
+	policyCodec   = codec[abi.PolicyKey, abi.PolicyValue]{"policy", appendPolicyKey, appendPolicyValue}
+)
+
+// HashEndpoint is the hash of an endpoint row: SHA-256(table name || key bytes ||
+// value bytes). Whoever reads a row back from the kernel puts EndpointKey{value.ID}
+// in the place of the interface index.
+func HashEndpoint(k EndpointKey, v abi.EndpointValue) log.Hash { return endpointCodec.hash(k, v) }
+
+// HashIPCache is the hash of an ipcache row; a row of the exact map is a prefix
+// of length 128. Value.Ifindex is local to the boot and left out.
+func HashIPCache(k Prefix, v abi.IPCacheValue) log.Hash { return ipcacheCodec.hash(k, v) }
+
+// HashClass is the hash of a class row.
+func HashClass(k abi.ClassKey, v abi.ClassValue) log.Hash { return classCodec.hash(k, v) }
+
+// HashPolicy is the hash of a policy row.
+func HashPolicy(k abi.PolicyKey, v abi.PolicyValue) log.Hash { return policyCodec.hash(k, v) }
+
+func sum256(b []byte) log.Hash { return sha256.Sum256(b) }
+
+func appendEndpointKey(b []byte, k EndpointKey) []byte { return le.AppendUint32(b, k.ID) }
+
+func appendEndpointValue(b []byte, v abi.EndpointValue) []byte {
+	b = le.AppendUint32(b, v.ID)
+	b = le.AppendUint32(b, v.Identity)
+	b = appendPolicyRef(b, v.Egress)
+	b = appendPolicyRef(b, v.Ingress)
+	b = append(b, v.IPv4[:]...)
+	b = append(b, v.MAC[:]...)
+	b = le.AppendUint16(b, v.Flags)
+	return append(b, v.IPv6[:]...)
+}
+
+func appendPolicyRef(b []byte, r abi.PolicyRef) []byte {
+	b = le.AppendUint64(b, r.Table)
+	b = le.AppendUint64(b, r.Scope)
+	b = le.AppendUint32(b, r.ClassLens)
+	b = le.AppendUint32(b, r.AnyLens)
+	b = le.AppendUint32(b, r.Flags)
+	return append(b, 0, 0, 0, 0)
+}
+
+func appendPrefix(b []byte, k Prefix) []byte {
+	b = le.AppendUint32(b, k.PrefixLen)
+	return append(b, k.Addr[:]...)
+}
+
+func appendIPCacheValue(b []byte, v abi.IPCacheValue) []byte {
+	b = le.AppendUint64(b, v.Peer)
+	b = append(b, 0, 0, 0, 0)
+	return le.AppendUint32(b, v.Flags)
+}
+
+func appendClassKey(b []byte, k abi.ClassKey) []byte {
+	return le.AppendUint64(le.AppendUint64(b, k.Scope), k.Peer)
+}
+
+func appendClassValue(b []byte, v abi.ClassValue) []byte { return le.AppendUint64(b, v.Class) }
+
+func appendPolicyKey(b []byte, k abi.PolicyKey) []byte {
+	b = le.AppendUint64(b, k.Table)
+	b = le.AppendUint64(b, k.Class)
+	b = append(b, k.PortBE[0], k.PortBE[1], k.Protocol, k.PortBits)
+	return append(b, 0, 0, 0, 0)
+}
+
+func appendPolicyValue(b []byte, v abi.PolicyValue) []byte {
+	b = le.AppendUint64(b, v.Row)
+	return append(b, byte(v.Verdict), 0, 0, 0, 0, 0, 0, 0)
+}

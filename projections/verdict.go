@@ -1,0 +1,138 @@
+package projections
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/varve-net/varve/bpf/abi"
+)
+
+// PolicyRow is a row of the policy table.
+type PolicyRow = Row[abi.PolicyKey, abi.PolicyValue]
+
+// Question asks what one direction of an endpoint's policy says of a connection.
+type Question struct {
+	Endpoint  uint32 // id of an endpoint of this node
+	Direction abi.Direction
+	// Peer is the other side: what PeerOf gave for its address, or a reserved
+	// identity.
+	Peer     uint64
+	Protocol uint8  // IP protocol number
+	Port     uint16 // destination port; the type for ICMP and ICMPv6
+}
+
+// Answer is the verdict and the rows that made it.
+type Answer struct {
+	Verdict abi.Verdict // allow or deny, never none
+	// Default tells that no row decided: the direction's default did.
+	Default bool
+	// Row decided; nil for a default. Its Cause names rules and events.
+	Row   *PolicyRow
+	Table uint64 // the policy table asked; 0: the endpoint has no rule there
+	Class uint64 // the class found for the peer
+}
+
+// PeerOf resolves an address as the programs do: the exact address, then the
+// longest prefix, then the world.
+func (t *Tables) PeerOf(a netip.Addr) uint64 {
+	addr := abi.AddrFrom(a)
+	for bits := 128; bits >= 0; bits-- {
+		if row, ok := t.IPCache.Get(Prefix{PrefixLen: uint32(bits), Addr: maskAddr(addr, bits)}); ok {
+			return row.Value.Peer
+		}
+	}
+	if a.Unmap().Is4() {
+		return uint64(abi.IdentityWorldIPv4)
+	}
+	return uint64(abi.IdentityWorldIPv6)
+}
+
+// Verdict walks the tables as the programs do on the first packet of a flow. It
+// does not know the one exception they make before any policy: an endpoint
+// always reaches itself. ErrUnknownEndpoint if the endpoint is not of this node.
+func (t *Tables) Verdict(q Question) (Answer, error) {
+	ep, ok := t.Endpoints.Get(EndpointKey{ID: q.Endpoint})
+	if !ok {
+		return Answer{}, fmt.Errorf("endpoint %d: %w", q.Endpoint, ErrUnknownEndpoint)
+	}
+	ref := ep.Value.Egress
+	peer := q.Peer
+	if q.Direction == abi.Ingress {
+		ref = ep.Value.Ingress
+		peer = ingressPeer(peer)
+	}
+	class := t.classOf(ref.Scope, peer)
+	a := Answer{Verdict: abi.VerdictAllow, Table: ref.Table, Class: class}
+
+	specific := t.longest(ref.Table, class, ref.ClassLens, q.Protocol, q.Port)
+	any := t.longest(ref.Table, abi.ClassAny, ref.AnyLens, q.Protocol, q.Port)
+	for _, want := range []abi.Verdict{abi.VerdictDeny, abi.VerdictAllow} {
+		for _, row := range []*PolicyRow{specific, any} {
+			if row != nil && row.Value.Verdict == want {
+				a.Verdict, a.Row = want, row
+				return a, nil
+			}
+		}
+	}
+	a.Default = true
+	if ref.Flags&abi.PolicyEnforced != 0 {
+		a.Verdict = abi.VerdictDeny
+	}
+	return a, nil
+}
+
+// classOf is the peer's class within a scope: its row, else what its number says.
+func (t *Tables) classOf(scope, peer uint64) uint64 {
+	if row, ok := t.Classes.Get(abi.ClassKey{Scope: scope, Peer: peer}); ok {
+		return row.Value.Class
+	}
+	switch identity := uint32(peer); {
+	case peer&abi.PeerCIDR != 0:
+		return uint64(abi.IdentityWorld)
+	case identity >= abi.IdentityFirstDynamic:
+		return abi.ClassPod
+	default:
+		return uint64(identity)
+	}
+}
+
+// longest finds the row with the most port bits, and after all of the protocol's
+// own rows that of every protocol.
+func (t *Tables) longest(table, class uint64, lens uint32, protocol uint8, port uint16) *PolicyRow {
+	for bits := 16; bits >= 0; bits-- {
+		if lens&(1<<bits) == 0 {
+			continue
+		}
+		if row, ok := t.Policy.Get(policyKey(table, class, node{protocol, uint8(bits), maskPort(port, bits)})); ok {
+			return row
+		}
+	}
+	if lens&abi.LensAllProtocols != 0 {
+		if row, ok := t.Policy.Get(policyKey(table, class, node{})); ok {
+			return row
+		}
+	}
+	return nil
+}
+
+// ingressPeer is the peer as ingress scopes know it: named ports of the source
+// play no part there.
+func ingressPeer(peer uint64) uint64 {
+	if peer&abi.PeerCIDR != 0 {
+		return peer
+	}
+	return uint64(uint32(peer))
+}
+
+func maskAddr(a abi.Addr, bits int) abi.Addr {
+	for i := range a {
+		switch keep := bits - 8*i; {
+		case keep >= 8:
+		case keep <= 0:
+			a[i] = 0
+		default:
+			a[i] &= 0xff << (8 - keep)
+		}
+	}
+	return a
+}
