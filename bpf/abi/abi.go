@@ -211,18 +211,53 @@ const (
 type CTValue struct {
 	Row            uint64
 	Generation     uint32
-	ExpiresSeconds uint32
 	Flags          uint32
+	ExpiresSeconds uint32 // of CLOCK_MONOTONIC
 	SrcIdentity    uint32
 	Side           [2]CTSide
 }
 
-// CounterKey indexes the packet and byte counters.
-type CounterKey struct {
-	Reason    uint16
-	Direction Direction
-	_         uint8
+// Generations is the only element of the generations map.
+type Generations struct {
+	Slot [GenerationSlots]uint32
 }
+
+// Config is the only element of the config map. The zero Config, which a new map
+// holds, lets nothing through.
+type Config struct {
+	GatewayMAC            [6]byte // of the host side of every veth pair
+	EnableIPv4            bool
+	EnableIPv6            bool
+	NewFlowEvents         bool // an EventNewFlow for each flow admitted
+	_                     [3]uint8
+	TCPEstablishedSeconds uint32
+	TCPSynSeconds         uint32 // nothing has come back yet
+	TCPClosingSeconds     uint32 // RST, or FIN from both sides
+	OtherSeconds          uint32
+}
+
+// DefaultConfig is both families on, with the lifetimes that Cilium has.
+func DefaultConfig(gatewayMAC [6]byte) Config {
+	return Config{
+		GatewayMAC:            gatewayMAC,
+		EnableIPv4:            true,
+		EnableIPv6:            true,
+		TCPEstablishedSeconds: 8000,
+		TCPSynSeconds:         60,
+		TCPClosingSeconds:     10,
+		OtherSeconds:          60,
+	}
+}
+
+// CounterSlots is the size of the counters map, and CounterLostEvents the index
+// whose packets are the events the ring buffer had no room for.
+const (
+	CounterSlots      uint32 = 512
+	CounterLostEvents uint32 = 510
+)
+
+// CounterIndex is the element of the counters map for r and d.
+func CounterIndex(r Reason, d Direction) uint32 { return uint32(r)*2 + uint32(d) }
 
 // CounterValue is one CPU's share of a counter.
 type CounterValue struct {

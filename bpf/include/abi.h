@@ -149,9 +149,9 @@ struct ct_side {
 
 struct ct_value {
 	__u64 row;	  /* policy row that admitted it, 0: no policy enforced */
-	__u32 generation; /* sum of both addresses' generations when judged */
-	__u32 expires;	  /* seconds of the boot clock */
-	__u32 flags;	  /* CT_* */
+	__u32 generation; /* sum of both addresses' generations when judged; shares */
+	__u32 flags;	  /* an aligned 8-byte word with CT_*, read and written as one */
+	__u32 expires;	  /* seconds of CLOCK_MONOTONIC */
 	__u32 src_identity;
 	struct ct_side side[2];
 };
@@ -163,11 +163,31 @@ struct ct_value {
  */
 #define GENERATION_SLOTS 4096
 
-struct counter_key {
-	__u16 reason;	 /* enum reason; 0: forwarded */
-	__u8 direction;	 /* enum direction */
-	__u8 pad;
+/* The only element of the map `generations`; user space maps it into memory. */
+struct generations {
+	__u32 slot[GENERATION_SLOTS];
 };
+
+/*
+ * The only element of the map `config`. Zero (a new map) has both families off
+ * and so lets nothing through.
+ */
+struct config {
+	__u8 gateway_mac[6]; /* of the host side of every veth pair */
+	__u8 enable_ipv4;
+	__u8 enable_ipv6;
+	__u8 new_flow_events; /* EVENT_NEW_FLOW for each flow admitted */
+	__u8 pad[3];
+	__u32 tcp_established_seconds; /* lifetimes of an idle flow */
+	__u32 tcp_syn_seconds;	       /* nothing has come back yet */
+	__u32 tcp_closing_seconds;     /* RST, or FIN from both sides */
+	__u32 other_seconds;
+};
+
+/* The map `counters` is indexed by reason * 2 + direction. */
+#define COUNTER_INDEX(reason, direction) ((reason) * 2U + (direction))
+#define COUNTER_SLOTS 512
+#define COUNTER_LOST_EVENTS 510U /* packets: events the ring buffer had no room for */
 
 struct counter_value {
 	__u64 packets;

@@ -1,0 +1,97 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// MountBPFFS makes dir if need be and mounts a bpffs there, readable by root
+// only, unless dir is on one already. It reports whether it mounted.
+func MountBPFFS(dir string) (mounted bool, err error) {
+	if ok, err := onBPFFS(dir); err == nil && ok {
+		return false, os.MkdirAll(dir, 0o700)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return false, fmt.Errorf("bpffs: %w", err)
+	}
+	if ok, err := onBPFFS(dir); err != nil || ok {
+		return false, err
+	}
+	flags := uintptr(unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC | unix.MS_RELATIME)
+	if err := unix.Mount("bpffs", dir, "bpf", flags, "mode=0700"); err != nil {
+		return false, fmt.Errorf("bpffs: mount %s: %w", dir, err)
+	}
+	return true, nil
+}
+
+// UnmountBPFFS unmounts what MountBPFFS mounted on dir, and with it every pin
+// there: links detach, maps go once nobody uses them.
+func UnmountBPFFS(dir string) error {
+	if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("bpffs: unmount %s: %w", dir, err)
+	}
+	return nil
+}
+
+// onBPFFS tells whether dir, or where it does not exist its nearest parent, is on
+// a bpffs.
+func onBPFFS(dir string) (bool, error) {
+	var st unix.Statfs_t
+	for {
+		err := unix.Statfs(dir, &st)
+		if err == nil {
+			return int64(st.Type) == unix.BPF_FS_MAGIC, nil
+		}
+		parent := filepath.Dir(dir)
+		if !errors.Is(err, fs.ErrNotExist) || parent == dir {
+			return false, fmt.Errorf("bpffs: statfs %s: %w", dir, err)
+		}
+		dir = parent
+	}
+}
+
+// RemoveAll takes everything pinned below pinDir, of any layout, out of the
+// kernel: links are detached first, ways out of containers before ways in, then
+// maps are unpinned. Containers lose their network. It is no error if there is
+// nothing. Other files in pinDir are left alone.
+func RemoveAll(pinDir string) error {
+	layouts, err := os.ReadDir(pinDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("pins: %w", err)
+	}
+	for _, l := range layouts {
+		n, isLayout := strings.CutPrefix(l.Name(), "v")
+		if _, err := strconv.ParseUint(n, 10, 32); err != nil || !isLayout || !l.IsDir() {
+			continue
+		}
+		if err := removeLayout(filepath.Join(pinDir, l.Name())); err != nil {
+			return fmt.Errorf("pins: %w", err)
+		}
+	}
+	return nil
+}
+
+func removeLayout(dir string) error {
+	for _, pattern := range []string{"links/*-" + hookFrom.suffix, "links/*-" + hookTo.suffix} {
+		pins, err := filepath.Glob(filepath.Join(dir, pattern))
+		if err != nil {
+			return err
+		}
+		for _, pin := range pins {
+			if err := removeLink(pin); err != nil {
+				return fmt.Errorf("%s: %w", pin, err)
+			}
+		}
+	}
+	return os.RemoveAll(dir)
+}

@@ -1,0 +1,16 @@
+// Package bpf holds the datapath programs and gets them into the kernel: it
+// loads them, pins their maps and attaches them to the host side of veth pairs.
+// What the maps contain is package dataplane's affair.
+//
+// Everything is pinned below a directory on a bpffs, in a subdirectory named
+// after the layout of the maps:
+//
+//	PIN/v1/maps/ct4            each map
+//	PIN/v1/links/7-from        TCX ingress of interface 7: from_container
+//	PIN/v1/links/7-to          TCX egress of interface 7: to_container
+//
+// Nothing here is undone by Close: packets flow, and policy holds, while no
+// process of ours runs. RemoveAll is what takes it out of the kernel.
+package bpf
+
+//go:generate env BPF2GO_CC=clang-19 BPF2GO_STRIP=llvm-strip-19 GOPACKAGE=bpf go tool bpf2go -target bpfel -cflags "-O2 -g -mcpu=v3 -Wall -Wextra -Werror -nostdinc -Iheaders -Iinclude" endpoint endpoint.c

@@ -1,0 +1,14 @@
+package bpf
+
+import "errors"
+
+var (
+	// ErrNotBPFFS: the pin directory is not on a bpffs. MountBPFFS makes one.
+	ErrNotBPFFS = errors.New("not on a bpffs: mount one there (varve does so with MountBPFFS) or choose another pin directory")
+	// ErrIncompatiblePin: a pinned map has another type, size or layout than
+	// these programs need. RemoveAll clears the pins; traffic stops until they
+	// are built anew.
+	ErrIncompatiblePin = errors.New("pinned map is incompatible: remove the pins, or ask for the size that the pinned map has")
+	// ErrUnknownMap: Options.MapSizes names no map, or one of fixed size.
+	ErrUnknownMap = errors.New("no such map, or one of fixed size")
+)

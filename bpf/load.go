@@ -1,0 +1,173 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/varve-net/varve/bpf/abi"
+)
+
+// Options says where to pin and how large maps are.
+type Options struct {
+	// PinDir is a directory on a bpffs; it is made if its parent is on one.
+	PinDir string
+	// MapSizes overrides the number of entries by map name (bytes for events,
+	// a power of two and a multiple of the page size). A map that is not named
+	// keeps the size of its pin or, without one, its default.
+	MapSizes map[string]uint32
+}
+
+// Objects are the loaded programs and the maps they use. Safe for concurrent
+// use except Close.
+type Objects struct {
+	IPCache     *ebpf.Map // abi.IPCacheKey -> abi.IPCacheValue
+	IPCacheLPM  *ebpf.Map // abi.IPCacheLPMKey -> abi.IPCacheValue
+	Endpoints   *ebpf.Map // abi.EndpointKey -> abi.EndpointValue
+	Classes     *ebpf.Map // abi.ClassKey -> abi.ClassValue
+	Policy      *ebpf.Map // abi.PolicyKey -> abi.PolicyValue
+	CT4         *ebpf.Map // abi.CT4Key -> abi.CTValue
+	CT6         *ebpf.Map // abi.CT6Key -> abi.CTValue
+	Generations *ebpf.Map // 0 -> abi.Generations; see BumpGenerations
+	Config      *ebpf.Map // 0 -> abi.Config; see SetConfig
+	Counters    *ebpf.Map // abi.CounterIndex -> []abi.CounterValue, one a CPU
+	Events      *ebpf.Map // ring buffer of abi.Event
+
+	FromContainer *ebpf.Program
+	ToContainer   *ebpf.Program
+
+	dir string // PinDir/v1
+	gen *generations
+}
+
+// fixed are the maps whose number of entries is part of the layout.
+var fixed = map[string]bool{"generations": true, "config": true, "counters": true}
+
+// Load loads the programs, with the maps pinned in PinDir where there are any
+// and new, pinned ones for the rest. Programs that run on in the kernel are not
+// touched; Attach replaces them. It needs CAP_BPF and CAP_NET_ADMIN, and no
+// locked memory limit is raised: maps are charged to the memory cgroup.
+func Load(opts Options) (*Objects, error) {
+	dir := layoutDir(opts.PinDir)
+	if err := os.MkdirAll(filepath.Join(dir, "maps"), 0o700); err != nil {
+		return nil, fmt.Errorf("pin directory: %w", err)
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "links"), 0o700); err != nil {
+		return nil, fmt.Errorf("pin directory: %w", err)
+	}
+	if ok, err := onBPFFS(dir); err != nil {
+		return nil, fmt.Errorf("pin directory %s: %w", opts.PinDir, err)
+	} else if !ok {
+		return nil, fmt.Errorf("pin directory %s: %w", opts.PinDir, ErrNotBPFFS)
+	}
+	spec, err := loadEndpoint()
+	if err != nil {
+		return nil, fmt.Errorf("embedded object: %w", err)
+	}
+	if err := sizeMaps(spec, opts.MapSizes, filepath.Join(dir, "maps")); err != nil {
+		return nil, err
+	}
+	var o struct {
+		IPCache       *ebpf.Map     `ebpf:"ipcache"`
+		IPCacheLPM    *ebpf.Map     `ebpf:"ipcache_lpm"`
+		Endpoints     *ebpf.Map     `ebpf:"endpoints"`
+		Classes       *ebpf.Map     `ebpf:"classes"`
+		Policy        *ebpf.Map     `ebpf:"policy"`
+		CT4           *ebpf.Map     `ebpf:"ct4"`
+		CT6           *ebpf.Map     `ebpf:"ct6"`
+		Generations   *ebpf.Map     `ebpf:"generations"`
+		Config        *ebpf.Map     `ebpf:"config"`
+		Counters      *ebpf.Map     `ebpf:"counters"`
+		Events        *ebpf.Map     `ebpf:"events"`
+		FromContainer *ebpf.Program `ebpf:"from_container"`
+		ToContainer   *ebpf.Program `ebpf:"to_container"`
+	}
+	err = spec.LoadAndAssign(&o, &ebpf.CollectionOptions{
+		Maps: ebpf.MapOptions{PinPath: filepath.Join(dir, "maps")},
+	})
+	if errors.Is(err, ebpf.ErrMapIncompatible) {
+		return nil, fmt.Errorf("%w: %w", ErrIncompatiblePin, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("load: %w", err)
+	}
+	objs := &Objects{
+		IPCache: o.IPCache, IPCacheLPM: o.IPCacheLPM, Endpoints: o.Endpoints,
+		Classes: o.Classes, Policy: o.Policy, CT4: o.CT4, CT6: o.CT6,
+		Generations: o.Generations, Config: o.Config, Counters: o.Counters,
+		Events: o.Events, FromContainer: o.FromContainer, ToContainer: o.ToContainer,
+		dir: dir,
+	}
+	if objs.gen, err = mapGenerations(o.Generations); err != nil {
+		return nil, errors.Join(fmt.Errorf("map generations: %w", err), objs.Close())
+	}
+	return objs, nil
+}
+
+// sizeMaps gives every map of spec its size: the one asked for, else that of
+// its pin, else the default. All maps are pinned by name.
+func sizeMaps(spec *ebpf.CollectionSpec, sizes map[string]uint32, dir string) error {
+	for name := range sizes {
+		if _, ok := spec.Maps[name]; !ok || fixed[name] {
+			return fmt.Errorf("map size of %q: %w", name, ErrUnknownMap)
+		}
+	}
+	for name, m := range spec.Maps {
+		m.Pinning = ebpf.PinByName
+		if n, ok := sizes[name]; ok {
+			if n == 0 {
+				return fmt.Errorf("map size of %q: must be above 0", name)
+			}
+			m.MaxEntries = n
+			continue
+		}
+		pinned, err := ebpf.LoadPinnedMap(filepath.Join(dir, name), nil)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("pinned map %s: %w", name, err)
+		}
+		if !fixed[name] {
+			m.MaxEntries = pinned.MaxEntries()
+		}
+		if err := pinned.Close(); err != nil {
+			return fmt.Errorf("pinned map %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// Close gives up this process's hold on programs and maps. What is pinned stays.
+func (o *Objects) Close() error {
+	var errs []error
+	for _, m := range o.Maps() {
+		errs = append(errs, m.Close())
+	}
+	errs = append(errs, o.FromContainer.Close(), o.ToContainer.Close())
+	if o.gen != nil {
+		errs = append(errs, o.gen.close())
+		o.gen = nil
+	}
+	return errors.Join(errs...)
+}
+
+// Maps is every map by name.
+func (o *Objects) Maps() map[string]*ebpf.Map {
+	return map[string]*ebpf.Map{
+		"ipcache": o.IPCache, "ipcache_lpm": o.IPCacheLPM, "endpoints": o.Endpoints,
+		"classes": o.Classes, "policy": o.Policy, "ct4": o.CT4, "ct6": o.CT6,
+		"generations": o.Generations, "config": o.Config, "counters": o.Counters,
+		"events": o.Events,
+	}
+}
+
+// layoutDir is where the pins of this layout are.
+func layoutDir(pinDir string) string {
+	return filepath.Join(pinDir, "v"+strconv.Itoa(abi.Layout))
+}
