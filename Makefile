@@ -29,7 +29,7 @@ help: ## List the targets
 
 .PHONY: build
 build: deps-go ## Build the static binary ./varve
-	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o varve ./cmd/varve
+	$(GO) build -trimpath -ldflags '-s -w -X $(MODULE)/internal/version.version=$(VERSION)' -o varve ./cmd/varve
 
 .PHONY: demo
 demo: deps-demo build ## See varve do its main job on real packets (as root)

@@ -54,8 +54,6 @@ for group in "$@"; do
 	generate)
 		want clang-19 clang-19
 		want llvm-strip-19 llvm-19
-		want /usr/include/bpf/bpf_helpers.h libbpf-dev
-		want /usr/include/linux/bpf.h linux-libc-dev
 		want protoc protobuf-compiler
 		want /usr/include/google/protobuf/descriptor.proto libprotobuf-dev
 		want git git
