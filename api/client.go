@@ -1,0 +1,88 @@
+// Package api is the Go client of a varve agent.
+//
+// The agent answers on a unix socket, to root and to members of the group varve.
+// Methods, messages and their contracts are those of the protobuf files in
+// varve/v1; this package only finds the socket, and explains errors.
+package api
+
+import (
+	"net/http"
+
+	"connectrpc.com/connect"
+
+	"github.com/varve-net/varve/api/varve/v1/varvev1connect"
+)
+
+// baseURL is what requests are addressed to. The socket decides where they go;
+// HTTP wants a host all the same.
+const baseURL = "http://varve"
+
+// Client calls an agent. It is safe for concurrent use; all calls share one
+// HTTP/2 connection, which is opened by the first of them and again after the
+// agent restarted.
+type Client struct {
+	Log        varvev1connect.LogServiceClient
+	Policies   varvev1connect.PolicyServiceClient
+	Endpoints  varvev1connect.EndpointServiceClient
+	Namespaces varvev1connect.NamespaceServiceClient
+	Identities varvev1connect.IdentityServiceClient
+	Agent      varvev1connect.AgentServiceClient
+	Datapath   varvev1connect.DatapathServiceClient
+
+	address   string
+	transport *http.Transport
+}
+
+// Option changes how a Client calls.
+type Option func(*options)
+
+type options struct {
+	connect []connect.ClientOption
+}
+
+// WithGRPC makes the client speak gRPC instead of the Connect protocol. The
+// agent answers both alike.
+func WithGRPC() Option {
+	return WithConnect(connect.WithGRPC())
+}
+
+// WithConnect passes options on to Connect, e.g. interceptors.
+func WithConnect(opts ...connect.ClientOption) Option {
+	return func(o *options) { o.connect = append(o.connect, opts...) }
+}
+
+// New returns a client of the agent at address: the path of its unix socket, also
+// as unix:///path, or @name for an abstract socket. An empty address is
+// $VARVE_SOCKET or, without it, DefaultSocket.
+//
+// New does not connect: an agent that is down makes the calls fail, with an error
+// for which errors.As finds a *DialError.
+func New(address string, opts ...Option) (*Client, error) {
+	path, err := socketPath(address)
+	if err != nil {
+		return nil, err
+	}
+	var o options
+	for _, opt := range opts {
+		opt(&o)
+	}
+	transport := newTransport(path)
+	h := &http.Client{Transport: transport}
+	return &Client{
+		Log:        varvev1connect.NewLogServiceClient(h, baseURL, o.connect...),
+		Policies:   varvev1connect.NewPolicyServiceClient(h, baseURL, o.connect...),
+		Endpoints:  varvev1connect.NewEndpointServiceClient(h, baseURL, o.connect...),
+		Namespaces: varvev1connect.NewNamespaceServiceClient(h, baseURL, o.connect...),
+		Identities: varvev1connect.NewIdentityServiceClient(h, baseURL, o.connect...),
+		Agent:      varvev1connect.NewAgentServiceClient(h, baseURL, o.connect...),
+		Datapath:   varvev1connect.NewDatapathServiceClient(h, baseURL, o.connect...),
+		address:    path,
+		transport:  transport,
+	}, nil
+}
+
+// Address is the socket that the client calls.
+func (c *Client) Address() string { return c.address }
+
+// Close closes the connection once no call uses it.
+func (c *Client) Close() { c.transport.CloseIdleConnections() }
