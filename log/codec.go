@@ -1,0 +1,119 @@
+package log
+
+import (
+	"crypto/sha256"
+	"fmt"
+
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/varve-net/varve/log/eventpb"
+)
+
+// Message is a message of package eventpb.
+type Message interface {
+	proto.Message
+	MarshalVT() ([]byte, error)
+	UnmarshalVT([]byte) error
+}
+
+// Marshal encodes an event as it will be stored. Equal events have equal bytes:
+// map entries are in the order of their keys. The error is ErrTooLarge,
+// ErrInvalid (a string that is not UTF-8), or ErrUpgradeNeeded (the event holds a
+// field that this version does not know), so that whatever is stored can be
+// decoded again.
+func Marshal(e *eventpb.Event) ([]byte, error) {
+	if e == nil {
+		return nil, fmt.Errorf("%w: nil", ErrInvalid)
+	}
+	b, err := MarshalMessage(e)
+	if err != nil {
+		return nil, err
+	}
+	if len(b) > MaxEventBytes {
+		return nil, fmt.Errorf("event of %d bytes, at most %d are allowed: %w", len(b), MaxEventBytes, ErrTooLarge)
+	}
+	return b, nil
+}
+
+// Unmarshal decodes an event. It is strict where protobuf is lenient: a field
+// that this version does not know, at any depth, is ErrUpgradeNeeded and never
+// skipped; bytes that do not decode, numbers out of range, strings that are not
+// UTF-8 and a field or a oneof given twice are ErrCorrupt. The event does not
+// alias b.
+func Unmarshal(b []byte) (*eventpb.Event, error) {
+	if len(b) > MaxEventBytes {
+		return nil, corruptf("event of %d bytes: longer than %d", len(b), MaxEventBytes)
+	}
+	if err := eventSchema.check(b); err != nil {
+		return nil, err
+	}
+	e := new(eventpb.Event)
+	if err := e.UnmarshalVT(b); err != nil {
+		return nil, corruptf("event: %v", err)
+	}
+	return e, nil
+}
+
+// MarshalMessage encodes any message of package eventpb as Marshal does an
+// event, without a limit of size.
+func MarshalMessage(m Message) ([]byte, error) {
+	s, err := schemaOf(m)
+	if err != nil {
+		return nil, err
+	}
+	b, err := m.MarshalVT()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", ErrInvalid, s.name, err)
+	}
+	if err := s.check(b); err != nil {
+		if corrupt, ok := err.(*CorruptError); ok {
+			return nil, fmt.Errorf("%w: %s", ErrInvalid, corrupt.What)
+		}
+		return nil, err
+	}
+	s.sortMaps(b)
+	return b, nil
+}
+
+// UnmarshalMessage decodes b into m, which is empty, as strictly as Unmarshal.
+func UnmarshalMessage(b []byte, m Message) error {
+	s, err := schemaOf(m)
+	if err != nil {
+		return err
+	}
+	if err := s.check(b); err != nil {
+		return err
+	}
+	if err := m.UnmarshalVT(b); err != nil {
+		return corruptf("%s: %v", s.name, err)
+	}
+	return nil
+}
+
+// Fingerprint tells whether two events that carry the same request id are the
+// same request. It covers the actor's role, the stream, the expected revision,
+// the journal sequence number and the payload, but not what differs between a
+// request and its retry: time, the actor's name (it holds a process id) and the
+// node that took it. event is as stored and has been decoded without error.
+func Fingerprint(event []byte, e *eventpb.Event) Hash {
+	var stack [1024]byte
+	b := protowire.AppendVarint(stack[:0], uint64(uint32(e.GetActor().GetRole())))
+	fields := len(b)
+	for rest := event; len(rest) > 0; {
+		num, _, n := protowire.ConsumeField(rest)
+		if n < 0 {
+			break
+		}
+		if num >= fieldStream {
+			b = append(b, rest[:n]...)
+		}
+		rest = rest[n:]
+	}
+	eventSchema.sortMaps(b[fields:])
+	return sha256.Sum256(b)
+}
+
+// fieldStream is the first field of the envelope that belongs to a request's
+// fingerprint; time, actor, origin and request id come before it.
+const fieldStream = 5
