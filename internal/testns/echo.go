@@ -1,0 +1,160 @@
+package testns
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+)
+
+// Echo is a server that sends back what it gets.
+type Echo struct {
+	addr  netip.AddrPort
+	close func() error
+	wg    sync.WaitGroup
+}
+
+// Addr is where the server listens.
+func (e *Echo) Addr() netip.AddrPort { return e.addr }
+
+// Close stops the server, ends its connections and waits for its goroutines.
+func (e *Echo) Close() error {
+	err := e.close()
+	e.wg.Wait()
+	return err
+}
+
+// EchoTCP starts a TCP echo server inside the namespace; port 0 takes a free one.
+func (n *NS) EchoTCP(at netip.AddrPort) (*Echo, error) {
+	var l *net.TCPListener
+	err := n.Do(func() (err error) {
+		l, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("TCP echo %s in %s: %w", at, n.name, err)
+	}
+	var mu sync.Mutex
+	conns := make(map[net.Conn]struct{})
+	e := &Echo{addr: l.Addr().(*net.TCPAddr).AddrPort()}
+	e.close = func() error {
+		err := l.Close()
+		mu.Lock()
+		defer mu.Unlock()
+		for c := range conns {
+			err = errors.Join(err, c.Close())
+		}
+		return err
+	}
+	e.wg.Go(func() {
+		for {
+			c, err := l.AcceptTCP()
+			if err != nil {
+				return
+			}
+			mu.Lock()
+			conns[c] = struct{}{}
+			mu.Unlock()
+			e.wg.Go(func() {
+				_, _ = io.Copy(c, c) // ends with the connection, however it ends
+				mu.Lock()
+				defer mu.Unlock()
+				delete(conns, c)
+				_ = c.Close()
+			})
+		}
+	})
+	return e, nil
+}
+
+// EchoUDP is EchoTCP for UDP.
+func (n *NS) EchoUDP(at netip.AddrPort) (*Echo, error) {
+	var c *net.UDPConn
+	err := n.Do(func() (err error) {
+		c, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("UDP echo %s in %s: %w", at, n.name, err)
+	}
+	e := &Echo{addr: c.LocalAddr().(*net.UDPAddr).AddrPort(), close: c.Close}
+	e.wg.Go(func() {
+		buf := make([]byte, 1<<16)
+		for {
+			size, from, err := c.ReadFromUDPAddrPort(buf)
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if err == nil {
+				_, _ = c.WriteToUDPAddrPort(buf[:size], from) // the client sees a loss
+			}
+		}
+	})
+	return e, nil
+}
+
+// DialTCP opens a TCP connection from inside the namespace.
+func (n *NS) DialTCP(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
+	return n.dial(ctx, "tcp", to)
+}
+
+// DialUDP opens a connected UDP socket inside the namespace.
+func (n *NS) DialUDP(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
+	return n.dial(ctx, "udp", to)
+}
+
+func (n *NS) dial(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error) {
+	var c net.Conn
+	err := n.Do(func() (err error) {
+		var d net.Dialer
+		c, err = d.DialContext(ctx, network, to.String())
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("from %s: %w", n.name, err)
+	}
+	return c, nil
+}
+
+// RoundTrip sends a message over a connection to an echo server and waits for
+// it to come back. A timeout is an error for which os.IsTimeout is true.
+func RoundTrip(c net.Conn, message string, timeout time.Duration) error {
+	if err := c.SetDeadline(time.Now().Add(timeout)); err != nil {
+		return err
+	}
+	if _, err := io.WriteString(c, message); err != nil {
+		return err
+	}
+	buf := make([]byte, len(message))
+	if _, err := io.ReadFull(c, buf); err != nil {
+		return err
+	}
+	if string(buf) != message {
+		return fmt.Errorf("sent %q, got %q back", message, buf)
+	}
+	return nil
+}
+
+// ExchangeTCP opens a connection, makes one round trip and closes it.
+func (n *NS) ExchangeTCP(to netip.AddrPort, timeout time.Duration) error {
+	return n.exchange("tcp", to, timeout)
+}
+
+// ExchangeUDP is ExchangeTCP for UDP: one datagram, one answer.
+func (n *NS) ExchangeUDP(to netip.AddrPort, timeout time.Duration) error {
+	return n.exchange("udp", to, timeout)
+}
+
+func (n *NS) exchange(network string, to netip.AddrPort, timeout time.Duration) error {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	c, err := n.dial(ctx, network, to)
+	if err != nil {
+		return err
+	}
+	return errors.Join(RoundTrip(c, "hello from "+n.name, timeout), c.Close())
+}
