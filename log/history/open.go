@@ -1,0 +1,208 @@
+package history
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/varve-net/varve/log"
+)
+
+// open lists the segments, and reads the last one in full.
+func (h *History) open() error {
+	if err := os.MkdirAll(h.dir, 0o750); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(h.dir)
+	if err != nil {
+		return err
+	}
+	var firsts []log.Revision
+	for _, e := range entries {
+		if first, ok := parseName(e.Name()); ok {
+			firsts = append(firsts, first)
+		}
+	}
+	slices.Sort(firsts)
+	for i, first := range firsts {
+		seg := &segment{path: filepath.Join(h.dir, segmentName(first))}
+		if i < len(firsts)-1 {
+			seg.next = firsts[i+1]
+			err = h.openSealed(seg, first)
+		} else {
+			err = h.openLast(seg, first)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if h.file != nil {
+		// What the process before left in the page cache is durable from here on.
+		h.synced = h.segments[0].first - 1
+		return h.syncLocked()
+	}
+	return nil
+}
+
+// openSealed reads a segment's header.
+func (h *History) openSealed(seg *segment, first log.Revision) error {
+	f, err := os.Open(seg.path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := seg.readHeader(f, first); err != nil {
+		return err
+	}
+	h.segments = append(h.segments, seg)
+	return nil
+}
+
+// readHeader reads and checks the header.
+func (s *segment) readHeader(f *os.File, first log.Revision) error {
+	b := make([]byte, headerSize)
+	n, err := f.ReadAt(b, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	head, problem := parseHeader(b[:n])
+	if problem == "" && head.version != version {
+		return fmt.Errorf("segment %s: format version %d, this varve reads %d: %w", s.path, head.version, version, log.ErrUpgradeNeeded)
+	}
+	if problem == "" && head.first != first {
+		problem = fmt.Sprintf("header says that revision %d is the first, the name %d", head.first, first)
+	}
+	if problem != "" {
+		return s.corrupt(0, first, problem)
+	}
+	s.header = head
+	return nil
+}
+
+// openLast reads every record of the last segment, cuts off what a crash left
+// incomplete, and keeps the file open for writing.
+func (h *History) openLast(seg *segment, first log.Revision) (err error) {
+	f, err := os.OpenFile(seg.path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			f.Close()
+		}
+	}()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if err := seg.readHeader(f, first); err != nil {
+		return h.openTornHeader(f, seg, first, info.Size(), err)
+	}
+	seg.next, seg.end, seg.indexed = seg.first, headerSize, true
+	chain := seg.before
+	r := frames{f: f, offset: headerSize, end: info.Size()}
+	for {
+		frame, problem, err := r.next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		var rec log.Record
+		if problem == "" {
+			rec, problem = parseRecord(frame)
+		}
+		if problem == "" && rec.Revision != seg.next {
+			// The checksum is right: no crash writes this.
+			return seg.corrupt(seg.end, seg.next, fmt.Sprintf("holds revision %d, should hold %d", rec.Revision, seg.next))
+		}
+		if problem != "" {
+			if err := h.repair(f, seg, info.Size(), problem); err != nil {
+				return err
+			}
+			break
+		}
+		seg.noteLocked(rec.Revision, seg.end)
+		seg.next, seg.end, chain = rec.Revision+1, r.offset, rec.Chain
+	}
+	h.file, h.chain = f, chain
+	h.segments = append(h.segments, seg)
+	return nil
+}
+
+// repair cuts off the bytes from seg.end, where no record lies, if they are the
+// remains of the last write: that is, if no whole record follows in them.
+func (h *History) repair(f *os.File, seg *segment, size int64, problem string) error {
+	rest := make([]byte, size-seg.end)
+	if _, err := f.ReadAt(rest, seg.end); err != nil {
+		return err
+	}
+	if later, offset := findRecord(rest, seg.next); offset >= 0 {
+		return seg.corrupt(seg.end, seg.next, fmt.Sprintf(
+			"%s, yet revision %d lies whole at offset %d, so this is no torn end", problem, later, seg.end+int64(offset)))
+	}
+	if err := f.Truncate(seg.end); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	h.logger.Warn("cut off the torn end of the history",
+		"segment", seg.path, "offset", seg.end, "bytes", len(rest), "revision", seg.next, "problem", problem)
+	return nil
+}
+
+// openTornHeader removes a segment that a crash left without its header and
+// goes on with the one before. cause is what is wrong with the header.
+func (h *History) openTornHeader(f *os.File, seg *segment, first log.Revision, size int64, cause error) error {
+	if size > headerSize || !errors.Is(cause, log.ErrCorrupt) {
+		return cause // records are written after the header is durable
+	}
+	if err := os.Remove(seg.path); err != nil {
+		return err
+	}
+	if err := syncDir(h.dir); err != nil {
+		return err
+	}
+	h.logger.Warn("removed a history segment that was being created", "segment", seg.path, "revision", first, "problem", cause)
+	f.Close()
+	n := len(h.segments)
+	if n == 0 {
+		return nil
+	}
+	before := h.segments[n-1]
+	h.segments = h.segments[:n-1]
+	if err := h.openLast(&segment{path: before.path}, before.first); err != nil {
+		return err
+	}
+	if last := h.lastLocked(); last+1 != first {
+		return before.corrupt(h.segments[n-1].end, last+1, fmt.Sprintf("segment ends before revision %d, the next segment began at %d", last+1, first))
+	}
+	return nil
+}
+
+// findRecord looks at every offset for a whole record of the given revision or a
+// later one; -1 if there is none. A revision cannot be higher than the number of
+// records that fit, so nearly no offset needs its checksum computed.
+func findRecord(b []byte, from log.Revision) (log.Revision, int) {
+	most := from + log.Revision(len(b)/minRecord)
+	for i := 0; i+minRecord <= len(b); i++ {
+		revision := log.Revision(binary.LittleEndian.Uint64(b[i+frameSize:]))
+		if revision < from || revision > most {
+			continue
+		}
+		n, ok := bodyLength(b[i:])
+		if !ok || n > len(b)-i-frameSize {
+			continue
+		}
+		if _, problem := parseRecord(b[i : i+frameSize+n]); problem == "" {
+			return revision, i
+		}
+	}
+	return 0, -1
+}
