@@ -1,7 +1,6 @@
 package projections
 
 import (
-	"crypto/sha256"
 	"encoding/binary"
 
 	"github.com/varve-net/varve/bpf/abi"
@@ -20,8 +19,8 @@ var (
 	policyCodec   = codec[abi.PolicyKey, abi.PolicyValue]{"policy", appendPolicyKey, appendPolicyValue}
 )
 
-// HashEndpoint is the hash of an endpoint row: SHA-256(table name || key bytes ||
-// value bytes). Whoever reads a row back from the kernel puts EndpointKey{value.ID}
+// HashEndpoint is the hash of an endpoint row, log.RowHash over the table's name
+// and the ABI's bytes of key and value. Whoever reads a row back from the kernel puts EndpointKey{value.ID}
 // in the place of the interface index.
 func HashEndpoint(k EndpointKey, v abi.EndpointValue) log.Hash { return endpointCodec.hash(k, v) }
 
@@ -34,8 +33,6 @@ func HashClass(k abi.ClassKey, v abi.ClassValue) log.Hash { return classCodec.ha
 
 // HashPolicy is the hash of a policy row.
 func HashPolicy(k abi.PolicyKey, v abi.PolicyValue) log.Hash { return policyCodec.hash(k, v) }
-
-func sum256(b []byte) log.Hash { return sha256.Sum256(b) }
 
 func appendEndpointKey(b []byte, k EndpointKey) []byte { return le.AppendUint32(b, k.ID) }
 

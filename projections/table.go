@@ -20,6 +20,8 @@ var (
 	ErrCollision = errors.New("two contents have one id")
 	// ErrUnknownNode: the View has no such node, or it has left.
 	ErrUnknownNode = errors.New("no such node")
+	// ErrUnknownIdentity: an endpoint has an identity that the View lacks.
+	ErrUnknownIdentity = errors.New("no such identity")
 	// ErrUnknownEndpoint: a question is about an endpoint that the tables lack.
 	ErrUnknownEndpoint = errors.New("no such endpoint")
 )
@@ -32,11 +34,8 @@ type codec[K, V comparable] struct {
 }
 
 func (c *codec[K, V]) hash(key K, value V) log.Hash {
-	var scratch [256]byte
-	b := append(scratch[:0], c.name...)
-	b = c.key(b, key)
-	b = c.value(b, value)
-	return sum256(b)
+	var keyBytes, valueBytes [128]byte
+	return log.RowHash(c.name, c.key(keyBytes[:0], key), c.value(valueBytes[:0], value))
 }
 
 // Table is an immutable set of rows in the order of their keys' bytes. The zero

@@ -82,13 +82,17 @@ func (t *Tables) Verdict(q Question) (Answer, error) {
 }
 
 // classOf is the peer's class within a scope: its row, else what its number says.
+// The programs take the world's class of a CIDR peer from the packet's family,
+// which is that of its number.
 func (t *Tables) classOf(scope, peer uint64) uint64 {
 	if row, ok := t.Classes.Get(abi.ClassKey{Scope: scope, Peer: peer}); ok {
 		return row.Value.Class
 	}
 	switch identity := uint32(peer); {
+	case peer&abi.PeerCIDR != 0 && peer&peerCIDRv6 != 0:
+		return baseWorldIPv6
 	case peer&abi.PeerCIDR != 0:
-		return uint64(abi.IdentityWorld)
+		return baseWorldIPv4
 	case identity >= abi.IdentityFirstDynamic:
 		return abi.ClassPod
 	default:

@@ -1,0 +1,117 @@
+package projections
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/varve-net/varve/bpf/abi"
+	"github.com/varve-net/varve/fsm"
+	"github.com/varve-net/varve/log"
+	"github.com/varve-net/varve/policy"
+)
+
+// endpointRows is a row for each endpoint of the node.
+func (b *builder) endpointRows() []*Row[EndpointKey, abi.EndpointValue] {
+	var rows []*Row[EndpointKey, abi.EndpointValue]
+	for _, e := range b.endpoints {
+		if e.Node != b.node {
+			continue
+		}
+		egress, ingress := e.subjects[policy.Egress], e.subjects[policy.Ingress]
+		v := abi.EndpointValue{
+			ID: e.ID, Identity: e.Endpoint.Identity, MAC: e.MAC,
+			Egress: egress.ref(), Ingress: ingress.ref(),
+		}
+		if e.IPv4.IsValid() {
+			v.IPv4 = e.IPv4.As4()
+		}
+		if e.IPv6.IsValid() {
+			v.IPv6 = e.IPv6.As16()
+		}
+		rows = append(rows, &Row[EndpointKey, abi.EndpointValue]{
+			Key: EndpointKey{ID: e.ID}, Value: v,
+			Cause: Cause{Events: ascending(slices.Concat(e.events(), egress.revisions, ingress.revisions))},
+		})
+	}
+	return rows
+}
+
+func (e endpoint) events() []log.Revision {
+	return ascending([]log.Revision{e.Created, e.Revision, e.IdentityRevision})
+}
+
+func (s *subject) ref() abi.PolicyRef {
+	r := abi.PolicyRef{
+		Table: s.table.id, Scope: s.table.scope.id,
+		ClassLens: s.table.classLens, AnyLens: s.table.anyLens,
+	}
+	if s.enforced {
+		r.Flags |= abi.PolicyEnforced
+	}
+	return r
+}
+
+type ipcacheRow = Row[Prefix, abi.IPCacheValue]
+
+// ipcacheRows is who owns each address. Of several owners the first of these has
+// it: an endpoint of this node, another endpoint, a node, a CIDR.
+func (b *builder) ipcacheRows(nodes []*fsm.Node) []*ipcacheRow {
+	var rows []*ipcacheRow
+	seen := make(map[Prefix]bool)
+	add := func(p netip.Prefix, peer uint64, cause Cause) {
+		key := PrefixFrom(p)
+		if !seen[key] {
+			seen[key] = true
+			rows = append(rows, &ipcacheRow{Key: key, Value: abi.IPCacheValue{Peer: peer}, Cause: cause})
+		}
+	}
+	for _, local := range []bool{true, false} {
+		for _, e := range b.endpoints {
+			for _, a := range []netip.Addr{e.IPv4, e.IPv6} {
+				if a.IsValid() && local == (e.Node == b.node) {
+					add(netip.PrefixFrom(a, a.BitLen()), e.peer, Cause{Events: e.events()})
+				}
+			}
+		}
+	}
+	for _, local := range []bool{true, false} {
+		for _, n := range nodes {
+			if n.Left || local != (n.Name == b.node) {
+				continue
+			}
+			for _, a := range n.Addresses {
+				add(netip.PrefixFrom(a, a.BitLen()), nodePeer(n, local), Cause{Events: []log.Revision{n.Revision}})
+			}
+		}
+	}
+	for _, p := range slices.SortedFunc(maps.Keys(b.cidrs), comparePrefixes) {
+		peer := b.ids.cidrPeer(p)
+		b.names[peer] = p.String()
+		add(p, peer, b.cidrs[p])
+	}
+	// An IPv6 prefix may hold ::ffff:0:0/96, where the map has IPv4: these keep
+	// an IPv4 address from ever resolving to it.
+	add(netip.PrefixFrom(netip.IPv4Unspecified(), 0), baseWorldIPv4, Cause{})
+	add(netip.PrefixFrom(netip.IPv6Unspecified(), 0), baseWorldIPv6, Cause{})
+	return rows
+}
+
+func nodePeer(n *fsm.Node, local bool) uint64 {
+	switch {
+	case local:
+		return baseHost
+	case n.KubeAPIServer:
+		return uint64(abi.IdentityKubeAPIServer)
+	}
+	return uint64(abi.IdentityRemoteNode)
+}
+
+// PrefixFrom is the key of a prefix, host bits cleared.
+func PrefixFrom(p netip.Prefix) Prefix {
+	bits := p.Bits()
+	if p.Addr().Is4() {
+		bits += 96
+	}
+	return Prefix{PrefixLen: uint32(bits), Addr: maskAddr(abi.AddrFrom(p.Addr()), bits)}
+}

@@ -1,0 +1,126 @@
+package projections
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"net/netip"
+
+	"github.com/varve-net/varve/bpf/abi"
+	"github.com/varve-net/varve/fsm"
+	"github.com/varve-net/varve/log"
+)
+
+// classBit is set in the id of every class that has rows in the class map, so
+// that none is ever a base class.
+const classBit uint64 = 1 << 63
+
+// peerCIDRv6 is set in the peer number of an IPv6 prefix and clear in that of an
+// IPv4 one: the base class of a CIDR peer follows from its number alone.
+const peerCIDRv6 uint64 = 1 << 62
+
+// content gathers the bytes that an id stands for. Every part is delimited, so
+// that different parts never make the same bytes.
+type content struct{ b []byte }
+
+func (c *content) str(s string) *content {
+	c.b = le.AppendUint32(c.b, uint32(len(s)))
+	c.b = append(c.b, s...)
+	return c
+}
+
+func (c *content) num(n uint64) *content {
+	c.b = le.AppendUint64(c.b, n)
+	return c
+}
+
+func (c *content) flag(f bool) *content {
+	if f {
+		return c.num(1)
+	}
+	return c.num(0)
+}
+
+// ids gives content its number and remembers what each number stands for. The
+// first collision sticks in err; numbers given after it mean nothing.
+type ids struct {
+	seed string
+	seen map[idKey]log.Hash
+	err  error
+}
+
+type idKey struct {
+	kind string
+	id   uint64
+}
+
+func newIDs(cluster string) *ids {
+	return &ids{seed: cluster, seen: make(map[idKey]log.Hash)}
+}
+
+func (x *ids) hash(kind string, c *content) log.Hash {
+	var seeded content
+	seeded.str(x.seed).str(kind)
+	return sha256.Sum256(append(seeded.b, c.b...))
+}
+
+// claim notes that id stands for the content with hash h. Zero stands for
+// nothing in every map, so nothing may have it.
+func (x *ids) claim(kind string, id uint64, h log.Hash) uint64 {
+	k := idKey{kind, id}
+	if other, ok := x.seen[k]; (ok && other != h) || id == 0 {
+		if x.err == nil {
+			x.err = fmt.Errorf("%s %#x: %w; rename the cluster to seed the ids anew", kind, id, ErrCollision)
+		}
+		return id
+	}
+	x.seen[k] = h
+	return id
+}
+
+func (x *ids) id(kind string, c *content) uint64 {
+	h := x.hash(kind, c)
+	return x.claim(kind, le.Uint64(h[:]), h)
+}
+
+func (x *ids) class(c *content) uint64 {
+	h := x.hash("class", c)
+	return x.claim("class", le.Uint64(h[:])|classBit, h)
+}
+
+// cidrPeer is the number of a prefix.
+func (x *ids) cidrPeer(p netip.Prefix) uint64 {
+	var c content
+	c.str(p.String())
+	h := x.hash("cidr", &c)
+	id := le.Uint64(h[:])&^peerCIDRv6 | abi.PeerCIDR
+	if p.Addr().Is6() {
+		id |= peerCIDRv6
+	}
+	return x.claim("cidr", id, h)
+}
+
+// row is the id of a policy row.
+func (x *ids) row(k abi.PolicyKey, v abi.Verdict) uint64 {
+	var c content
+	c.b = appendPolicyKey(c.b, k)
+	return x.id("row", c.num(uint64(v)))
+}
+
+// endpointPeer is the number of an identity with a set of named ports. Only sets
+// of the same identity can collide.
+func (x *ids) endpointPeer(identity uint32, ports []fsm.NamedPort) uint64 {
+	if len(ports) == 0 {
+		return uint64(identity)
+	}
+	var c content
+	for _, p := range ports {
+		c.str(p.Name).num(uint64(p.Protocol)).num(uint64(p.Port))
+	}
+	h := x.hash("named-ports", &c)
+	const half = 1<<31 - 1
+	upper := le.Uint64(h[:]) & half
+	if upper == 0 {
+		upper = half
+	}
+	return x.claim("peer", upper<<32|uint64(identity), h)
+}

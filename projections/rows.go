@@ -1,0 +1,149 @@
+package projections
+
+import (
+	"slices"
+
+	"github.com/varve-net/varve/bpf/abi"
+	"github.com/varve-net/varve/log"
+)
+
+// table is the rules of one direction of some subjects.
+type table struct {
+	id    uint64 // 0: no rule
+	rules []*rule
+	scope *scope
+	// classLens covers the nodes of all rules that name peers, whether or not a
+	// class has rows of them now, so that it changes with the table only: rows
+	// that come later are found without a change of the endpoint's row.
+	classLens uint32
+	anyLens   uint32
+}
+
+// newTable names the rules of a set.
+func (e env) newTable(rs *ruleSet, s *scope, ids *ids) *table {
+	t := &table{rules: rs.rules, scope: s}
+	if len(t.rules) == 0 {
+		return t
+	}
+	var c content
+	c.num(uint64(rs.direction)).flag(e.hostServesAPI).num(uint64(len(t.rules)))
+	for _, r := range t.rules {
+		r.describe(&c)
+		for _, n := range r.nodes {
+			if r.bases != 0 || len(r.items) > 0 {
+				t.classLens |= n.lens()
+			}
+		}
+		if len(r.named) > 0 {
+			t.classLens |= node{protocol: 1, bits: 16}.lens()
+		}
+	}
+	t.id = ids.id("table", &c)
+	for _, d := range t.anyRows() {
+		t.anyLens |= d.node.lens()
+	}
+	return t
+}
+
+// describe adds all that tells r from another rule.
+func (r *rule) describe(c *content) {
+	c.num(uint64(r.ref.Policy.Kind)).str(r.ref.Policy.Namespace).str(r.ref.Policy.Name)
+	c.num(uint64(r.ref.Spec)).num(uint64(r.ref.Section)).num(uint64(r.ref.Index)).str(r.ref.Implicit)
+	c.flag(r.deny).flag(r.any).num(uint64(r.bases))
+	c.num(uint64(len(r.items)))
+	for _, key := range r.items {
+		c.str(key)
+	}
+	c.num(uint64(len(r.nodes)))
+	for _, n := range r.nodes {
+		c.num(uint64(n.protocol)<<24 | uint64(n.bits)<<16 | uint64(n.port))
+	}
+	c.num(uint64(len(r.named)))
+	for _, key := range r.named {
+		c.str(key)
+	}
+}
+
+// anyRows is the rows that hold for every peer.
+func (t *table) anyRows() []decision {
+	var claims []claim
+	for i, r := range t.rules {
+		if r.any {
+			claims = r.claimNodes(claims, i)
+		}
+	}
+	return resolve(claims)
+}
+
+// classRows is the rows for peers of class c, those of rules for every peer not
+// included.
+func (t *table) classRows(c *class) []decision {
+	var claims []claim
+	for i, r := range t.rules {
+		if r.bases.has(c.base) || slices.ContainsFunc(r.items, c.has) {
+			claims = r.claimNodes(claims, i)
+		}
+		for _, key := range r.named {
+			for _, port := range c.ports(key) {
+				n := node{protocol: t.scope.items[key].protocol, bits: 16, port: port}
+				claims = append(claims, claim{n, r.deny, i})
+			}
+		}
+	}
+	return resolve(claims)
+}
+
+func (r *rule) claimNodes(claims []claim, index int) []claim {
+	for _, n := range r.nodes {
+		claims = append(claims, claim{n, r.deny, index})
+	}
+	return claims
+}
+
+// rows is all policy rows of t.
+func (t *table) rows(ids *ids) []*PolicyRow {
+	out := t.keyed(abi.ClassAny, t.anyRows(), ids)
+	for _, base := range bases {
+		out = append(out, t.keyed(base, t.classRows(&class{id: base, base: base}), ids)...)
+	}
+	for _, c := range t.scope.classes {
+		out = append(out, t.keyed(c.id, t.classRows(c), ids)...)
+	}
+	return out
+}
+
+func (t *table) keyed(class uint64, decisions []decision, ids *ids) []*PolicyRow {
+	out := make([]*PolicyRow, 0, len(decisions))
+	for _, d := range decisions {
+		key := policyKey(t.id, class, d.node)
+		out = append(out, &PolicyRow{
+			Key:   key,
+			Value: abi.PolicyValue{Row: ids.row(key, d.verdict), Verdict: d.verdict},
+			Cause: t.cause(d.rules),
+		})
+	}
+	return out
+}
+
+// cause is the rules at these indexes and the revisions of their policies.
+func (t *table) cause(rules []int) Cause {
+	var c Cause
+	for _, i := range rules {
+		c.Rules = append(c.Rules, t.rules[i].ref)
+		if rev := t.rules[i].revision; rev != 0 {
+			c.Events = append(c.Events, rev)
+		}
+	}
+	c.Events = ascending(c.Events)
+	return c
+}
+
+// ascending sorts revisions, drops repeats and zeros, in place.
+func ascending(revs []log.Revision) []log.Revision {
+	slices.Sort(revs)
+	revs = slices.Compact(revs)
+	if len(revs) > 0 && revs[0] == 0 {
+		revs = revs[1:]
+	}
+	return revs
+}
