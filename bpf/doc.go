@@ -13,4 +13,4 @@
 // process of ours runs. RemoveAll is what takes it out of the kernel.
 package bpf
 
-//go:generate env BPF2GO_CC=clang-19 BPF2GO_STRIP=llvm-strip-19 GOPACKAGE=bpf go tool bpf2go -target bpfel -cflags "-O2 -g -mcpu=v3 -Wall -Wextra -Werror -nostdinc -Iheaders -Iinclude" endpoint endpoint.c
+//go:generate env BPF2GO_CC=clang-19 BPF2GO_STRIP=llvm-strip-19 GOPACKAGE=bpf go tool bpf2go -target bpfel -cflags "-std=gnu23 -O2 -g -mcpu=v3 -Wall -Wextra -Werror -fno-strict-aliasing -nostdinc -Iheaders -Iinclude" endpoint endpoint.c

@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Counters and the ring buffer. Every packet that the programs see ends in
+ * exactly one count(), or two when it goes straight from one container into
+ * another; every drop goes through drop().
+ */
+#pragma once
+
+#include "maps.h"
+#include "parse.h"
+
+#define TC_ACT_OK 0
+#define TC_ACT_SHOT 2
+
+/* What was found out about a packet on its way to a verdict. */
+struct trace {
+	__u64 row;
+	__u64 table;
+	__u64 src_peer;
+	__u64 dst_peer;
+	__u32 endpoint;
+	__u8 direction; /* enum direction: whose policy or check decided */
+	__u8 pad[3];
+};
+
+static __always_inline void count(__u32 index, __u64 bytes)
+{
+	struct counter_value *c = bpf_map_lookup_elem(&counters, &index);
+
+	if (c) {
+		c->packets++;
+		c->bytes += bytes;
+	}
+}
+
+static __noinline void emit(struct __sk_buff *skb, const struct packet *p, const struct trace *t,
+			    enum event_type type, enum reason reason)
+{
+	struct event *e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+
+	if (!e) {
+		count(COUNTER_LOST_EVENTS, skb->len);
+		return;
+	}
+	e->time_ns = bpf_ktime_get_boot_ns();
+	e->row = t->row;
+	e->table = t->table;
+	e->src_peer = t->src_peer;
+	e->dst_peer = t->dst_peer;
+	__builtin_memcpy(e->src, p->src.b, sizeof(e->src));
+	__builtin_memcpy(e->dst, p->dst.b, sizeof(e->dst));
+	e->src_port = p->src_port;
+	e->dst_port = p->dst_port;
+	e->protocol = p->protocol;
+	if (is_icmp(p) || (p->flags & PKT_RELATED)) {
+		e->src_port = bpf_htons(p->icmp_type);
+		e->dst_port = bpf_htons(p->icmp_code);
+		e->protocol = p->ethertype == bpf_htons(ETHERTYPE_IPV4) ? PROTO_ICMP : PROTO_ICMPV6;
+	}
+	e->length = skb->len;
+	e->endpoint = t->endpoint;
+	e->ifindex = p->ifindex;
+	e->type = type;
+	e->direction = t->direction;
+	e->reason = reason;
+	e->ethertype = p->ethertype;
+	e->pad = 0;
+	bpf_ringbuf_submit(e, 0);
+}
+
+/* Noise that every interface makes on its own is counted, but is no event. */
+static __always_inline bool is_noise(enum reason reason)
+{
+	return reason == REASON_MULTICAST || reason == REASON_NEIGHBOUR;
+}
+
+/* The one way out for a packet that goes no further. Global: verified once. */
+__noinline int drop(struct __sk_buff *skb, const struct packet *p, const struct trace *t,
+		    enum reason reason)
+{
+	if (!p || !t)
+		return TC_ACT_SHOT;
+	count(COUNTER_INDEX((__u32)reason, (__u32)t->direction), skb->len);
+	if (!is_noise(reason))
+		emit(skb, p, t, EVENT_DROP, reason);
+	return TC_ACT_SHOT;
+}
