@@ -1,0 +1,36 @@
+package fsm
+
+import (
+	"fmt"
+
+	"github.com/varve-net/varve/log/eventpb"
+	"github.com/varve-net/varve/policy"
+)
+
+// policySet stores a policy, new or in place of the one of that name. Setting
+// what is there already moves the revision too, as a put does in etcd.
+func (s *State) policySet(c *change, set *eventpb.PolicySet) error {
+	compiled, err := policy.Compile(set)
+	if err != nil {
+		return err
+	}
+	row := Policy{Policy: compiled, Set: set, Created: c.rev, Revision: c.rev}
+	if old, ok := lookup(s.policies, policyKey(compiled.Ref)); ok {
+		row.Created = old.Created
+	}
+	s.putPolicy(row)
+	return nil
+}
+
+func (s *State) policyDeleted(d *eventpb.PolicyDeleted) error {
+	ref, err := policy.RefFromPB(d.Ref)
+	if err != nil {
+		return err
+	}
+	key := policyKey(ref)
+	if _, ok := lookup(s.policies, key); !ok {
+		return fmt.Errorf("policy %s: does not exist", ref)
+	}
+	remove(s, s.policies, key)
+	return nil
+}

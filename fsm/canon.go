@@ -1,0 +1,182 @@
+package fsm
+
+import (
+	"cmp"
+	"encoding/binary"
+	"net/netip"
+	"slices"
+
+	"github.com/varve-net/varve/log"
+)
+
+// The canonical bytes of a row: every field in a fixed order, numbers as uvarint,
+// strings and lists with their length before them, maps by key. They are what
+// the state digest covers, so a change here is a change of every digest: the
+// format version of the log must rise with it.
+
+func appendUint(b []byte, v uint64) []byte { return binary.AppendUvarint(b, v) }
+
+func appendString(b []byte, s string) []byte {
+	b = binary.AppendUvarint(b, uint64(len(s)))
+	return append(b, s...)
+}
+
+func appendBool(b []byte, v bool) []byte {
+	if v {
+		return append(b, 1)
+	}
+	return append(b, 0)
+}
+
+func appendMap(b []byte, m map[string]string) []byte {
+	var stack [16]string
+	keys := stack[:0]
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	b = appendUint(b, uint64(len(keys)))
+	for _, k := range keys {
+		b = appendString(b, k)
+		b = appendString(b, m[k])
+	}
+	return b
+}
+
+// appendAddr writes the length, 0, 4 or 16, and the address in network order.
+func appendAddr(b []byte, a netip.Addr) []byte {
+	switch {
+	case a.Is4():
+		v := a.As4()
+		return append(append(b, 4), v[:]...)
+	case a.Is6():
+		v := a.As16()
+		return append(append(b, 16), v[:]...)
+	default:
+		return append(b, 0)
+	}
+}
+
+func canonNamespace(b []byte, n *Namespace) []byte {
+	b = appendString(b, n.Name)
+	b = appendMap(b, n.Labels)
+	return appendUint(b, uint64(n.Revision))
+}
+
+func canonNode(b []byte, n *Node) []byte {
+	b = appendString(b, n.Name)
+	b = appendUint(b, uint64(len(n.Addresses)))
+	for _, a := range n.Addresses {
+		b = appendAddr(b, a)
+	}
+	b = appendUint(b, uint64(len(n.EndpointCIDRs)))
+	for _, p := range n.EndpointCIDRs {
+		b = appendAddr(b, p.Addr())
+		b = append(b, byte(p.Bits()))
+	}
+	b = appendBool(b, n.KubeAPIServer)
+	b = appendBool(b, n.Left)
+	b = appendUint(b, n.JournalSeq)
+	b = appendUint(b, uint64(n.NextEndpointID))
+	return appendUint(b, uint64(n.Revision))
+}
+
+// canonIdentity leaves Refs out: the endpoints say it.
+func canonIdentity(b []byte, i *Identity) []byte {
+	b = appendUint(b, uint64(i.ID))
+	b = appendUint(b, uint64(len(i.Labels)))
+	for j := range i.Labels {
+		b = appendString(b, i.Labels[j].Source)
+		b = appendString(b, i.Labels[j].Key)
+		b = appendString(b, i.Labels[j].Value)
+	}
+	b = appendUint(b, uint64(i.Revision))
+	b = appendUint(b, uint64(i.ReleasedRevision))
+	return appendUint(b, uint64(i.ReleasedTimeNS))
+}
+
+func canonEndpoint(b []byte, e *Endpoint) []byte {
+	b = appendString(b, e.Ref.Namespace)
+	b = appendString(b, e.Ref.Name)
+	b = appendUint(b, e.Incarnation)
+	b = appendString(b, e.Node)
+	b = appendUint(b, uint64(e.ID))
+	b = appendUint(b, uint64(e.Identity))
+	b = appendMap(b, e.Labels)
+	b = appendString(b, e.ServiceAccount)
+	b = appendAddr(b, e.IPv4)
+	b = appendAddr(b, e.IPv6)
+	b = append(b, e.MAC[:]...)
+	b = appendUint(b, uint64(len(e.NamedPorts)))
+	for _, p := range e.NamedPorts {
+		b = appendString(b, p.Name)
+		b = append(b, p.Protocol)
+		b = appendUint(b, uint64(p.Port))
+	}
+	b = appendString(b, e.HostInterface)
+	b = appendString(b, e.ContainerInterface)
+	b = appendString(b, e.Netns)
+	b = appendString(b, e.NetnsID)
+	b = appendUint(b, uint64(e.Created))
+	b = appendUint(b, uint64(e.Revision))
+	return appendUint(b, uint64(e.IdentityRevision))
+}
+
+func canonPolicy(b []byte, p *Policy) []byte {
+	b = appendUint(b, uint64(p.Created))
+	b = appendUint(b, uint64(p.Revision))
+	// No map is in a PolicySet, so its encoding is canonical. Encoding fails for
+	// no message that was decoded.
+	size := p.Set.SizeVT()
+	b = slices.Grow(b, size)
+	n, err := p.Set.MarshalToSizedBufferVT(b[len(b) : len(b)+size])
+	if err != nil {
+		return b
+	}
+	return b[:len(b)+n]
+}
+
+// canonRequest leaves the reason out: it is for people.
+func canonRequest(b []byte, r *request) []byte {
+	b = appendString(b, r.id)
+	b = appendUint(b, uint64(r.revision))
+	b = append(b, byte(r.outcome))
+	return append(b, r.fingerprint[:]...)
+}
+
+// put stores a row in place of the one that has its key, in table and digest.
+func put[K cmp.Ordered, T any](s *State, t *table[K, T], name string, key K, row T, canon func([]byte, *T) []byte) *T {
+	c := &cell[T]{row: row}
+	s.scratch = canon(s.scratch[:0], &c.row)
+	c.hash = log.RowHash(name, nil, s.scratch)
+	if old, ok := t.Set(key, c); ok {
+		s.rows.Remove(old.hash)
+	}
+	s.rows.Add(c.hash)
+	return &c.row
+}
+
+// remove deletes a row, if there is one, from table and digest.
+func remove[K cmp.Ordered, T any](s *State, t *table[K, T], key K) {
+	if old, ok := t.Delete(key); ok {
+		s.rows.Remove(old.hash)
+	}
+}
+
+func (s *State) putNamespace(n Namespace) {
+	put(s, s.namespaces, "namespace", n.Name, n, canonNamespace)
+}
+
+func (s *State) putNode(n Node) { put(s, s.nodes, "node", n.Name, n, canonNode) }
+
+func (s *State) putIdentity(i Identity) {
+	put(s, s.identities, "identity", i.ID, i, canonIdentity)
+}
+
+func (s *State) putEndpoint(key string, e Endpoint) {
+	put(s, s.endpoints, "endpoint", key, e, canonEndpoint)
+}
+
+func (s *State) putPolicy(p Policy) {
+	put(s, s.policies, "policy", policyKey(p.Policy.Ref), p, canonPolicy)
+}

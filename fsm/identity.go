@@ -1,0 +1,229 @@
+package fsm
+
+import (
+	"cmp"
+	"container/list"
+	"errors"
+	"slices"
+
+	"github.com/varve-net/varve/log"
+	"github.com/varve-net/varve/policy"
+)
+
+// Numbers of identities: below are the reserved ones, as in Cilium; above are
+// cluster ids and node-local scopes.
+const (
+	minIdentity   = 256
+	maxIdentity   = 65535
+	identityCount = maxIdentity - minIdentity + 1
+)
+
+// A number without endpoints is kept for its labels until both have passed since
+// its release. The revisions let every projection and every node's map forget
+// it, the time lets packets in flight and lagging nodes do so, and a rolling
+// restart of a workload finds its old number again.
+const (
+	graceRevisions = 10_000
+	graceNS        = 10 * 60 * 1_000_000_000
+)
+
+var errIdentitiesExhausted = errors.New("identities: all 65280 numbers are taken; " +
+	"use fewer distinct label sets, or retry when released numbers are 10 minutes and 10000 revisions old")
+
+// identityIndex finds identities in ways that the tables do not. It follows from
+// them and is rebuilt from a snapshot.
+type identityIndex struct {
+	byLabels map[string]uint32 // by labelKey
+	// released holds the numbers with no endpoint, the longest released first.
+	released   *list.List
+	releasedAt map[uint32]*list.Element
+}
+
+func newIdentityIndex() identityIndex {
+	return identityIndex{
+		byLabels:   map[string]uint32{},
+		released:   list.New(),
+		releasedAt: map[uint32]*list.Element{},
+	}
+}
+
+// labelKey is the canonical form of a label set.
+func labelKey(b []byte, labels policy.Labels) []byte {
+	for i := range labels {
+		b = appendString(b, labels[i].Source)
+		b = appendString(b, labels[i].Key)
+		b = appendString(b, labels[i].Value)
+	}
+	return b
+}
+
+// need is a label set for which an event needs an identity.
+type need struct {
+	labels policy.Labels
+	key    string
+}
+
+// securityLabels is the labels that an endpoint's identity has.
+func (t *tables) securityLabels(e *Endpoint, nsLabels map[string]string) policy.Labels {
+	return policy.EndpointLabels(t.cluster, e.Ref.Namespace, nsLabels, e.Labels, e.ServiceAccount)
+}
+
+// namespaceLabels is the labels that endpoints inherit: of a namespace that was
+// never set only its name.
+func (t *tables) namespaceLabels(name string) map[string]string {
+	if ns, ok := lookup(t.namespaces, name); ok {
+		return ns.Labels
+	}
+	return map[string]string{labelNamespaceName: name}
+}
+
+// canAcquire tells whether there are numbers for all needs, and changes nothing.
+func (s *State) canAcquire(needs []need, rev log.Revision, now int64) error {
+	fresh := map[string]bool{}
+	kept := map[uint32]bool{}
+	for _, n := range needs {
+		if id, ok := s.byLabels[n.key]; ok {
+			kept[id] = true
+		} else {
+			fresh[n.key] = true
+		}
+	}
+	over := s.tables.identities.Len() + len(fresh) - identityCount
+	if len(fresh) == 0 || over <= 0 {
+		return nil
+	}
+	for el := s.released.Front(); el != nil && over > 0; el = el.Next() {
+		i := s.releasedIdentity(el)
+		if !i.collectable(rev, now) {
+			break
+		}
+		if !kept[i.ID] {
+			over--
+		}
+	}
+	if over > 0 {
+		return errIdentitiesExhausted
+	}
+	return nil
+}
+
+// acquire takes one reference for each need and returns the numbers, in order.
+// canAcquire has said that there are enough.
+func (s *State) acquire(needs []need, rev log.Revision, now int64) []uint32 {
+	ids := make([]uint32, len(needs))
+	for i, n := range needs { // first what exists, so that collect leaves it alone
+		if id, ok := s.byLabels[n.key]; ok {
+			s.retain(id)
+			ids[i] = id
+		}
+	}
+	for i, n := range needs {
+		if ids[i] != 0 {
+			continue
+		}
+		if id, ok := s.byLabels[n.key]; ok { // an earlier need of this event
+			s.retain(id)
+			ids[i] = id
+			continue
+		}
+		if s.tables.identities.Len() == identityCount {
+			s.collect(rev, now)
+		}
+		ids[i] = s.allocate(n, rev)
+	}
+	return ids
+}
+
+func (s *State) allocate(n need, rev log.Revision) uint32 {
+	id := s.nextIdentity
+	for {
+		if _, taken := s.tables.identities.Get(id); !taken {
+			break
+		}
+		id = following(id)
+	}
+	s.nextIdentity = following(id)
+	s.putIdentity(Identity{ID: id, Labels: n.labels, Refs: 1, Revision: rev})
+	s.byLabels[n.key] = id
+	return id
+}
+
+func following(id uint32) uint32 {
+	if id == maxIdentity {
+		return minIdentity
+	}
+	return id + 1
+}
+
+// retain adds a reference to an identity that exists.
+func (s *State) retain(id uint32) {
+	c, _ := s.tables.identities.Get(id)
+	row := c.row
+	row.Refs++
+	if row.Refs > 1 {
+		// Refs are not in the digest, so the hash stands.
+		s.tables.identities.Set(id, &cell[Identity]{row: row, hash: c.hash})
+		return
+	}
+	s.released.Remove(s.releasedAt[id])
+	delete(s.releasedAt, id)
+	row.ReleasedRevision, row.ReleasedTimeNS = 0, 0
+	s.putIdentity(row)
+}
+
+// release takes a reference away.
+func (s *State) release(id uint32, rev log.Revision, now int64) {
+	c, _ := s.tables.identities.Get(id)
+	row := c.row
+	row.Refs--
+	if row.Refs > 0 {
+		s.tables.identities.Set(id, &cell[Identity]{row: row, hash: c.hash})
+		return
+	}
+	row.ReleasedRevision, row.ReleasedTimeNS = rev, now
+	s.putIdentity(row)
+	s.releasedAt[id] = s.released.PushBack(id)
+}
+
+// collect frees every number that was released long enough ago. Both clocks only
+// go forward, so the first that was not ends the search.
+func (s *State) collect(rev log.Revision, now int64) {
+	for el := s.released.Front(); el != nil; el = s.released.Front() {
+		i := s.releasedIdentity(el)
+		if !i.collectable(rev, now) {
+			return
+		}
+		s.released.Remove(el)
+		delete(s.releasedAt, i.ID)
+		s.scratch = labelKey(s.scratch[:0], i.Labels)
+		delete(s.byLabels, string(s.scratch))
+		remove(s, s.tables.identities, i.ID)
+	}
+}
+
+func (s *State) releasedIdentity(el *list.Element) *Identity {
+	id, _ := el.Value.(uint32)
+	i, _ := lookup(s.tables.identities, id)
+	return i
+}
+
+func (i *Identity) collectable(rev log.Revision, now int64) bool {
+	return rev-i.ReleasedRevision >= graceRevisions && now-i.ReleasedTimeNS >= graceNS
+}
+
+// rebuildReleased orders the released identities as the events released them.
+// Within one revision any order will do: they are freed together.
+func (s *State) rebuildReleased() {
+	var free []*Identity
+	for i := range all(s.tables.identities) {
+		if i.Refs == 0 {
+			free = append(free, i)
+		}
+	}
+	slices.SortFunc(free, func(a, b *Identity) int {
+		return cmp.Or(cmp.Compare(a.ReleasedRevision, b.ReleasedRevision), cmp.Compare(a.ID, b.ID))
+	})
+	for _, i := range free {
+		s.releasedAt[i.ID] = s.released.PushBack(i.ID)
+	}
+}
