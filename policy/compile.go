@@ -261,7 +261,7 @@ func compileCIDR(pb *eventpb.Cidr) (Peer, error) {
 		p.Except = append(p.Except, except)
 	}
 	slices.SortFunc(p.Except, comparePrefix)
-	p.Except = slices.Clip(slices.Compact(p.Except))
+	p.Except = slices.Clip(outermost(p.Except))
 	return p, nil
 }
 
@@ -292,6 +292,19 @@ func parseCanonicalCIDR(s string) (netip.Prefix, string) {
 // within tells whether every address of inner is in outer.
 func within(inner, outer netip.Prefix) bool {
 	return inner.Bits() >= outer.Bits() && outer.Contains(inner.Addr())
+}
+
+// outermost drops, from sorted prefixes, those within another.
+func outermost(sorted []netip.Prefix) []netip.Prefix {
+	n := 0
+	for _, p := range sorted {
+		if n > 0 && within(p, sorted[n-1]) {
+			continue
+		}
+		sorted[n] = p
+		n++
+	}
+	return sorted[:n]
 }
 
 func comparePrefix(a, b netip.Prefix) int {
@@ -330,8 +343,8 @@ func compilePort(pb *eventpb.Port) (Port, error) {
 	return Port{Protocol: uint8(pb.Protocol), First: uint16(pb.First), Last: uint16(pb.Last)}, nil
 }
 
-// Key is canonical: two peers that select alike have the same Key, and others
-// have not.
+// Key is canonical: two peers of the same selector, range and exceptions, or
+// entity, in whatever order they were written, have the same Key; others have not.
 func (p Peer) Key() string {
 	switch {
 	case p.Selector != nil:

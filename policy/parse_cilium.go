@@ -1,0 +1,318 @@
+package policy
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/varve-net/varve/log/eventpb"
+)
+
+var specSchema = schema{
+	fields: []string{
+		"endpointSelector", "ingress", "egress", "ingressDeny", "egressDeny",
+		"enableDefaultDeny", "description", "labels",
+	},
+	unsupported: map[string]string{"nodeSelector": "select endpoints with endpointSelector", "log": ""},
+}
+
+var defaultDenySchema = schema{fields: []string{"ingress", "egress"}}
+
+// side is what differs between the rules of the two directions.
+type side struct {
+	endpoints, cidr, cidrSet, entities string
+	allow, deny                        schema
+	foreign                            []string // kinds of peers that are not supported
+}
+
+var sides = [...]side{
+	Ingress: newSide("from", []string{"fromNodes", "fromGroups"}, "fromRequires"),
+	Egress:  newSide("to", []string{"toServices", "toFQDNs", "toGroups", "toNodes"}, "toRequires"),
+}
+
+func newSide(prefix string, foreign []string, requires string) side {
+	s := side{
+		endpoints: prefix + "Endpoints", cidr: prefix + "CIDR",
+		cidrSet: prefix + "CIDRSet", entities: prefix + "Entities", foreign: foreign,
+	}
+	fields := []string{s.endpoints, s.cidr, s.cidrSet, s.entities, "toPorts", "icmps"}
+	deny := map[string]string{requires: "repeat the requirement in the selectors of " + s.endpoints}
+	for _, f := range foreign {
+		deny[f] = ""
+	}
+	allow := map[string]string{"authentication": ""}
+	for f, remedy := range deny {
+		allow[f] = remedy
+	}
+	s.allow = schema{fields, allow}
+	s.deny = schema{fields, deny}
+	return s
+}
+
+// ciliumSpecs reads spec and specs; if both are there, spec comes first.
+func (w *walker) ciliumSpecs(o object, ref Ref) []*eventpb.PolicySpec {
+	var out []*eventpb.PolicySpec
+	spec, p := o.get("spec")
+	if spec != nil {
+		out = append(out, w.ciliumSpec(spec, p, ref))
+	}
+	specs, ps := o.get("specs")
+	if specs != nil {
+		for i, s := range w.list(specs, ps, maxSpecs) {
+			out = append(out, w.ciliumSpec(s, index(ps, i), ref))
+		}
+	}
+	if spec == nil && (specs == nil || specs.kind == kindList && len(specs.items) == 0) {
+		w.invalid(o.v.line, p, "missing", "give spec or specs")
+	}
+	return out
+}
+
+func (w *walker) ciliumSpec(v *value, path string, ref Ref) *eventpb.PolicySpec {
+	pb := &eventpb.PolicySpec{}
+	o, ok := w.object(v, path, specSchema)
+	if !ok {
+		return pb
+	}
+	subjectInit := w.endpointSelector(o, ref, pb)
+	if d, p := o.get("description"); d != nil {
+		pb.Description, _ = w.str(d, p)
+	}
+	if l, p := o.get("labels"); l != nil {
+		w.list(l, p, maxRequirements)
+	}
+	given := 0
+	for _, s := range []struct {
+		section Section
+		rules   *[]*eventpb.Rule
+	}{
+		{SectionIngress, &pb.Ingress},
+		{SectionEgress, &pb.Egress},
+		{SectionIngressDeny, &pb.IngressDeny},
+		{SectionEgressDeny, &pb.EgressDeny},
+	} {
+		list, p := o.get(s.section.String())
+		if list == nil {
+			continue
+		}
+		if list.kind != kindList || len(list.items) > 0 {
+			given++
+		}
+		for i, r := range w.list(list, p, maxRules) {
+			*s.rules = append(*s.rules, w.ciliumRule(r, index(p, i), s.section, ref, subjectInit))
+		}
+	}
+	if given == 0 {
+		w.invalid(v.line, path, "needs at least one rule in ingress, ingressDeny, egress or egressDeny",
+			"to deny everything, write ingress: [{}] or egress: [{}]")
+	}
+	pb.DefaultDenyIngress = len(pb.Ingress)+len(pb.IngressDeny) > 0
+	pb.DefaultDenyEgress = len(pb.Egress)+len(pb.EgressDeny) > 0
+	if d, p := o.get("enableDefaultDeny"); d != nil {
+		w.defaultDeny(d, p, pb)
+	}
+	return pb
+}
+
+// endpointSelector sets the subject. It tells whether that selects by
+// reserved:init.
+func (w *walker) endpointSelector(o object, ref Ref, pb *eventpb.PolicySpec) bool {
+	node, np := o.get("nodeSelector")
+	sel, p := o.get("endpointSelector")
+	switch {
+	case node != nil && sel != nil:
+		w.invalid(node.line, np, "excludes endpointSelector", "write two specs")
+	case node != nil && ref.Namespace != "":
+		w.invalid(node.line, np, "a CiliumNetworkPolicy cannot select nodes", "use endpointSelector")
+	case node == nil && sel == nil:
+		w.invalid(o.v.line, p, "missing", "write endpointSelector: {} for every endpoint of the policy's scope")
+	}
+	if sel == nil {
+		return false
+	}
+	ts, ok := w.selector(sel, p, ciliumKey)
+	if !ok {
+		return false
+	}
+	pb.Subject = w.ciliumSubject(ts, ref)
+	return ts.names("init", SourceReserved)
+}
+
+// defaultDeny can lift the isolation of a direction, but cannot make one where no
+// rule is.
+func (w *walker) defaultDeny(v *value, path string, pb *eventpb.PolicySpec) {
+	o, ok := w.object(v, path, defaultDenySchema)
+	if !ok {
+		return
+	}
+	for _, d := range []struct {
+		name string
+		deny *bool
+	}{{"ingress", &pb.DefaultDenyIngress}, {"egress", &pb.DefaultDenyEgress}} {
+		b, p := o.get(d.name)
+		if b == nil {
+			continue
+		}
+		on, ok := w.boolean(b, p)
+		if ok && on && !*d.deny {
+			w.warn(b.line, p, "without a rule of that direction this isolates nothing; write "+d.name+": [{}] to deny all")
+		}
+		*d.deny = *d.deny && on
+	}
+}
+
+// ciliumRule reads one rule.
+//
+//	no peer field, no ports   no one: the rule only isolates
+//	no peer field, ports      everyone
+//	peer fields               those that they select; an empty list selects no one
+func (w *walker) ciliumRule(v *value, path string, section Section, ref Ref, subjectInit bool) *eventpb.Rule {
+	pb := &eventpb.Rule{}
+	s := &sides[section.Direction()]
+	sch := s.allow
+	if section.Denies() {
+		sch = s.deny
+	}
+	o, ok := w.object(v, path, sch)
+	if !ok {
+		return pb
+	}
+	w.onePeerKind(o, s)
+	given := false
+	for _, read := range []struct {
+		field string
+		peer  func(v *value, path string) *eventpb.Peer
+	}{
+		{s.endpoints, func(v *value, path string) *eventpb.Peer {
+			ts, ok := w.selector(v, path, ciliumKey)
+			if !ok {
+				return nil
+			}
+			return endpointsPeer(w.ciliumPeer(ts, ref, subjectInit))
+		}},
+		{s.cidr, w.cidrPeer},
+		{s.cidrSet, w.cidrSetPeer},
+		{s.entities, w.entityPeer},
+	} {
+		list, p := o.get(read.field)
+		if list == nil {
+			continue
+		}
+		given = true
+		for i, item := range w.list(list, p, maxPeers) {
+			if peer := read.peer(item, index(p, i)); peer != nil {
+				pb.Peers = append(pb.Peers, peer)
+			}
+		}
+	}
+	ports := w.ciliumPorts(o, section, pb)
+	pb.AnyPeer = !given && ports
+	return pb
+}
+
+// onePeerKind refuses a rule that names peers in two ways, supported or not.
+func (w *walker) onePeerKind(o object, s *side) {
+	var used []string
+	line := 0
+	for _, name := range append([]string{s.endpoints, s.cidr, s.cidrSet, s.entities}, s.foreign...) {
+		if v, _ := o.get(name); v != nil && len(v.items) > 0 {
+			used = append(used, name)
+			line = v.line
+		}
+	}
+	if len(used) > 1 {
+		w.invalid(line, o.path, strings.Join(used, " and ")+" in one rule", "write one rule for each")
+	}
+}
+
+func endpointsPeer(s *eventpb.Selector) *eventpb.Peer {
+	return &eventpb.Peer{Peer: &eventpb.Peer_Endpoints{Endpoints: s}}
+}
+
+func (w *walker) entityPeer(v *value, path string) *eventpb.Peer {
+	s, ok := w.str(v, path)
+	if !ok {
+		return nil
+	}
+	if !Entity(s).Valid() {
+		names := make([]string, 0, 16)
+		for _, e := range Entities() {
+			names = append(names, string(e))
+		}
+		w.invalid(v.line, path, fmt.Sprintf("unknown entity %q", s), "use one of "+strings.Join(names, ", "))
+		return nil
+	}
+	return &eventpb.Peer{Peer: &eventpb.Peer_Entity{Entity: s}}
+}
+
+func (w *walker) cidrPeer(v *value, path string) *eventpb.Peer {
+	return w.cidr(v, path, nil, "", false)
+}
+
+var cidrSetSchema = schema{
+	fields:      []string{"cidr", "except"},
+	unsupported: map[string]string{"cidrGroupRef": "write the ranges out", "cidrGroupSelector": "write the ranges out"},
+}
+
+func (w *walker) cidrSetPeer(v *value, path string) *eventpb.Peer {
+	o, ok := w.object(v, path, cidrSetSchema)
+	if !ok {
+		return nil
+	}
+	cidr, p := o.get("cidr")
+	if cidr == nil {
+		ref, _ := o.get("cidrGroupRef")
+		sel, _ := o.get("cidrGroupSelector")
+		if ref == nil && sel == nil {
+			w.invalid(v.line, p, "missing", "")
+		}
+		return nil
+	}
+	except, ep := o.get("except")
+	return w.cidr(cidr, p, except, ep, false)
+}
+
+// cidr reads a range and its exceptions, which may be nil. strict refuses an
+// exception as large as the range, as Kubernetes does.
+func (w *walker) cidr(v *value, path string, except *value, exceptPath string, strict bool) *eventpb.Peer {
+	outer, ok := w.prefix(v, path)
+	if !ok {
+		return nil
+	}
+	pb := &eventpb.Cidr{Prefix: outer.String()}
+	if except != nil {
+		for i, item := range w.list(except, exceptPath, maxExcept) {
+			p := index(exceptPath, i)
+			inner, ok := w.prefix(item, p)
+			if !ok {
+				continue
+			}
+			if !within(inner, outer) || strict && inner == outer {
+				w.invalid(item.line, p, fmt.Sprintf("%s does not lie inside %s", inner, outer), "")
+				continue
+			}
+			pb.Except = append(pb.Except, inner.String())
+		}
+	}
+	slices.Sort(pb.Except)
+	pb.Except = slices.Compact(pb.Except)
+	return &eventpb.Peer{Peer: &eventpb.Peer_Cidr{Cidr: pb}}
+}
+
+func (w *walker) prefix(v *value, path string) (_ netip.Prefix, ok bool) {
+	s, ok := w.str(v, path)
+	if !ok {
+		return netip.Prefix{}, false
+	}
+	p, problem := parseCIDR(s)
+	if problem != "" {
+		w.invalid(v.line, path, strconv.Quote(s)+" is "+problem, "write it like 192.0.2.0/24 or 2001:db8::/32")
+		return netip.Prefix{}, false
+	}
+	if raw, err := netip.ParsePrefix(s); err == nil && raw != p {
+		w.warn(v.line, path, s+" has host bits set and is taken as "+p.String())
+	}
+	return p, true
+}

@@ -1,0 +1,328 @@
+package policy
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/varve-net/varve/log/eventpb"
+)
+
+var (
+	toPortsSchema = schema{
+		fields: []string{"ports", "rules"},
+		unsupported: map[string]string{
+			"listener": "", "terminatingTLS": "", "originatingTLS": "", "serverNames": "",
+		},
+	}
+	toPortsDenySchema = schema{fields: []string{"ports"}}
+	portSchema        = schema{fields: []string{"port", "endPort", "protocol"}}
+	icmpsSchema       = schema{fields: []string{"fields"}}
+	icmpFieldSchema   = schema{fields: []string{"family", "type"}}
+)
+
+var protocols = map[string][]uint8{
+	"":       {ProtoTCP, ProtoUDP, ProtoSCTP},
+	"ANY":    {ProtoTCP, ProtoUDP, ProtoSCTP},
+	"TCP":    {ProtoTCP},
+	"UDP":    {ProtoUDP},
+	"SCTP":   {ProtoSCTP},
+	"ICMP":   {ProtoICMP},
+	"ICMPV6": {ProtoICMPv6},
+}
+
+// ciliumPorts reads toPorts or icmps into pb. It tells whether the rule names
+// ports, if only to select none.
+func (w *walker) ciliumPorts(o object, section Section, pb *eventpb.Rule) bool {
+	toPorts, tp := o.get("toPorts")
+	icmps, ip := o.get("icmps")
+	if toPorts != nil && icmps != nil && len(toPorts.items) > 0 && len(icmps.items) > 0 {
+		w.invalid(icmps.line, ip, "excludes toPorts", "write one rule for each")
+	}
+	given := false
+	if toPorts != nil {
+		for i, v := range w.list(toPorts, tp, maxPorts) {
+			given = true
+			pb.Ports = append(pb.Ports, w.toPorts(v, index(tp, i), section)...)
+		}
+	}
+	if icmps != nil {
+		for i, v := range w.list(icmps, ip, maxPorts) {
+			given = true
+			pb.Ports = append(pb.Ports, w.icmps(v, index(ip, i))...)
+		}
+	}
+	pb.Ports = uniquePorts(pb.Ports)
+	pb.NoPort = given && len(pb.Ports) == 0
+	return given
+}
+
+func uniquePorts(in []*eventpb.Port) []*eventpb.Port {
+	type key struct {
+		protocol, first, last uint32
+		name                  string
+	}
+	seen := make(map[key]bool, len(in))
+	return slices.DeleteFunc(in, func(p *eventpb.Port) bool {
+		k := key{p.Protocol, p.First, p.Last, p.Name}
+		was := seen[k]
+		seen[k] = true
+		return was
+	})
+}
+
+func (w *walker) toPorts(v *value, path string, section Section) []*eventpb.Port {
+	s := toPortsSchema
+	if section.Denies() {
+		s = toPortsDenySchema
+	}
+	o, ok := w.object(v, path, s)
+	if !ok {
+		return nil
+	}
+	var out []*eventpb.Port
+	ports, p := o.get("ports")
+	if ports != nil {
+		for i, item := range w.list(ports, p, maxPortsEntry) {
+			out = append(out, w.ciliumPort(item, index(p, i))...)
+		}
+	}
+	if rules, p := o.get("rules"); rules != nil && !section.Denies() {
+		w.l7Rules(rules, p, section, out)
+	}
+	return out
+}
+
+func (w *walker) ciliumPort(v *value, path string) []*eventpb.Port {
+	o, ok := w.object(v, path, portSchema)
+	if !ok {
+		return nil
+	}
+	protos, ok := w.ciliumProtocol(o)
+	if !ok {
+		return nil
+	}
+	port, p := o.get("port")
+	if port == nil {
+		w.invalid(v.line, p, "missing", `write "0" for every port`)
+		return nil
+	}
+	if port.kind == kindInt {
+		w.invalid(port.line, p, "must be a string, is a number", "write "+strconv.Quote(port.text))
+		return nil
+	}
+	text, ok := w.str(port, p)
+	if !ok {
+		return nil
+	}
+	end, endPath := o.get("endPort")
+	var last int64
+	if end != nil {
+		if last, ok = w.integer(end, endPath, 0, 65535); !ok {
+			return nil
+		}
+	}
+	icmp := protos[0] == ProtoICMP || protos[0] == ProtoICMPv6
+	if checkPortName(text) {
+		return w.namedPort(text, port.line, p, protos, icmp, last > 0)
+	}
+	first, ok := portNumber(text)
+	if !ok {
+		w.invalid(port.line, p, fmt.Sprintf("%q is neither a port number nor a port name", text),
+			"use 0 to 65535 without leading zeros, or at most 15 letters, digits and single '-' with at least one letter")
+		return nil
+	}
+	switch {
+	case first == 0 && last > 0:
+		w.unsupported(end.line, endPath, "endPort beside port 0 is not supported", `start the range at "1"`)
+		return nil
+	case first == 0:
+		return portRange(protos, 0, 65535)
+	case last > 0 && last < first:
+		w.warn(end.line, endPath, fmt.Sprintf("below port: the rule is for port %d alone", first))
+		last = first
+	case last == 0:
+		last = first
+	}
+	if icmp && last > 255 {
+		w.invalid(port.line, p, fmt.Sprintf("%d is no ICMP type", last), "use 0 to 255")
+		return nil
+	}
+	return portRange(protos, uint32(first), uint32(last))
+}
+
+func (w *walker) namedPort(name string, line int, path string, protos []uint8, icmp, ranged bool) []*eventpb.Port {
+	switch {
+	case icmp:
+		w.invalid(line, path, "ICMP has no named ports", "name the type under icmps")
+		return nil
+	case ranged:
+		w.invalid(line, path, "endPort needs a port number", "remove endPort or the name")
+		return nil
+	}
+	return namedPorts(protos, name)
+}
+
+func namedPorts(protos []uint8, name string) []*eventpb.Port {
+	var out []*eventpb.Port
+	for _, proto := range protos {
+		out = append(out, &eventpb.Port{Protocol: uint32(proto), Name: strings.ToLower(name)})
+	}
+	return out
+}
+
+func portRange(protos []uint8, first, last uint32) []*eventpb.Port {
+	var out []*eventpb.Port
+	for _, proto := range protos {
+		out = append(out, &eventpb.Port{Protocol: uint32(proto), First: first, Last: last})
+	}
+	return out
+}
+
+// portNumber refuses leading zeros, which some readers take for octal.
+func portNumber(s string) (int64, bool) {
+	n, err := strconv.ParseUint(s, 10, 16)
+	if err != nil || strconv.FormatUint(n, 10) != s {
+		return 0, false
+	}
+	return int64(n), true
+}
+
+func (w *walker) ciliumProtocol(o object) ([]uint8, bool) {
+	v, p := o.get("protocol")
+	if v == nil {
+		return protocols["ANY"], true
+	}
+	s, ok := w.str(v, p)
+	if !ok {
+		return nil, false
+	}
+	switch upper := strings.ToUpper(s); upper {
+	case "VRRP", "IGMP":
+		w.unsupported(v.line, p, "protocol "+upper+" is not supported", "use TCP, UDP, SCTP, ICMP, ICMPv6 or ANY")
+		return nil, false
+	default:
+		protos, ok := protocols[upper]
+		if !ok {
+			w.invalid(v.line, p, fmt.Sprintf("unknown protocol %q", s), "use TCP, UDP, SCTP, ICMP, ICMPv6 or ANY")
+		}
+		return protos, ok
+	}
+}
+
+// l7Rules refuses rules about what is inside a connection. None at all, or an
+// empty http list, is no restriction.
+func (w *walker) l7Rules(v *value, path string, section Section, ports []*eventpb.Port) {
+	if v.kind != kindMap {
+		w.invalid(v.line, path, "must be a mapping, is "+v.kind.String(), "")
+		return
+	}
+	for _, f := range v.fields {
+		p := join(path, f.key)
+		switch {
+		case f.val.kind == kindNull:
+			continue
+		case f.key == "http" && f.val.kind == kindList && len(f.val.items) == 0:
+			continue
+		}
+		w.unsupported(f.line, p, "field "+f.key+" is not supported: rules above layer 4", "remove rules, which allows whatever the ports allow")
+		if len(f.val.items) == 0 {
+			continue
+		}
+		if f.key == "dns" && section == SectionIngress {
+			w.invalid(f.line, p, "DNS rules are for egress only", "")
+		}
+		for _, port := range ports {
+			if port.Name == "" && port.First == 0 && port.Last == 65535 {
+				w.invalid(f.line, p, "rules above layer 4 need a port other than 0", "")
+				break
+			}
+			if f.key != "dns" && port.Protocol != uint32(ProtoTCP) {
+				w.invalid(f.line, p, f.key+" rules need protocol TCP", "write protocol: TCP at each port")
+				break
+			}
+		}
+	}
+}
+
+// icmpTypes are the names Cilium takes, by family.
+var icmpTypes = map[string]map[string]uint32{
+	"IPv4": {
+		"EchoReply": 0, "DestinationUnreachable": 3, "Redirect": 5, "Echo": 8, "EchoRequest": 8,
+		"RouterAdvertisement": 9, "RouterSelection": 10, "TimeExceeded": 11, "ParameterProblem": 12,
+		"Timestamp": 13, "TimestampReply": 14, "Photuris": 40, "ExtendedEchoRequest": 42,
+		"ExtendedEchoReply": 43,
+	},
+	"IPv6": {
+		"DestinationUnreachable": 1, "PacketTooBig": 2, "TimeExceeded": 3, "ParameterProblem": 4,
+		"EchoRequest": 128, "EchoReply": 129, "MulticastListenerQuery": 130,
+		"MulticastListenerReport": 131, "MulticastListenerDone": 132, "RouterSolicitation": 133,
+		"RouterAdvertisement": 134, "NeighborSolicitation": 135, "NeighborAdvertisement": 136,
+		"RedirectMessage": 137, "RouterRenumbering": 138, "ICMPNodeInformationQuery": 139,
+		"ICMPNodeInformationResponse": 140, "InverseNeighborDiscoverySolicitation": 141,
+		"InverseNeighborDiscoveryAdvertisement": 142, "HomeAgentAddressDiscoveryRequest": 144,
+		"HomeAgentAddressDiscoveryReply": 145, "MobilePrefixSolicitation": 146,
+		"MobilePrefixAdvertisement": 147, "DuplicateAddressRequestCodeSuffix": 157,
+		"DuplicateAddressConfirmationCodeSuffix": 158, "ExtendedEchoRequest": 160,
+		"ExtendedEchoReply": 161,
+	},
+}
+
+func (w *walker) icmps(v *value, path string) []*eventpb.Port {
+	o, ok := w.object(v, path, icmpsSchema)
+	if !ok {
+		return nil
+	}
+	fields, p := o.get("fields")
+	if fields == nil {
+		return nil
+	}
+	var out []*eventpb.Port
+	for i, item := range w.list(fields, p, maxPortsEntry) {
+		if port := w.icmpField(item, index(p, i)); port != nil {
+			out = append(out, port)
+		}
+	}
+	return out
+}
+
+func (w *walker) icmpField(v *value, path string) *eventpb.Port {
+	o, ok := w.object(v, path, icmpFieldSchema)
+	if !ok {
+		return nil
+	}
+	family := "IPv4"
+	if f, p := o.get("family"); f != nil {
+		s, ok := w.str(f, p)
+		if !ok {
+			return nil
+		}
+		if s != "" {
+			family = s
+		}
+		if icmpTypes[family] == nil {
+			w.invalid(f.line, p, fmt.Sprintf("unknown family %q", s), "use IPv4 or IPv6")
+			return nil
+		}
+	}
+	t, p := o.get("type")
+	if t == nil {
+		w.invalid(v.line, p, "missing", "give a number from 0 to 255 or a name, e.g. EchoRequest")
+		return nil
+	}
+	n, ok := icmpTypes[family][t.text]
+	if t.kind != kindString || !ok {
+		number, err := strconv.ParseUint(t.text, 10, 8)
+		if (t.kind != kindString && t.kind != kindInt) || err != nil {
+			w.invalid(t.line, p, fmt.Sprintf("%q is no ICMP type of %s", t.text, family), "give a number from 0 to 255 or a name, e.g. EchoRequest")
+			return nil
+		}
+		n = uint32(number)
+	}
+	proto := ProtoICMP
+	if family == "IPv6" {
+		proto = ProtoICMPv6
+	}
+	return &eventpb.Port{Protocol: uint32(proto), First: n, Last: n}
+}
