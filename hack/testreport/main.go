@@ -57,7 +57,7 @@ func run(in io.Reader, out io.Writer) int {
 func (r *report) line(line []byte) {
 	var e event
 	if err := json.Unmarshal(line, &e); err != nil {
-		r.out.Write(line) // the go command's own words
+		fmt.Fprintf(r.out, "%s", line) // the go command's own words
 		return
 	}
 	key := testKey{e.Package, e.Test}
@@ -107,7 +107,7 @@ func (r *report) packageOutput(s string) {
 
 func (r *report) flush(key testKey) {
 	if b := r.output[key]; b != nil {
-		r.out.Write(b.Bytes())
+		fmt.Fprintf(r.out, "%s", b.Bytes())
 		delete(r.output, key)
 	}
 }
