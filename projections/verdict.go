@@ -64,7 +64,10 @@ func (t *Tables) Verdict(q Question) (Answer, error) {
 	class := t.classOf(ref.Scope, peer)
 	a := Answer{Verdict: abi.VerdictAllow, Table: ref.Table, Class: class}
 
-	specific := t.longest(ref.Table, class, ref.ClassLens, q.Protocol, q.Port)
+	var specific *PolicyRow
+	if class != abi.ClassAny {
+		specific = t.longest(ref.Table, class, ref.ClassLens, q.Protocol, q.Port)
+	}
 	any := t.longest(ref.Table, abi.ClassAny, ref.AnyLens, q.Protocol, q.Port)
 	for _, want := range []abi.Verdict{abi.VerdictDeny, abi.VerdictAllow} {
 		for _, row := range []*PolicyRow{specific, any} {
@@ -95,9 +98,10 @@ func (t *Tables) classOf(scope, peer uint64) uint64 {
 		return baseWorldIPv4
 	case identity >= abi.IdentityFirstDynamic:
 		return abi.ClassPod
-	default:
+	case uint64(identity) < abi.ClassPod:
 		return uint64(identity)
 	}
+	return abi.ClassAny
 }
 
 // longest finds the row with the most port bits, and after all of the protocol's
