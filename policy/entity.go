@@ -12,6 +12,7 @@ const (
 	EntityWorldIPv4     Entity = "world-ipv4"
 	EntityWorldIPv6     Entity = "world-ipv6"
 	EntityCluster       Entity = "cluster"
+	EntityClusterMesh   Entity = "cluster-mesh" // cluster, and the workloads of connected clusters
 	EntityHost          Entity = "host"
 	EntityRemoteNode    Entity = "remote-node"
 	EntityKubeAPIServer Entity = "kube-apiserver"
@@ -22,16 +23,19 @@ const (
 	EntityNone          Entity = "none"
 )
 
+var clusterIdentities = []uint32{
+	identityHost, identityRemoteNode, identityKubeAPIServer, identityHealth,
+	identityInit, identityIngress, identityUnmanaged,
+}
+
 // entityIdentities are the reserved identities that an entity covers. all and
 // none are not in it.
 var entityIdentities = map[Entity][]uint32{
-	EntityWorld:     {identityWorld, identityWorldIPv4, identityWorldIPv6},
-	EntityWorldIPv4: {identityWorldIPv4},
-	EntityWorldIPv6: {identityWorldIPv6},
-	EntityCluster: {
-		identityHost, identityRemoteNode, identityKubeAPIServer, identityHealth,
-		identityInit, identityIngress, identityUnmanaged,
-	},
+	EntityWorld:         {identityWorld, identityWorldIPv4, identityWorldIPv6},
+	EntityWorldIPv4:     {identityWorldIPv4},
+	EntityWorldIPv6:     {identityWorldIPv6},
+	EntityCluster:       clusterIdentities,
+	EntityClusterMesh:   clusterIdentities,
 	EntityHost:          {identityHost},
 	EntityRemoteNode:    {identityRemoteNode, identityKubeAPIServer},
 	EntityKubeAPIServer: {identityKubeAPIServer},
@@ -70,7 +74,9 @@ func (e Entity) MatchesIdentity(id uint32) bool {
 }
 
 // MatchesPods tells whether e covers the workloads of this cluster.
-func (e Entity) MatchesPods() bool { return e == EntityAll || e == EntityCluster }
+func (e Entity) MatchesPods() bool {
+	return e == EntityAll || e == EntityCluster || e == EntityClusterMesh
+}
 
 // MatchesCIDR tells whether e covers a peer that is an address range outside
 // the cluster. It depends on the range's family only.

@@ -20,7 +20,7 @@ var (
 type FieldError struct {
 	Source   string // the file, as Parse was told
 	Line     int    // from 1; 0 if unknown
-	Document int    // of a multi-document file, from 0
+	Document int    // of a multi-document file, from 1
 	Path     string // "spec.ingress[0].toPorts[1].ports[0].port"; empty for the whole document
 	Problem  string
 	Remedy   string // what to do about it; may be empty
@@ -53,7 +53,7 @@ func position(source string, line, document int) string {
 		}
 		s += strconv.Itoa(line)
 	}
-	if document > 0 {
+	if document > 1 {
 		if s != "" {
 			s += ": "
 		}

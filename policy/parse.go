@@ -49,7 +49,8 @@ func (w *walker) documents(data []byte) []*eventpb.PolicySet {
 	found := false
 	t := tree{w: w, left: maxTree}
 	dec := yaml.NewDecoder(bytes.NewReader(data))
-	for ; ; w.document++ {
+	for {
+		w.document++
 		var doc yaml.Node
 		err := dec.Decode(&doc)
 		if errors.Is(err, io.EOF) {
@@ -105,6 +106,7 @@ func (w *walker) resource(v *value, path string, emit func(*eventpb.PolicySet, *
 	o := object{path, v}
 	apiVersion, kind := w.required(o, "apiVersion"), w.required(o, "kind")
 	if apiVersion == "" || kind == "" {
+		w.object(v, path, policySchema) // a misspelt one is the likely cause
 		return
 	}
 	if apiVersion == "v1" && kind == "List" {
@@ -159,11 +161,21 @@ func (w *walker) listOf(v *value, path string, emit func(*eventpb.PolicySet, *va
 	}
 }
 
-var metadataSchema = schema{fields: []string{
-	"name", "namespace", "labels", "annotations", "uid", "resourceVersion", "generation",
-	"creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "ownerReferences",
-	"finalizers", "managedFields", "selfLink", "generateName",
-}}
+var (
+	policySchema = schema{
+		fields: []string{"apiVersion", "kind", "metadata", "spec", "specs", "status"},
+		hints:  map[string]string{"description": "move it to spec.description"},
+	}
+	npSchema       = schema{fields: []string{"apiVersion", "kind", "metadata", "spec", "status"}}
+	metadataSchema = schema{
+		fields: []string{
+			"name", "namespace", "labels", "annotations", "uid", "resourceVersion", "generation",
+			"creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds",
+			"ownerReferences", "finalizers", "managedFields", "selfLink", "generateName",
+		},
+		hints: map[string]string{"description": "move it to spec.description"},
+	}
+)
 
 // ref reads metadata. The second result is false if a problem was reported.
 func (w *walker) ref(o object, kind Kind) (Ref, bool) {
@@ -211,9 +223,9 @@ func (w *walker) ref(o object, kind Kind) (Ref, bool) {
 // policy reads one policy; nil if it has a problem.
 func (w *walker) policy(v *value, path string, kind Kind) *eventpb.PolicySet {
 	before := len(w.errs)
-	s := schema{fields: []string{"apiVersion", "kind", "metadata", "spec", "specs", "status"}}
+	s := policySchema
 	if kind == KindNetworkPolicy {
-		s.fields = []string{"apiVersion", "kind", "metadata", "spec", "status"}
+		s = npSchema
 	}
 	o, _ := w.object(v, path, s)
 	ref, _ := w.ref(o, kind)

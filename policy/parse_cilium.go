@@ -46,8 +46,8 @@ func newSide(prefix string, foreign []string, requires string) side {
 	for f, remedy := range deny {
 		allow[f] = remedy
 	}
-	s.allow = schema{fields, allow}
-	s.deny = schema{fields, deny}
+	s.allow = schema{fields: fields, unsupported: allow}
+	s.deny = schema{fields: fields, unsupported: deny}
 	return s
 }
 

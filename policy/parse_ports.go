@@ -108,12 +108,10 @@ func (w *walker) ciliumPort(v *value, path string) []*eventpb.Port {
 		w.invalid(v.line, p, "missing", `write "0" for every port`)
 		return nil
 	}
+	text := port.text
 	if port.kind == kindInt {
-		w.invalid(port.line, p, "must be a string, is a number", "write "+strconv.Quote(port.text))
-		return nil
-	}
-	text, ok := w.str(port, p)
-	if !ok {
+		w.warn(port.line, p, "a number; Kubernetes wants a string: "+strconv.Quote(text))
+	} else if text, ok = w.str(port, p); !ok {
 		return nil
 	}
 	end, endPath := o.get("endPort")

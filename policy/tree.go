@@ -147,6 +147,9 @@ func (t *tree) scalar(n *yaml.Node, at *place) *value {
 	case "!!int":
 		v.kind = kindInt
 		v.text, ok = canonicalInt(n.Value)
+		if digits := strings.TrimLeft(n.Value, "+-"); len(digits) > 1 && digits[0] == '0' && digits[1] >= '0' && digits[1] <= '9' {
+			t.w.invalid(n.Line, at.path(), n.Value+" has a leading zero and may be read as octal", "remove it, or put it in quotes")
+		}
 	case "!!float":
 		v.kind = kindFloat
 		v.text, ok = canonicalFloat(n.Value)

@@ -48,6 +48,7 @@ func (w *walker) warn(line int, path, text string) {
 type schema struct {
 	fields      []string
 	unsupported map[string]string // known to Cilium, not to us: what to do instead, or ""
+	hints       map[string]string // unknown, but often written: where it belongs
 }
 
 // object is a mapping that was held against its schema.
@@ -90,6 +91,9 @@ func (o object) get(name string) (*value, string) {
 }
 
 func (s schema) suggest(key string) string {
+	if hint := s.hints[key]; hint != "" {
+		return hint
+	}
 	best, bestDistance := "", 3
 	for _, name := range s.fields {
 		d := distance(strings.ToLower(key), strings.ToLower(name))
