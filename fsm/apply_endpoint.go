@@ -29,7 +29,7 @@ func (s *State) endpointCreated(c *change, created *eventpb.EndpointCreated) err
 	if replaces && e.Incarnation <= old.Incarnation {
 		return fmt.Errorf("endpoint %s: incarnation %d: %d is live, want a higher one", e.Ref, e.Incarnation, old.Incarnation)
 	}
-	for _, a := range []netip.Addr{e.IPv4, e.IPv6} {
+	for _, a := range e.addresses() {
 		if has, taken := s.owners[a]; taken && has != (owner{endpoint: e.Ref}) {
 			return fmt.Errorf("endpoint %s: address %s: %s has it", e.Ref, a, has)
 		}
@@ -122,14 +122,24 @@ func (s *State) needOf(e *Endpoint) []need {
 }
 
 func (s *State) own(e *Endpoint) {
-	for _, a := range []netip.Addr{e.IPv4, e.IPv6} {
-		if a.IsValid() {
-			s.owners[a] = owner{endpoint: e.Ref}
-		}
+	for _, a := range e.addresses() {
+		s.owners[a] = owner{endpoint: e.Ref}
 	}
 }
 
 func (s *State) disown(e *Endpoint) {
-	delete(s.owners, e.IPv4)
-	delete(s.owners, e.IPv6)
+	for _, a := range e.addresses() {
+		delete(s.owners, a)
+	}
+}
+
+// addresses is those that the endpoint has, IPv4 first.
+func (e *Endpoint) addresses() []netip.Addr {
+	all := make([]netip.Addr, 0, 2)
+	for _, a := range [...]netip.Addr{e.IPv4, e.IPv6} {
+		if a.IsValid() {
+			all = append(all, a)
+		}
+	}
+	return all
 }
