@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -34,11 +35,16 @@ type agent struct {
 func (s *stage) socket() string  { return filepath.Join(s.dir, "varve.sock") }
 func (s *stage) logFile() string { return filepath.Join(s.dir, "agent.log") }
 
+// configFile is empty, so that no settings of this machine reach the demo;
+// for the same reason its environment has none.
+func (s *stage) configFile() string { return filepath.Join(s.dir, "agent.yaml") }
+
 // agentArgs are the same for every start: what the agent knows besides, it has
 // from its log.
 func (s *stage) agentArgs() []string {
 	return []string{
 		"agent",
+		"--config", s.configFile(),
 		"--state-dir", filepath.Join(s.dir, "state"),
 		"--socket", s.socket(),
 		"--bpf-root", filepath.Join(s.dir, "bpf"),
@@ -59,6 +65,7 @@ func (s *stage) startAgent(ctx context.Context) (*varvev1.StatusResponse, error)
 	defer logFile.Close()
 	cmd := exec.Command(s.self, s.agentArgs()...)
 	cmd.Stdout, cmd.Stderr = logFile, logFile
+	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "VARVE_") })
 	// A group of its own: Ctrl-C is for the demo, which then stops the agent.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	// A child is in the namespace of the thread that made it.

@@ -76,6 +76,9 @@ func newStage(o Options) (*stage, error) {
 	s := &stage{opts: o, out: newPrinter(o.Out, o.NoColor), self: self, id: id, dir: dir, actors: map[string]*actor{}}
 	s.later("files in "+dir, func() error { return os.RemoveAll(dir) })
 	s.later("mounts below "+dir, func() error { return unmountBelow(dir) })
+	if err := os.WriteFile(s.configFile(), nil, 0o600); err != nil {
+		return nil, errors.Join(err, s.takeBack())
+	}
 	return s, nil
 }
 
@@ -131,10 +134,13 @@ func (s *stage) failed() []string {
 	return slices.Clone(s.failures)
 }
 
-// spawn runs fn beside the story. A panic in it becomes the story's error, since
-// it would otherwise end the process before anything is cleaned up.
-func (s *stage) spawn(fn func()) {
+// spawn runs fn beside the story and closes the channel at its end. A panic in it
+// becomes the story's error, since it would otherwise end the process before
+// anything is cleaned up.
+func (s *stage) spawn(fn func()) <-chan struct{} {
+	done := make(chan struct{})
 	go func() {
+		defer close(done)
 		defer func() {
 			if r := recover(); r != nil {
 				s.mu.Lock()
@@ -144,6 +150,7 @@ func (s *stage) spawn(fn func()) {
 		}()
 		fn()
 	}()
+	return done
 }
 
 func (s *stage) background() error {
