@@ -61,7 +61,7 @@ type Arrow struct {
 var Forbidden = slices.Concat(
 	only("log/eventpb", "an event's encoding depends on nothing else, for ever"),
 	only("log", "the log does not know what its events mean", "log/eventpb"),
-	only("log/raftlog", "replication only delegates to the state it is given", "log", "log/eventpb", "log/history", "internal"),
+	only("log/raftlog", "replication hands entries to the state and knows nothing of what follows from it", "log", "log/eventpb", "log/history", "fsm", "policy", "internal"),
 	only("log/history", "history keeps bytes", "log", "log/eventpb", "internal"),
 	only("policy", "the policy model is a leaf: users' YAML in, meaning out", "log/eventpb"),
 	only("fsm", "state is folded from the log and nothing else", "log", "log/eventpb", "policy"),
