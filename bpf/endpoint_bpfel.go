@@ -106,7 +106,29 @@ type endpointEndpointValue struct {
 	Mac   [6]uint8
 	Flags uint16
 	Ipv6  [16]uint8
-	_     [4]byte
+	Pad   uint32
+}
+
+type endpointEvent struct {
+	_         structs.HostLayout
+	TimeNs    uint64
+	Row       uint64
+	Table     uint64
+	SrcPeer   uint64
+	DstPeer   uint64
+	Src       [16]uint8
+	Dst       [16]uint8
+	SrcPort   uint16
+	DstPort   uint16
+	Length    uint32
+	Endpoint  uint32
+	Ifindex   uint32
+	Type      uint8
+	Direction uint8
+	Protocol  uint8
+	Reason    uint8
+	Ethertype uint16
+	Pad       uint16
 }
 
 type endpointGenerations struct {

@@ -138,6 +138,7 @@ type EndpointValue struct {
 	MAC      [6]byte
 	Flags    uint16
 	IPv6     [16]byte
+	_        uint32
 }
 
 // ClassKey asks for a peer's class within a scope.

@@ -80,6 +80,7 @@ struct endpoint_value {
 	__u8 mac[6]; /* the container's side */
 	__u16 flags;
 	__u8 ipv6[16]; /* all zero: none */
+	__u32 pad;
 };
 
 struct class_key {

@@ -88,4 +88,5 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 1 << 20); /* bytes */
+	__type(value, struct event);
 } events SEC(".maps");
