@@ -77,8 +77,12 @@ func newTransport(path string) *http.Transport {
 			if err == nil {
 				return conn, nil
 			}
+			// What is left without these is the errno: the address is said already.
 			if opErr, ok := err.(*net.OpError); ok {
 				err = opErr.Err
+			}
+			if sysErr, ok := err.(*os.SyscallError); ok {
+				err = sysErr.Err
 			}
 			return nil, &DialError{Address: path, Err: err}
 		},

@@ -1,0 +1,141 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/varve-net/varve/internal/agent"
+	"github.com/varve-net/varve/internal/version"
+)
+
+// agentFlags are the settings of `varve agent` that agent.Config holds in
+// another form.
+type agentFlags struct {
+	config     string
+	nodeIPs    []string
+	ipv4, ipv6 bool
+	ipv4Range  string
+	ipv6Range  string
+	logLevel   string
+	logFormat  string
+}
+
+const defaultConfigFile = "/etc/varve/config.yaml"
+
+func (a *app) agentCommand() *cobra.Command {
+	var f agentFlags
+	cfg := agent.Config{Version: version.String()}
+	cmd := &cobra.Command{
+		Use:   "agent",
+		Short: "Run the agent of this node",
+		Long: strings.TrimSpace(`
+Run the agent of this node until it is told to stop. Traffic and policy go on
+while no agent runs; its start writes only what differs.
+
+Each setting is taken from the first place that has it: the flag, the environment
+(VARVE_STATE_DIR for --state-dir, and so on), the file given by --config, where
+keys are named as the flags are, and the default.`),
+		Example: strings.Trim(`
+  varve agent
+  varve agent --state-dir /tmp/varve --socket /tmp/varve.sock --bpf-root /sys/fs/bpf/mine
+  VARVE_LOG_LEVEL=debug varve agent --ipv4-range 10.1.2.0/24 --enable-ipv6=false`, "\n"),
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := loadConfig(cmd.Flags()); err != nil {
+				return &exitError{code: exitUsage, err: err}
+			}
+			if err := f.fill(&cfg, a.stderr); err != nil {
+				return &exitError{code: exitUsage, err: err}
+			}
+			return runAgent(cmd.Context(), cfg)
+		},
+	}
+	flags := cmd.Flags()
+	flags.SortFlags = false
+	flags.StringVar(&f.config, configFlag, defaultConfigFile, "YAML file of settings; the default one may be missing")
+	flags.StringVar(&cfg.StateDir, "state-dir", agent.DefaultStateDir, "directory of the log, its history and snapshots")
+	flags.StringVar(&cfg.Socket, "socket", agent.DefaultSocket, "unix socket to answer on")
+	flags.StringVar(&cfg.Group, "group", agent.DefaultGroup, "members of this group may use the socket beside root; empty: nobody")
+	flags.StringVar(&cfg.BPFRoot, "bpf-root", agent.DefaultBPFRoot, "directory of the BPF pins, on a bpffs or where one may be mounted")
+	flags.StringVar(&cfg.Cluster, "cluster-name", agent.DefaultCluster, "name of the cluster")
+	flags.StringVar(&cfg.Node, "node-name", "", "name of this node (default the host's name)")
+	flags.StringSliceVar(&f.nodeIPs, "node-ip", nil, "address of the local host, repeatable (default those of its interfaces)")
+	flags.BoolVar(&cfg.KubeAPIServer, "kube-apiserver", false, "the Kubernetes API server runs on this host")
+	flags.BoolVar(&f.ipv4, "enable-ipv4", true, "give endpoints IPv4 addresses")
+	flags.BoolVar(&f.ipv6, "enable-ipv6", true, "give endpoints IPv6 addresses")
+	flags.StringVar(&f.ipv4Range, "ipv4-range", agent.DefaultIPv4Range.String(), "range of the endpoints' IPv4 addresses; its first is the gateway")
+	flags.StringVar(&f.ipv6Range, "ipv6-range", agent.DefaultIPv6Range.String(), "range of the endpoints' IPv6 addresses; its first is the gateway")
+	flags.IntVar(&cfg.MTU, "mtu", agent.DefaultMTU, "MTU of the endpoints' interfaces, in bytes")
+	flags.IntVar(&cfg.ConntrackMax, "bpf-ct-max", 0, "entries of the conntrack map (0: the built-in size)")
+	flags.IntVar(&cfg.PolicyMax, "bpf-policy-map-max", 0, "entries of the policy map (0: the built-in size)")
+	flags.Uint64Var(&cfg.SnapshotThreshold, "snapshot-threshold", agent.DefaultSnapshotThreshold, "Raft entries between two snapshots")
+	flags.StringVar(&f.logLevel, "log-level", "info", "least severe level to log: debug, info, warn, error")
+	flags.StringVar(&f.logFormat, "log-format", "text", "form of the agent's own log: text, json")
+	_ = cmd.MarkFlagFilename("config", "yaml", "yml")
+	_ = cmd.MarkFlagDirname("state-dir")
+	_ = cmd.MarkFlagDirname("bpf-root")
+	_ = cmd.RegisterFlagCompletionFunc("log-level", cobra.FixedCompletions([]string{"debug", "info", "warn", "error"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("log-format", cobra.FixedCompletions([]string{"text", "json"}, cobra.ShellCompDirectiveNoFileComp))
+	return cmd
+}
+
+// fill puts the settings into cfg. Its errors name the setting.
+func (f *agentFlags) fill(cfg *agent.Config, stderr io.Writer) error {
+	for _, s := range f.nodeIPs {
+		addr, err := netip.ParseAddr(s)
+		if err != nil {
+			return fmt.Errorf("node-ip: %q is no address; give one such as 192.0.2.1 or 2001:db8::1", s)
+		}
+		cfg.NodeAddresses = append(cfg.NodeAddresses, addr.Unmap())
+	}
+	for _, r := range []struct {
+		name, value string
+		on          bool
+		to          *netip.Prefix
+	}{
+		{"ipv4-range", f.ipv4Range, f.ipv4, &cfg.IPv4Range},
+		{"ipv6-range", f.ipv6Range, f.ipv6, &cfg.IPv6Range},
+	} {
+		if !r.on {
+			continue
+		}
+		p, err := netip.ParsePrefix(r.value)
+		if err != nil {
+			return fmt.Errorf("%s: %q is no range; give one such as %s or %s", r.name, r.value, agent.DefaultIPv4Range, agent.DefaultIPv6Range)
+		}
+		*r.to = p
+	}
+	for _, n := range []struct {
+		name  string
+		value int
+	}{{"bpf-ct-max", cfg.ConntrackMax}, {"bpf-policy-map-max", cfg.PolicyMax}} {
+		if n.value < 0 {
+			return fmt.Errorf("%s: %d; give a number of entries, or 0 for the built-in one", n.name, n.value)
+		}
+	}
+	var err error
+	cfg.Logger, err = newLogger(stderr, f.logLevel, f.logFormat)
+	return err
+}
+
+func newLogger(w io.Writer, level, format string) (*slog.Logger, error) {
+	var opts slog.HandlerOptions
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return nil, fmt.Errorf("log-level: %q is none of debug, info, warn, error", level)
+	}
+	opts.Level = l
+	switch format {
+	case "text":
+		return slog.New(slog.NewTextHandler(w, &opts)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(w, &opts)), nil
+	default:
+		return nil, fmt.Errorf("log-format: %q is none of text, json", format)
+	}
+}
