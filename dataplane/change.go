@@ -1,0 +1,163 @@
+package dataplane
+
+import (
+	"maps"
+	"slices"
+
+	"github.com/varve-net/varve/bpf/abi"
+)
+
+// change is the difference between what the maps have and what they should have.
+type change struct {
+	have, want *rows
+
+	goneEndpoints []abi.EndpointKey
+	// turned are endpoints that stay and whose policy reference changes.
+	turned []abi.EndpointKey
+	// moved are prefixes, of have or want, that resolve to another peer, with
+	// the peers before and after.
+	moved map[prefix]move
+
+	// flowsOf are the addresses whose flows must be judged again.
+	flowsOf  []abi.Addr
+	allFlows bool
+}
+
+type move struct{ before, after uint64 }
+
+func newChange(have, want *rows) *change {
+	c := &change{have: have, want: want}
+	c.compareEndpoints()
+	c.comparePrefixes()
+	return c
+}
+
+func (c *change) compareEndpoints() {
+	involved := func(v abi.EndpointValue) { c.flowsOf = append(c.flowsOf, addresses(v)...) }
+	for k, old := range c.have.endpoints {
+		v, stays := c.want.endpoints[k]
+		switch {
+		case !stays:
+			c.goneEndpoints = append(c.goneEndpoints, k)
+			involved(old)
+			continue
+		case old == v:
+			continue
+		case old.Egress != v.Egress || old.Ingress != v.Ingress:
+			c.turned = append(c.turned, k)
+		}
+		involved(old)
+		involved(v)
+	}
+	for k, v := range c.want.endpoints {
+		if _, there := c.have.endpoints[k]; !there {
+			involved(v)
+		}
+	}
+}
+
+func (c *change) comparePrefixes() {
+	differ := make(map[prefix]bool)
+	for p, old := range c.have.prefixes {
+		if v, ok := c.want.prefixes[p]; !ok || v != old {
+			differ[p] = true
+		}
+	}
+	for p := range c.want.prefixes {
+		if _, ok := c.have.prefixes[p]; !ok {
+			differ[p] = true
+		}
+	}
+	if len(differ) == 0 {
+		return
+	}
+	before, after := newResolver(c.have.prefixes), newResolver(c.want.prefixes)
+	c.moved = make(map[prefix]move)
+	for p := range differ {
+		if p.PrefixLen == fullLength {
+			c.flowsOf = append(c.flowsOf, p.Addr)
+		} else {
+			c.allFlows = true
+		}
+		if m := (move{before.peer(p), after.peer(p)}); m.before != m.after {
+			c.moved[p] = m
+		}
+		// A prefix of both families resolves differently for each.
+		if p.PrefixLen < allIPv4.PrefixLen && mask(allIPv4.Addr, p.PrefixLen) == p.Addr {
+			if m := (move{before.peer(allIPv4), after.peer(allIPv4)}); m.before != m.after {
+				c.moved[allIPv4] = m
+			}
+		}
+	}
+}
+
+func (c *change) empty() bool { return c.stats().Total() == 0 }
+
+// stayingEndpoints are the wanted rows of endpoints that have one.
+func (c *change) stayingEndpoints() map[abi.EndpointKey]abi.EndpointValue {
+	staying := make(map[abi.EndpointKey]abi.EndpointValue)
+	for k, v := range c.want.endpoints {
+		if _, ok := c.have.endpoints[k]; ok {
+			staying[k] = v
+		}
+	}
+	return staying
+}
+
+// prefixPeak is the most rows that the exact map and the trie hold at once.
+func (c *change) prefixPeak(t *transition) (exact, trie int) {
+	all := maps.Clone(c.have.prefixes)
+	maps.Copy(all, c.want.prefixes)
+	if t != nil {
+		maps.Copy(all, t.prefixes)
+	}
+	for p := range all {
+		if p.PrefixLen == fullLength {
+			exact++
+		}
+	}
+	return exact, len(all) - exact
+}
+
+func (c *change) stats() Stats {
+	s := Stats{
+		Endpoints:  count(c.have.endpoints, c.want.endpoints),
+		Classes:    count(c.have.classes, c.want.classes),
+		Policy:     count(c.have.policy, c.want.policy),
+		AllFlows:   c.allFlows,
+		Transition: len(c.turned) > 0 && len(c.moved) > 0,
+	}
+	haveExact, haveTrie := split(c.have.prefixes)
+	wantExact, wantTrie := split(c.want.prefixes)
+	s.IPCache, s.IPCacheLPM = count(haveExact, wantExact), count(haveTrie, wantTrie)
+	return s
+}
+
+func split(ps map[prefix]abi.IPCacheValue) (exact, trie map[prefix]abi.IPCacheValue) {
+	exact, trie = make(map[prefix]abi.IPCacheValue), make(map[prefix]abi.IPCacheValue)
+	for p, v := range ps {
+		if p.PrefixLen == fullLength {
+			exact[p] = v
+		} else {
+			trie[p] = v
+		}
+	}
+	return exact, trie
+}
+
+func count[K, V comparable](have, want map[K]V) Changes {
+	var n Changes
+	for k, v := range want {
+		if old, ok := have[k]; !ok {
+			n.Added++
+		} else if old != v {
+			n.Updated++
+		}
+	}
+	n.Deleted = len(have) + n.Added - len(want)
+	return n
+}
+
+func sorted(keys []abi.EndpointKey) []abi.EndpointKey {
+	return slices.SortedFunc(slices.Values(keys), func(a, b abi.EndpointKey) int { return int(a.Ifindex) - int(b.Ifindex) })
+}

@@ -1,0 +1,229 @@
+// Package dataplane makes the kernel equal to the desired tables: it writes BPF
+// maps in an order that never opens a gap (Syncer), makes and removes the
+// containers' interfaces, and reads back what the programs report.
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"sync"
+
+	"github.com/varve-net/varve/bpf"
+	"github.com/varve-net/varve/bpf/abi"
+	"github.com/varve-net/varve/projections"
+)
+
+// DefaultGatewayMAC is the MAC of every host side if no other is configured:
+// locally administered, "varve" in ASCII.
+var DefaultGatewayMAC = [6]byte{0x02, 'v', 'a', 'r', 'v', 'e'}
+
+// Config says what to open.
+type Config struct {
+	// PinDir is where maps and links are pinned. A bpffs is mounted there if it
+	// is not on one.
+	PinDir string
+	// GatewayMAC is the MAC of the host side of every pair; zero:
+	// DefaultGatewayMAC. It must stay the same as long as interfaces exist: by it
+	// they are known as ours.
+	GatewayMAC [6]byte
+	// MapSizes is the number of entries by map name; a map that is not named
+	// keeps its size.
+	MapSizes               map[string]uint32
+	EnableIPv4, EnableIPv6 bool
+	NewFlowEvents          bool // an event for each admitted flow
+	// Netns is the path of the node's network namespace; empty: this process's.
+	Netns  string
+	Logger *slog.Logger // nil: none
+}
+
+// Dataplane is the datapath of one node. Safe for concurrent use except Close
+// and Destroy.
+type Dataplane struct {
+	config  Config
+	log     *slog.Logger
+	objs    *bpf.Objects
+	node    *namespace
+	mounted bool
+
+	maps   Maps
+	syncer *Syncer
+
+	mu   sync.Mutex
+	bind map[uint32]int // of the last Sync
+
+	eventsBusy sync.Mutex
+}
+
+// Open loads the programs and takes over the pinned maps and links of an earlier
+// run, if there are any: what flows goes on, under the rows that are there, and
+// programs on existing interfaces are replaced one by one without a gap. Links of
+// interfaces that are gone are removed. Nothing is written to the maps of rows
+// until Sync.
+func Open(c Config) (*Dataplane, error) {
+	if c.GatewayMAC == [6]byte{} {
+		c.GatewayMAC = DefaultGatewayMAC
+	}
+	if c.GatewayMAC[0]&1 != 0 {
+		return nil, fmt.Errorf("dataplane: gateway MAC %x must be a unicast address", c.GatewayMAC)
+	}
+	if !c.EnableIPv4 && !c.EnableIPv6 {
+		return nil, errors.New("dataplane: IPv4 and IPv6 are both off: enable one")
+	}
+	d := &Dataplane{config: c, log: c.Logger}
+	if d.log == nil {
+		d.log = slog.New(slog.DiscardHandler)
+	}
+	if err := d.open(); err != nil {
+		return nil, errors.Join(fmt.Errorf("dataplane: %w", err), d.Close())
+	}
+	return d, nil
+}
+
+func (d *Dataplane) open() (err error) {
+	if d.node, err = openNamespace(d.config.Netns); err != nil {
+		return err
+	}
+	if d.mounted, err = bpf.MountBPFFS(d.config.PinDir); err != nil {
+		return err
+	}
+	if d.objs, err = bpf.Load(bpf.Options{PinDir: d.config.PinDir, MapSizes: d.config.MapSizes}); err != nil {
+		return err
+	}
+	d.maps = kernelMaps(d.objs)
+	d.syncer = NewSyncer(d.maps)
+	settings := abi.DefaultConfig(d.config.GatewayMAC)
+	settings.EnableIPv4, settings.EnableIPv6 = d.config.EnableIPv4, d.config.EnableIPv6
+	settings.NewFlowEvents = d.config.NewFlowEvents
+	if err := d.objs.SetConfig(settings); err != nil {
+		return err
+	}
+	return d.takeOver()
+}
+
+// takeOver puts this binary's programs on the interfaces of an earlier run.
+func (d *Dataplane) takeOver() error {
+	return d.node.do(func() error {
+		gone, err := d.objs.PruneLinks()
+		if err != nil {
+			return err
+		}
+		attached, err := d.objs.Attached()
+		if err != nil {
+			return err
+		}
+		for _, ifindex := range attached {
+			if err := d.objs.Attach(ifindex); err != nil {
+				return err
+			}
+		}
+		d.log.Info("datapath loaded", "interfaces", len(attached), "stale_links", len(gone), "mounted_bpffs", d.mounted)
+		return nil
+	})
+}
+
+// Close gives up this process's hold. What is pinned stays: traffic and policy
+// go on.
+func (d *Dataplane) Close() error {
+	var errs []error
+	if d.objs != nil {
+		errs = append(errs, d.objs.Close())
+		d.objs = nil
+	}
+	if d.node != nil {
+		errs = append(errs, d.node.close())
+		d.node = nil
+	}
+	return errors.Join(errs...)
+}
+
+// Destroy closes and takes everything pinned out of the kernel, and unmounts the
+// bpffs if this process mounted it. Interfaces are removed by RemoveInterface
+// before; those left over lose their programs and go unguarded.
+func (d *Dataplane) Destroy() error {
+	errs := []error{d.Close(), bpf.RemoveAll(d.config.PinDir)}
+	if d.mounted {
+		errs = append(errs, bpf.UnmountBPFFS(d.config.PinDir))
+		d.mounted = false
+	}
+	return errors.Join(errs...)
+}
+
+// SetupNode puts the gateways on the loopback and makes the node a router.
+// Idempotent.
+func (d *Dataplane) SetupNode(ctx context.Context, s NodeSpec) error {
+	return setupNode(ctx, d.node, s)
+}
+
+// TeardownNode takes the gateways away. Forwarding stays on, since others may
+// have come to rely on it. Idempotent.
+func (d *Dataplane) TeardownNode(s NodeSpec) error { return teardownNode(d.node, s) }
+
+// EnsureInterface makes an endpoint's veth pair, or completes and repairs what
+// is there of it, and returns the index of its host side. The programs are on it
+// before either side is up, and the container's side stays down until
+// ActivateInterface; one that is up already stays up. Idempotent.
+//
+// Errors: ErrNoNamespace, ErrForeignInterface.
+func (d *Dataplane) EnsureInterface(ctx context.Context, s InterfaceSpec) (ifindex int, err error) {
+	return ensureInterface(ctx, d.node, d.config.GatewayMAC, s, func(ifindex int) error {
+		return d.node.do(func() error { return d.objs.Attach(ifindex) })
+	})
+}
+
+// ActivateInterface brings the container's side up and gives it its routes. Call
+// it once Sync has written the endpoint's rows. Idempotent.
+func (d *Dataplane) ActivateInterface(ctx context.Context, s InterfaceSpec) error {
+	return activateInterface(ctx, s)
+}
+
+// RemoveInterface removes an endpoint's veth pair by the name of its host side,
+// with routes, neighbours and pins. The programs stay on it to the end: no packet
+// passes unguarded. No error if there is none, or if the container's namespace
+// is gone. ErrForeignInterface if the interface was not made here.
+func (d *Dataplane) RemoveInterface(ctx context.Context, hostName string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if _, err := removeInterface(d.node, d.config.GatewayMAC, hostName); err != nil {
+		return err
+	}
+	if _, err := d.objs.PruneLinks(); err != nil {
+		return fmt.Errorf("interface %s: %w", hostName, err)
+	}
+	return nil
+}
+
+// Sync makes the maps equal to desired; see Syncer.Sync.
+func (d *Dataplane) Sync(ctx context.Context, desired *projections.Tables, bind map[uint32]int) (Stats, error) {
+	stats, err := d.syncer.Sync(ctx, desired, bind)
+	if err != nil {
+		return stats, fmt.Errorf("sync to revision %d: %w", desired.Revision, err)
+	}
+	d.mu.Lock()
+	d.bind = maps.Clone(bind)
+	d.mu.Unlock()
+	return stats, nil
+}
+
+// Forget makes the next Sync read the maps anew and repair what differs.
+func (d *Dataplane) Forget() { d.syncer.Forget() }
+
+// KernelTables reads the maps back as logical rows; see ReadTables.
+func (d *Dataplane) KernelTables(ctx context.Context) (*projections.Tables, error) {
+	return ReadTables(ctx, d.maps)
+}
+
+// Verify compares the maps row by row with desired, under the interfaces of the
+// last Sync.
+func (d *Dataplane) Verify(ctx context.Context, desired *projections.Tables) ([]Difference, error) {
+	d.mu.Lock()
+	bind := d.bind
+	d.mu.Unlock()
+	return Verify(ctx, d.maps, desired, bind)
+}
+
+// Maps are the maps that Sync writes, for reading.
+func (d *Dataplane) Maps() Maps { return d.maps }

@@ -1,0 +1,40 @@
+package dataplane
+
+import (
+	"errors"
+	"fmt"
+)
+
+var (
+	// ErrMapFull: the rows do not fit a map. Nothing that refers to them was
+	// changed: the old policy holds everywhere. Always inside a *FullError.
+	ErrMapFull = errors.New("map is full")
+	// ErrNoNamespace: the container's network namespace does not exist.
+	ErrNoNamespace = errors.New("network namespace does not exist")
+	// ErrForeignInterface: an interface of the name asked for exists and was not
+	// made here.
+	ErrForeignInterface = errors.New("interface exists and is not ours")
+	// ErrNoInterface: an interface that should have been made is not there.
+	ErrNoInterface = errors.New("no such interface")
+	// ErrEventsBusy: another reader has the ring buffer; it has only one.
+	ErrEventsBusy = errors.New("events are being read already")
+)
+
+// FullError says which map is too small and by how much.
+type FullError struct {
+	Map        string
+	MaxEntries int
+	// Need is the number of rows the map would have to hold at once: while a
+	// change goes on, that is the old rows and the new ones.
+	Need int
+	// Unfit is the number of rows that did not fit.
+	Unfit int
+}
+
+func (e *FullError) Error() string {
+	return fmt.Sprintf("map %s: %d rows do not fit: the change needs %d at once, the map takes %d; raise its size",
+		e.Map, e.Unfit, e.Need, e.MaxEntries)
+}
+
+// Unwrap makes errors.Is(err, ErrMapFull) true.
+func (e *FullError) Unwrap() error { return ErrMapFull }

@@ -1,0 +1,94 @@
+package dataplane
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"time"
+
+	"github.com/cilium/ebpf/ringbuf"
+
+	"github.com/varve-net/varve/bpf/abi"
+)
+
+// Event is a record of the ring buffer, decoded.
+type Event struct {
+	Type      abi.EventType
+	Reason    abi.Reason
+	Direction abi.Direction // whose policy or check decided
+	// SinceBoot is when, on the boot clock.
+	SinceBoot time.Duration
+	Endpoint  uint32 // id of the endpoint that decided, 0 if none was found
+	Ifindex   int
+	EtherType uint16
+	Protocol  uint8
+	Src, Dst  netip.Addr
+	// Ports; for ICMP the type and the code.
+	SrcPort, DstPort uint16
+	Length           int    // of the packet, in bytes
+	SrcPeer, DstPeer uint64 // as the programs resolved them
+	// Row of the policy that decided, 0: none did. Table is the one asked.
+	Row, Table uint64
+}
+
+// Events calls fn for each record of the ring buffer until ctx ends, then returns
+// nil; an error of fn ends it too and is returned. One reader at a time:
+// ErrEventsBusy. What fn is too slow for is lost and counted (Counters).
+func (d *Dataplane) Events(ctx context.Context, fn func(Event) error) error {
+	if !d.eventsBusy.TryLock() {
+		return ErrEventsBusy
+	}
+	defer d.eventsBusy.Unlock()
+	r, err := ringbuf.NewReader(d.objs.Events)
+	if err != nil {
+		return fmt.Errorf("map events: %w", err)
+	}
+	defer r.Close()
+	defer context.AfterFunc(ctx, func() { r.SetDeadline(time.Unix(1, 0)) })()
+	var record ringbuf.Record
+	for {
+		err := r.ReadInto(&record)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			continue
+		case err != nil:
+			return fmt.Errorf("map events: %w", err)
+		}
+		e, err := decodeEvent(record.RawSample)
+		if err != nil {
+			return err
+		}
+		if err := fn(e); err != nil {
+			return err
+		}
+	}
+}
+
+// decodeEvent decodes a record as the programs write it.
+func decodeEvent(raw []byte) (Event, error) {
+	var e abi.Event
+	size := binary.Size(e)
+	// The ring buffer's records are padded to 8 bytes.
+	if len(raw) < size {
+		return Event{}, fmt.Errorf("map events: a record has %d bytes, an event %d", len(raw), size)
+	}
+	if _, err := binary.Decode(raw[:size], binary.NativeEndian, &e); err != nil {
+		return Event{}, fmt.Errorf("map events: %w", err)
+	}
+	be := binary.BigEndian
+	out := Event{
+		Type: e.Type, Reason: e.Reason, Direction: e.Direction, SinceBoot: time.Duration(e.TimeNS),
+		Endpoint: e.Endpoint, Ifindex: int(e.Ifindex), EtherType: be.Uint16(e.EtherTypeBE[:]), Protocol: e.Protocol,
+		SrcPort: be.Uint16(e.SrcPortBE[:]), DstPort: be.Uint16(e.DstPortBE[:]), Length: int(e.Length),
+		SrcPeer: e.SrcPeer, DstPeer: e.DstPeer, Row: e.Row, Table: e.Table,
+	}
+	if !e.Src.IsZero() || !e.Dst.IsZero() {
+		out.Src, out.Dst = e.Src.Addr(), e.Dst.Addr()
+	}
+	return out, nil
+}
