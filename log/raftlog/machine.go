@@ -1,0 +1,231 @@
+package raftlog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/varve-net/varve/fsm"
+	"github.com/varve-net/varve/log"
+	"github.com/varve-net/varve/log/history"
+)
+
+// machine hands committed entries to the state and their records to history and
+// readers; it decides nothing. Raft calls all of it from one goroutine, but for
+// Persist.
+type machine struct {
+	log   *Log
+	state *fsm.State
+
+	records []log.Record    // of the entries being applied
+	replay  *history.Cursor // at what history already holds of a replay, or nil
+}
+
+var _ raft.BatchingFSM = (*machine)(nil)
+
+// Apply is ApplyBatch of one entry.
+func (m *machine) Apply(entry *raft.Log) any { return m.ApplyBatch([]*raft.Log{entry})[0] }
+
+// ApplyBatch applies entries. The response to a command is an answer. After an
+// error nothing is ever applied again: the node stops.
+func (m *machine) ApplyBatch(entries []*raft.Log) []any {
+	responses := make([]any, len(entries))
+	err := m.log.Err()
+	m.records = m.records[:0]
+	for i, entry := range entries {
+		if entry.Type != raft.LogCommand {
+			continue
+		}
+		var results []log.Result
+		if err == nil {
+			if results, err = m.apply(entry.Data); err != nil {
+				err = fmt.Errorf("apply Raft entry %d: %w", entry.Index, err)
+			}
+		}
+		responses[i] = answer{results: results}
+	}
+	if err == nil && len(m.records) > 0 {
+		err = m.keep(m.records)
+	}
+	if err != nil {
+		m.log.fail(err)
+		for i := range responses {
+			responses[i] = answer{err: err}
+		}
+		return responses
+	}
+	if len(m.records) > 0 {
+		view := m.state.View()
+		m.log.view.Store(&view)
+		m.log.feed.publish(m.records)
+	}
+	return responses
+}
+
+// apply applies the events of one entry.
+func (m *machine) apply(data []byte) ([]log.Result, error) {
+	events, err := log.DecodeBatch(data)
+	if err != nil {
+		return nil, err
+	}
+	results := make([]log.Result, len(events))
+	for i, event := range events {
+		record, result, err := m.state.Apply(event)
+		if err != nil {
+			return nil, err
+		}
+		if record.Revision != 0 {
+			m.records = append(m.records, record)
+		}
+		results[i] = result
+	}
+	return results, nil
+}
+
+// keep appends records to history. What a replay brings again must be what
+// history holds.
+//
+//	snapshot       history's last        Raft's last
+//	    |---- compared ----|---- appended ----|
+func (m *machine) keep(records []log.Record) error {
+	last, _ := m.log.history.Last()
+	known := 0
+	for known < len(records) && records[known].Revision <= last {
+		if err := m.compare(&records[known]); err != nil {
+			return err
+		}
+		known++
+	}
+	if known == len(records) {
+		return nil
+	}
+	if err := m.endReplay(); err != nil {
+		return err
+	}
+	return m.log.history.Append(records[known:])
+}
+
+func (m *machine) compare(replayed *log.Record) (err error) {
+	if m.replay == nil {
+		if m.replay, err = m.log.history.Cursor(replayed.Revision); err != nil {
+			return err
+		}
+	}
+	kept, err := m.replay.Next()
+	if err != nil {
+		return err
+	}
+	return m.log.same(&kept, replayed.Revision, replayed.Chain, replayed.TimeNS, "replay of the Raft log")
+}
+
+func (m *machine) endReplay() error {
+	if m.replay == nil {
+		return nil
+	}
+	err := m.replay.Close()
+	m.replay = nil
+	return err
+}
+
+// same compares a kept record with what another source says of it.
+func (l *Log) same(kept *log.Record, revision log.Revision, chain log.Hash, timeNS int64, source string) error {
+	problem := ""
+	switch {
+	case kept.Revision != revision:
+		problem = fmt.Sprintf("is revision %d", kept.Revision)
+	case kept.Chain != chain:
+		problem = fmt.Sprintf("has chain value %s, the %s gives %s", kept.Chain, source, chain)
+	case kept.TimeNS != timeNS:
+		problem = fmt.Sprintf("has effective time %d, the %s gives %d", kept.TimeNS, source, timeNS)
+	default:
+		return nil
+	}
+	return &log.CorruptError{Revision: revision, What: fmt.Sprintf(
+		"the record in history %s; history and Raft log of %s do not belong together, restore both from one copy", problem, l.config.Dir)}
+}
+
+// Restore replaces the state by a snapshot, which history must reach up to.
+func (m *machine) Restore(r io.ReadCloser) error {
+	defer r.Close()
+	err := m.restore(r)
+	if err != nil {
+		m.log.fail(fmt.Errorf("restore the newest snapshot in %s: %w", m.log.config.Dir, err))
+	}
+	return err
+}
+
+func (m *machine) restore(r io.Reader) error {
+	state, err := fsm.ReadSnapshot(r)
+	if err != nil {
+		return err
+	}
+	view := state.View()
+	if view.Cluster() != m.log.config.Cluster {
+		return fmt.Errorf("it is of cluster %q, this node is of cluster %q; choose another directory or correct the name", view.Cluster(), m.log.config.Cluster)
+	}
+	if err := m.log.reaches(view); err != nil {
+		return err
+	}
+	m.state = state
+	m.log.view.Store(&view)
+	m.log.feed.reset(view.Revision(), view.Chain())
+	return m.endReplay()
+}
+
+// reaches checks that history goes up to a state and agrees with it there.
+func (l *Log) reaches(view fsm.View) error {
+	last, _ := l.history.Last()
+	if view.Revision() > last {
+		return &log.CorruptError{Revision: last + 1, What: fmt.Sprintf(
+			"history ends at revision %d, the snapshot is of revision %d: %d to %d are missing from %s; restore the directory from a copy",
+			last, view.Revision(), last+1, view.Revision(), l.config.Dir)}
+	}
+	if view.Revision() == 0 {
+		return nil
+	}
+	kept, err := l.history.Record(context.Background(), view.Revision())
+	if err != nil {
+		return err
+	}
+	return l.same(&kept, view.Revision(), view.Chain(), view.TimeNS(), "snapshot")
+}
+
+// Snapshot grabs the state.
+func (m *machine) Snapshot() (raft.FSMSnapshot, error) {
+	// Raft counts entries as applied that came after an error: a snapshot would
+	// skip them for ever.
+	if err := m.log.Err(); err != nil {
+		return nil, err
+	}
+	return &snapshot{m.log, m.state.View()}, nil
+}
+
+// snapshot writes a state out. Raft may compact its log after that.
+type snapshot struct {
+	log  *Log
+	view fsm.View
+}
+
+// Persist makes history durable up to the state before anything else.
+func (s *snapshot) Persist(sink raft.SnapshotSink) error {
+	err := s.log.config.checkSpace(s.log.config.ReserveBytes)
+	if err == nil {
+		err = s.log.history.Sync()
+	}
+	if synced := s.log.history.Synced(); err == nil && synced < s.view.Revision() {
+		err = fmt.Errorf("history is durable up to revision %d, the snapshot is of %d", synced, s.view.Revision())
+	}
+	if err == nil {
+		err = s.view.WriteSnapshot(&sparing{w: sink, c: &s.log.config})
+	}
+	if err != nil {
+		return errors.Join(err, sink.Cancel())
+	}
+	return sink.Close()
+}
+
+// Release has nothing to release: a view is garbage when no one holds it.
+func (s *snapshot) Release() {}
