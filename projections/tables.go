@@ -8,6 +8,8 @@
 package projections
 
 import (
+	"fmt"
+
 	"github.com/varve-net/varve/bpf/abi"
 	"github.com/varve-net/varve/log"
 	"github.com/varve-net/varve/policy"
@@ -22,6 +24,18 @@ type RuleRef struct {
 	// Implicit names a rule that no policy holds, e.g. "allow-localhost"; then
 	// the other fields are zero.
 	Implicit string
+}
+
+// String is the rule as people find it: "cnp/default/web ingress[0]", with
+// specs[1] in between for a later one of several, or an implicit rule's name.
+func (r RuleRef) String() string {
+	if r.Implicit != "" {
+		return r.Implicit
+	}
+	if r.Spec > 0 {
+		return fmt.Sprintf("%s specs[%d].%s[%d]", r.Policy, r.Spec, r.Section, r.Index)
+	}
+	return fmt.Sprintf("%s %s[%d]", r.Policy, r.Section, r.Index)
 }
 
 // Cause says why a row exists: the events it follows from and the rules. It stays
