@@ -1,0 +1,91 @@
+package policy
+
+import (
+	"errors"
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/varve-net/varve/log/eventpb"
+)
+
+// Whatever it is given, Parse returns policies that compile and whose manifests
+// read back to the same, or errors of a class with something to say.
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(cnp("endpointSelector: {}\ningress: [{fromEndpoints: [{}]}]")))
+	f.Add([]byte(np("podSelector: {}\ningress: [{from: [{ipBlock: {cidr: 10.0.0.0/8}}], ports: [{port: 1, endPort: 2}]}]")))
+	f.Add([]byte("a: &a [*a]"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		sets, _, err := Parse("f", data, Options{})
+		if err != nil {
+			if sets != nil || len(FieldErrors(err)) == 0 {
+				t.Fatalf("%v, %v", sets, err)
+			}
+			for _, e := range FieldErrors(err) {
+				if e.Problem == "" || !errors.Is(e, ErrInvalid) && !errors.Is(e, ErrUnsupported) {
+					t.Fatalf("%+v", e)
+				}
+			}
+			return
+		}
+		for _, set := range sets {
+			again, _, err := Parse("f", []byte(set.Manifest), Options{})
+			if err != nil || len(again) != 1 || !proto.Equal(set, again[0]) {
+				t.Fatalf("%v\n%v\n%v", set, again, err)
+			}
+			data, err := set.MarshalVT()
+			if err != nil {
+				t.Fatal(err)
+			}
+			var back eventpb.PolicySet
+			if err := back.UnmarshalVT(data); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := Compile(&back); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
+// Compile never panics, and what it accepts is safe to use.
+func FuzzCompile(f *testing.F) {
+	good, err := proto.Marshal(goodSet())
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good)
+	ls := EndpointLabels("", "alpha", nil, map[string]string{"team": "alpha"}, "")
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var set eventpb.PolicySet
+		if set.UnmarshalVT(data) != nil {
+			return
+		}
+		p, err := Compile(&set)
+		if err != nil {
+			if p != nil || !errors.Is(err, ErrInvalid) && !errors.Is(err, ErrUnsupported) {
+				t.Fatalf("%v, %v", p, err)
+			}
+			return
+		}
+		if ref, err := ParseStream(p.Ref.Stream()); err != nil || ref != p.Ref {
+			t.Fatalf("%v, %v", ref, err)
+		}
+		for _, s := range p.Specs {
+			s.Subject.Matches(ls)
+			for _, r := range s.Rules {
+				for _, peer := range r.Peers {
+					if (peer.Selector != nil) == peer.CIDR.IsValid() && peer.Entity == "" {
+						t.Fatalf("%+v", peer)
+					}
+					if peer.Selector != nil {
+						peer.Selector.Matches(ls)
+					}
+					if peer.Key() == "" {
+						t.Fatal("a peer without key")
+					}
+				}
+			}
+		}
+	})
+}
