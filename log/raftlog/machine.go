@@ -170,6 +170,7 @@ func (m *machine) restore(r io.Reader) error {
 		return err
 	}
 	m.state = state
+	m.log.restored = view.Revision()
 	m.log.view.Store(&view)
 	m.log.feed.reset(view.Revision(), view.Chain())
 	return m.endReplay()

@@ -34,6 +34,8 @@ type Log struct {
 	queue   *queue
 	feed    feed
 	view    atomic.Pointer[fsm.View]
+	// Set while Open runs: the newest snapshot, and what was applied after it.
+	restored, opened log.Revision
 
 	lock      *os.File
 	bolt      *raftboltdb.BoltStore
@@ -77,6 +79,9 @@ func Open(ctx context.Context, config Config) (*Log, error) {
 	return l, nil
 }
 
+// Replayed is the number of events that Open applied after the snapshot.
+func (l *Log) Replayed() uint64 { return uint64(l.opened - l.restored) }
+
 func (l *Log) open(ctx context.Context) (err error) {
 	if err := os.MkdirAll(l.config.Dir, 0o750); err != nil {
 		return err
@@ -103,6 +108,7 @@ func (l *Log) open(ctx context.Context) (err error) {
 	if err := l.compareHeads(); err != nil {
 		return err
 	}
+	l.opened = l.View().Revision()
 	go l.propose()
 	return nil
 }

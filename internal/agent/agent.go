@@ -1,0 +1,212 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/varve-net/varve/cluster"
+	"github.com/varve-net/varve/dataplane"
+	"github.com/varve-net/varve/internal/apiserver"
+	"github.com/varve-net/varve/log/eventpb"
+	"github.com/varve-net/varve/log/raftlog"
+	"github.com/varve-net/varve/projections"
+)
+
+// closeTimeout bounds the orderly end of the log.
+const closeTimeout = 10 * time.Second
+
+// Run runs an agent until ctx ends or a part of it fails beyond repair. Whatever
+// way it ends, programs, maps and links stay pinned: traffic and policy go on.
+func Run(ctx context.Context, cfg Config) (err error) {
+	began := time.Now()
+	if err := cfg.normalize(); err != nil {
+		return err
+	}
+	logger := cfg.Logger
+
+	identity, err := cluster.LoadOrCreate(cfg.StateDir, cfg.Cluster, cfg.Node)
+	if err != nil {
+		return err
+	}
+	rlog, err := raftlog.Open(ctx, raftlog.Config{
+		Dir: filepath.Join(cfg.StateDir, "log"), Cluster: identity.Cluster, Raft: cluster.RaftConfig(identity),
+		Logger: logger, SnapshotThreshold: cfg.SnapshotThreshold,
+	})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		stop, cancel := context.WithTimeout(context.Background(), closeTimeout)
+		defer cancel()
+		err = errors.Join(err, rlog.Close(stop))
+	}()
+	replayed := time.Since(began)
+	logger.Info("log replayed", "revision", rlog.View().Revision(), "took", replayed)
+
+	dp, err := dataplane.Open(dataplane.Config{
+		PinDir: cfg.BPFRoot, MapSizes: mapSizes(&cfg), EnableIPv4: cfg.IPv4Range.IsValid(), EnableIPv6: cfg.IPv6Range.IsValid(),
+		NewFlowEvents: true, Logger: logger,
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, dp.Close()) }()
+	if err := dp.SetupNode(ctx, dataplane.NodeSpec{Gateway4: gateway(cfg.IPv4Range), Gateway6: gateway(cfg.IPv6Range)}); err != nil {
+		return err
+	}
+
+	fct := &facts{log: rlog, view: rlog.View, cluster: cfg.Cluster, node: cfg.Node}
+	if err := announce(ctx, &cfg, fct); err != nil {
+		return err
+	}
+
+	var eps *endpoints
+	proj := newProjector(cfg.Node, rlog, func(ctx context.Context, t *projections.Tables) (dataplane.Stats, error) {
+		return dp.Sync(ctx, t, eps.bindings(rlog.View()))
+	}, logger)
+	eps = newEndpoints(&cfg, fct, rlog.View, proj.Wait, dp)
+	eps.resync = func(ctx context.Context) error { _, err := proj.round(ctx); return err }
+
+	// The order of a start under traffic: find the interfaces, make the rows
+	// right, and only then let go of what is not wanted any more.
+	if err := eps.adopt(ctx); err != nil {
+		return err
+	}
+	stats, err := proj.round(ctx)
+	if err != nil {
+		return err
+	}
+	eps.recover(ctx)
+
+	mon := newMonitor()
+	info := apiserver.Info{
+		Version: cfg.Version, Cluster: cfg.Cluster, Node: cfg.Node, PID: os.Getpid(), StartedUnixNS: began.UnixNano(),
+		ReplayedEvents: rlog.Replayed(), ReplayNS: int64(replayed), BootstrapNS: int64(time.Since(began)), BootstrapWritten: uint64(stats.Total()),
+	}
+	srv, err := apiserver.Listen(apiserver.Config{
+		Socket: cfg.Socket, Group: cfg.Group, Cluster: cfg.Cluster, Node: cfg.Node,
+		Info: func() apiserver.Info { return info },
+		Log:  rlog, Projector: proj, Endpoints: eps, Kernel: dp, Monitor: mon, Logger: logger,
+	})
+	if err != nil {
+		return err
+	}
+	logger.Info("enforcing", "revision", proj.Current().Revision, "rows_written", stats.Total(), "took", time.Since(began), "socket", cfg.Socket)
+
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return proj.run(ctx) })
+	g.Go(func() error { return ended(ctx, dp.Events(ctx, mon.publish)) })
+	g.Go(func() error { return collect(ctx, dp) })
+	g.Go(func() error { return srv.Serve(ctx) })
+	g.Go(func() error {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-rlog.Done():
+			return rlog.Err()
+		}
+	})
+	if cfg.Ready != nil {
+		close(cfg.Ready)
+	}
+	return g.Wait()
+}
+
+// mapSizes are the sizes that the configuration names.
+func mapSizes(cfg *Config) map[string]uint32 {
+	sizes := map[string]uint32{}
+	if cfg.ConntrackMax > 0 {
+		sizes["ct4"], sizes["ct6"] = uint32(cfg.ConntrackMax), uint32(cfg.ConntrackMax)
+	}
+	if cfg.PolicyMax > 0 {
+		sizes["policy"] = uint32(cfg.PolicyMax)
+	}
+	return sizes
+}
+
+// ended is nil for what ended because ctx did.
+func ended(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// announce records the node's facts if they are new.
+func announce(ctx context.Context, cfg *Config, f *facts) error {
+	addrs := cfg.NodeAddresses
+	if len(addrs) == 0 {
+		var err error
+		if addrs, err = hostAddresses(); err != nil {
+			return err
+		}
+	}
+	for _, r := range []netip.Prefix{cfg.IPv4Range, cfg.IPv6Range} {
+		if gw := gateway(r); gw.IsValid() && !slices.Contains(addrs, gw) {
+			addrs = append(addrs, gw)
+		}
+	}
+	slices.SortFunc(addrs, netip.Addr.Compare)
+	addrs = slices.Compact(addrs)
+	joined := &eventpb.NodeJoined{Name: cfg.Node, KubeApiserver: cfg.KubeAPIServer}
+	var cidrs []netip.Prefix
+	for _, r := range []netip.Prefix{cfg.IPv4Range, cfg.IPv6Range} {
+		if r.IsValid() {
+			cidrs = append(cidrs, r)
+			joined.EndpointCidrs = append(joined.EndpointCidrs, r.String())
+		}
+	}
+	for _, a := range addrs {
+		joined.Addresses = append(joined.Addresses, a.AsSlice())
+	}
+	if n, ok := f.view().Node(cfg.Node); ok && !n.Left && n.KubeAPIServer == cfg.KubeAPIServer &&
+		slices.Equal(n.Addresses, addrs) && slices.Equal(n.EndpointCIDRs, cidrs) {
+		return nil
+	}
+	_, err := f.append(ctx, apiserver.Actor{Name: "agent:" + cfg.Node}, &eventpb.Event{Payload: &eventpb.Event_NodeJoined{NodeJoined: joined}})
+	return err
+}
+
+// hostAddresses are the global addresses of the host's interfaces.
+func hostAddresses() ([]netip.Addr, error) {
+	ifaces, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, fmt.Errorf("node-ip: not given, and the interfaces' addresses cannot be read: %w", err)
+	}
+	var out []netip.Addr
+	for _, a := range ifaces {
+		n, ok := a.(*net.IPNet)
+		if !ok {
+			continue
+		}
+		if addr, ok := netip.AddrFromSlice(n.IP); ok && addr.Unmap().IsGlobalUnicast() {
+			out = append(out, addr.Unmap())
+		}
+	}
+	return out, nil
+}
+
+// collect removes expired conntrack entries from time to time.
+func collect(ctx context.Context, dp *dataplane.Dataplane) error {
+	t := time.NewTicker(gcInterval)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+			if _, err := dp.CollectFlows(ctx); err != nil && ctx.Err() == nil {
+				return err
+			}
+		}
+	}
+}

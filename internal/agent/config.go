@@ -1,0 +1,123 @@
+// Package agent wires a node together: the log, the projection loop, the
+// dataplane, the workloads' endpoints and the API. It owns the order in which
+// they start and stop; every part of it is testable on its own elsewhere.
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"time"
+)
+
+// Config is what an agent is started with.
+type Config struct {
+	// StateDir holds the log, its history, snapshots and the node's identity.
+	StateDir string
+	// Socket is the path of the API's unix socket; Group may use it beside root.
+	Socket string
+	Group  string
+	// BPFRoot is a directory on a bpffs, or one where the agent mounts its own. All
+	// pins are below it, so two agents of one machine have two of them.
+	BPFRoot string
+
+	Cluster string
+	Node    string
+	// NodeAddresses are those of the local host that endpoints may meet; they
+	// have the identity "host". Empty: those of the interfaces at start.
+	NodeAddresses []netip.Addr
+	KubeAPIServer bool
+
+	// IPv4Range and IPv6Range are where endpoints get their addresses from; the
+	// first address of each is the gateway. The zero Prefix turns a family off.
+	IPv4Range netip.Prefix
+	IPv6Range netip.Prefix
+	MTU       int // of the containers' interfaces
+
+	// Sizes of BPF maps, in entries; 0: the default of package bpf.
+	ConntrackMax int
+	PolicyMax    int
+
+	// SnapshotThreshold is the number of Raft entries between snapshots.
+	SnapshotThreshold uint64
+
+	Version string
+	Logger  *slog.Logger
+	// Ready, if set, is closed once the node enforces and the API answers.
+	Ready chan<- struct{}
+}
+
+// Defaults of Config.
+const (
+	DefaultStateDir = "/var/lib/varve"
+	DefaultSocket   = "/run/varve/varve.sock"
+	DefaultGroup    = "varve"
+	DefaultBPFRoot  = "/sys/fs/bpf/varve"
+	DefaultCluster  = "default"
+	DefaultMTU      = 1500
+
+	DefaultSnapshotThreshold = 8192
+)
+
+// Default ranges of endpoint addresses.
+var (
+	DefaultIPv4Range = netip.MustParsePrefix("10.244.0.0/24")
+	DefaultIPv6Range = netip.MustParsePrefix("fd00:10:244::/64")
+)
+
+// gcInterval is how often expired conntrack entries are collected; they are dead
+// for the programs from the moment they expire.
+const gcInterval = 30 * time.Second
+
+// normalize fills what is empty and refuses what cannot work, naming the flag.
+func (c *Config) normalize() error {
+	if c.Node == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return fmt.Errorf("node-name: not given, and the host's name is not known: %w", err)
+		}
+		c.Node = host
+	}
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	if c.SnapshotThreshold == 0 {
+		c.SnapshotThreshold = DefaultSnapshotThreshold
+	}
+	if c.MTU == 0 {
+		c.MTU = DefaultMTU
+	}
+	var errs []error
+	for _, f := range []struct{ flag, value string }{
+		{"state-dir", c.StateDir}, {"socket", c.Socket}, {"bpf-root", c.BPFRoot}, {"cluster-name", c.Cluster},
+	} {
+		if f.value == "" {
+			errs = append(errs, fmt.Errorf("%s: empty", f.flag))
+		}
+	}
+	if !c.IPv4Range.IsValid() && !c.IPv6Range.IsValid() {
+		errs = append(errs, errors.New("enable-ipv4, enable-ipv6: both are off; endpoints need one"))
+	}
+	if c.IPv4Range.IsValid() && (!c.IPv4Range.Addr().Is4() || c.IPv4Range.Bits() > 30) {
+		errs = append(errs, fmt.Errorf("ipv4-range: %s; give an IPv4 prefix of at most 30 bits", c.IPv4Range))
+	}
+	if c.IPv6Range.IsValid() && (c.IPv6Range.Addr().Is4() || c.IPv6Range.Bits() > 126) {
+		errs = append(errs, fmt.Errorf("ipv6-range: %s; give an IPv6 prefix of at most 126 bits", c.IPv6Range))
+	}
+	if c.MTU < 1280 || c.MTU > 65535 {
+		errs = append(errs, fmt.Errorf("mtu: %d; give 1280 to 65535", c.MTU))
+	}
+	c.IPv4Range, c.IPv6Range = c.IPv4Range.Masked(), c.IPv6Range.Masked()
+	return errors.Join(errs...)
+}
+
+// gateway is the address under which a node's endpoints reach their host: the
+// first one of the range.
+func gateway(r netip.Prefix) netip.Addr {
+	if !r.IsValid() {
+		return netip.Addr{}
+	}
+	return r.Addr().Next()
+}

@@ -1,0 +1,132 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/varve-net/varve/dataplane"
+	"github.com/varve-net/varve/fsm"
+	"github.com/varve-net/varve/log"
+	"github.com/varve-net/varve/projections"
+)
+
+// retryInterval is how soon a failed write to the kernel is tried again.
+const retryInterval = time.Second
+
+// projector makes the kernel follow the log: whenever the state has moved it
+// builds the tables of the newest view, has the dataplane write the difference
+// and tells those who wait. Many events between two rounds cost one round.
+type projector struct {
+	node   string
+	views  viewSource
+	sync   func(context.Context, *projections.Tables) (dataplane.Stats, error)
+	logger *slog.Logger
+
+	mu      sync.Mutex
+	changed chan struct{} // closed and replaced at every round's end
+	current *projections.Tables
+	tried   log.Revision // newest revision of which the outcome is known
+	err     error        // why tried is not in force
+}
+
+// viewSource is the log as the projector needs it.
+type viewSource interface {
+	View() fsm.View
+	// Wait returns once the state is at least at the given revision.
+	Wait(ctx context.Context, revision log.Revision) error
+}
+
+func newProjector(node string, views viewSource, sync func(context.Context, *projections.Tables) (dataplane.Stats, error), logger *slog.Logger) *projector {
+	return &projector{node: node, views: views, sync: sync, logger: logger, changed: make(chan struct{})}
+}
+
+// round brings the kernel to the newest view.
+func (p *projector) round(ctx context.Context) (dataplane.Stats, error) {
+	view := p.views.View()
+	tables, err := projections.Build(view, p.node, projections.Options{})
+	var stats dataplane.Stats
+	if err == nil {
+		stats, err = p.sync(ctx, tables)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.tried = view.Revision()
+	if p.err = err; err == nil {
+		p.current = tables
+	} else {
+		p.err = fmt.Errorf("revision %d: %w", view.Revision(), err)
+	}
+	close(p.changed)
+	p.changed = make(chan struct{})
+	return stats, p.err
+}
+
+// run follows the log until ctx ends.
+func (p *projector) run(ctx context.Context) error {
+	for {
+		p.mu.Lock()
+		next, failed := p.tried+1, p.err != nil
+		p.mu.Unlock()
+
+		wait, cancel := ctx, context.CancelFunc(func() {})
+		if failed {
+			wait, cancel = context.WithTimeout(ctx, retryInterval)
+		}
+		err := p.views.Wait(wait, next)
+		cancel()
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil && !(failed && errors.Is(err, context.DeadlineExceeded)):
+			return err
+		}
+		began := time.Now()
+		stats, err := p.round(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil:
+			p.logger.Error("tables are not in force; the last ones stay", "error", err)
+		case stats.Total() > 0:
+			p.logger.Debug("tables in force", "revision", p.Current().Revision, "rows", stats.Total(), "took", time.Since(began))
+		}
+	}
+}
+
+// Wait implements apiserver.Projector.
+func (p *projector) Wait(ctx context.Context, revision log.Revision) error {
+	for {
+		p.mu.Lock()
+		current, tried, err, changed := p.current, p.tried, p.err, p.changed
+		p.mu.Unlock()
+		if current != nil && current.Revision >= revision {
+			return nil
+		}
+		if tried >= revision && err != nil {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// Current implements apiserver.Projector.
+func (p *projector) Current() *projections.Tables {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.current
+}
+
+// Err implements apiserver.Projector.
+func (p *projector) Err() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.err
+}

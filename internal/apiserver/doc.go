@@ -1,0 +1,73 @@
+// Package apiserver serves varve's API (api/varve/v1) over a unix socket, as
+// gRPC, gRPC-Web and plain JSON over HTTP. Handlers only translate: they
+// authenticate, check, append events and read views. What acts on the machine is
+// behind the interfaces in this file, which package agent implements.
+package apiserver
+
+import (
+	"context"
+
+	"github.com/varve-net/varve/dataplane"
+	"github.com/varve-net/varve/fsm"
+	"github.com/varve-net/varve/log"
+	"github.com/varve-net/varve/projections"
+
+	varvev1 "github.com/varve-net/varve/api/varve/v1"
+)
+
+// Log is the replicated log and the state it has led to.
+type Log interface {
+	log.Appender
+	log.Reader
+	View() fsm.View
+}
+
+// Projector keeps the kernel equal to the log.
+type Projector interface {
+	// Wait returns once the kernel enforces the given revision, or with the
+	// error that keeps it from doing so.
+	Wait(ctx context.Context, revision log.Revision) error
+	// Current is what is in force: the last tables written, nil before the first.
+	Current() *projections.Tables
+	// Err is why the newest view is not in force, or nil.
+	Err() error
+}
+
+// Endpoints connects and disconnects workloads.
+type Endpoints interface {
+	Add(ctx context.Context, actor Actor, req *varvev1.AddEndpointRequest) (ref fsm.EndpointRef, created bool, err error)
+	SetLabels(ctx context.Context, actor Actor, ref fsm.EndpointRef, set map[string]string, remove []string) error
+	Delete(ctx context.Context, actor Actor, ref fsm.EndpointRef) (deleted bool, err error)
+	// State says how a local endpoint does: "ready", or what is wrong.
+	State(ref fsm.EndpointRef) string
+}
+
+// Kernel reads the datapath as it is.
+type Kernel interface {
+	KernelTables(ctx context.Context) (*projections.Tables, error)
+	Verify(ctx context.Context, desired *projections.Tables) ([]dataplane.Difference, error)
+	Flows(ctx context.Context, fn func(dataplane.Flow) error) error
+	Counters() (counters []dataplane.Counter, lostEvents uint64, err error)
+	Capacities() map[string]int
+	Ifindex(endpointID uint32) int
+}
+
+// Monitor hands out the events of the ring buffer.
+type Monitor interface {
+	// Subscribe calls fn for each event until ctx ends or fn fails; lost is the
+	// number of events that this caller was too slow for since the last call.
+	Subscribe(ctx context.Context, fn func(e dataplane.Event, lost uint64) error) error
+}
+
+// Info is what status tells of this process.
+type Info struct {
+	Version          string
+	Cluster          string
+	Node             string
+	PID              int
+	StartedUnixNS    int64
+	ReplayedEvents   uint64
+	ReplayNS         int64
+	BootstrapNS      int64
+	BootstrapWritten uint64
+}

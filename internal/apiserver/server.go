@@ -1,0 +1,139 @@
+package apiserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/varve-net/varve/api/varve/v1/varvev1connect"
+)
+
+// maxRequestBytes bounds one message of a client; a manifest of a few thousand
+// policies fits.
+const maxRequestBytes = 16 << 20
+
+// shutdownGrace is how long unary calls may take to end once the server stops.
+const shutdownGrace = 2 * time.Second
+
+// Config is all a Server needs.
+type Config struct {
+	Socket  string // path; its directory is made if need be
+	Group   string // members of it may call beside root; "" for root only
+	Cluster string
+	Node    string
+	Info    func() Info
+
+	Log       Log
+	Projector Projector
+	Endpoints Endpoints
+	Kernel    Kernel
+	Monitor   Monitor
+	Logger    *slog.Logger
+}
+
+// Server answers the API.
+type Server struct {
+	Config
+	http     *http.Server
+	listener net.Listener
+}
+
+// Listen opens the socket. It replaces one that a dead agent left behind, and
+// refuses to take one on which somebody answers.
+func Listen(cfg Config) (*Server, error) {
+	s := &Server{Config: cfg}
+	mux := http.NewServeMux()
+	opts := connect.WithReadMaxBytes(maxRequestBytes)
+	mux.Handle(varvev1connect.NewLogServiceHandler(logService{s}, opts))
+	mux.Handle(varvev1connect.NewPolicyServiceHandler(policyService{s}, opts))
+	mux.Handle(varvev1connect.NewEndpointServiceHandler(endpointService{s}, opts))
+	mux.Handle(varvev1connect.NewNamespaceServiceHandler(namespaceService{s}, opts))
+	mux.Handle(varvev1connect.NewIdentityServiceHandler(identityService{s}, opts))
+	mux.Handle(varvev1connect.NewAgentServiceHandler(agentService{s}, opts))
+	mux.Handle(varvev1connect.NewDatapathServiceHandler(datapathService{s}, opts))
+
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
+	s.http = &http.Server{
+		Handler:           authenticator{uid: uint32(os.Geteuid()), group: cfg.Group}.authenticate(mux),
+		ConnContext:       withPeerCredentials,
+		Protocols:         protocols,
+		ReadHeaderTimeout: 10 * time.Second,
+		ErrorLog:          slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug),
+	}
+	var err error
+	s.listener, err = listenUnix(cfg.Socket, cfg.Group)
+	return s, err
+}
+
+func listenUnix(path, group string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("socket directory: %w", err)
+	}
+	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		c.Close()
+		return nil, fmt.Errorf("socket %s: another agent answers on it; stop that one or choose another --socket", path)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("stale socket: %w", err)
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("socket %s: %w", path, err)
+	}
+	if err := restrict(path, group); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// restrict opens the socket to its owner and, if it exists, the group. Credentials
+// are checked again at every connection.
+func restrict(path, group string) error {
+	mode := os.FileMode(0o600)
+	if g, err := user.LookupGroup(group); group != "" && err == nil {
+		gid, err := strconv.Atoi(g.Gid)
+		if err != nil {
+			return fmt.Errorf("group %s: %w", group, err)
+		}
+		if err := os.Chown(path, -1, gid); err != nil {
+			return fmt.Errorf("socket %s: %w", path, err)
+		}
+		mode = 0o660
+	}
+	return os.Chmod(path, mode)
+}
+
+// Serve answers until ctx ends.
+func (s *Server) Serve(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() {
+		grace, cancel := context.WithTimeout(context.Background(), shutdownGrace)
+		defer cancel()
+		if err := s.http.Shutdown(grace); err != nil {
+			// Streams never end by themselves.
+			s.http.Close()
+		}
+	})
+	defer stop()
+	s.http.BaseContext = func(net.Listener) context.Context { return ctx }
+	if err := s.http.Serve(s.listener); err != nil && !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("api: %w", err)
+	}
+	return nil
+}
+
+// Close releases the socket of a server that was never served.
+func (s *Server) Close() error { return s.listener.Close() }

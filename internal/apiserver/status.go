@@ -1,0 +1,199 @@
+package apiserver
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"connectrpc.com/connect"
+	"golang.org/x/sync/errgroup"
+
+	varvev1 "github.com/varve-net/varve/api/varve/v1"
+	"github.com/varve-net/varve/fsm"
+	"github.com/varve-net/varve/log"
+	"github.com/varve-net/varve/projections"
+)
+
+// checkTimeout bounds one check of status.
+const checkTimeout = 5 * time.Second
+
+type agentService struct{ *Server }
+
+func (s agentService) Status(ctx context.Context, req *connect.Request[varvev1.StatusRequest]) (*connect.Response[varvev1.StatusResponse], error) {
+	info := s.Info()
+	view, tables := s.settled(ctx)
+	chain, digest := view.Chain(), view.Digest()
+	resp := &varvev1.StatusResponse{
+		Version: info.Version, Cluster: info.Cluster, Node: info.Node, Pid: uint64(info.PID), StartedUnixNs: info.StartedUnixNS,
+		Revision: uint64(view.Revision()), Chain: chain[:], StateDigest: digest[:],
+		ReplayedEvents: info.ReplayedEvents, ReplayNanoseconds: uint64(info.ReplayNS),
+		BootstrapNanoseconds: uint64(info.BootstrapNS), BootstrapRowsWritten: info.BootstrapWritten,
+	}
+	for range view.Identities() {
+		resp.Identities++
+	}
+	for range view.Policies() {
+		resp.Policies++
+	}
+	for ep := range view.Endpoints() {
+		if ep.Node == s.Node {
+			resp.Endpoints++
+		}
+	}
+	if tables != nil {
+		resp.AppliedRevision = uint64(tables.Revision)
+		d := tables.Digest()
+		resp.TablesDigest = d[:]
+		resp.Tables = s.tableStatus(tables)
+	}
+
+	type check struct {
+		name string
+		run  func(context.Context) (string, error)
+	}
+	checks := []check{
+		{"log", s.checkLog(view)},
+		{"projection", s.checkProjection(view, tables)},
+		{"endpoints", s.checkEndpoints(view)},
+	}
+	if req.Msg.Verify {
+		checks = append(checks, check{"kernel", s.checkKernel(tables, resp)})
+	}
+	resp.Checks = make([]*varvev1.Check, len(checks))
+	var g errgroup.Group
+	for i, c := range checks {
+		g.Go(func() error {
+			began := time.Now()
+			ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+			defer cancel()
+			msg, err := c.run(ctx)
+			out := &varvev1.Check{Name: c.name, Ok: err == nil, Message: msg, Nanoseconds: uint64(time.Since(began))}
+			if err != nil {
+				out.Message = err.Error()
+			}
+			resp.Checks[i] = out
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(resp), nil
+}
+
+// settled gives a view and the tables in force for just that view, if the
+// projection catches up in time; else the newest of each.
+func (s agentService) settled(ctx context.Context) (fsm.View, *projections.Tables) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	for {
+		view := s.Log.View()
+		err := s.Projector.Wait(ctx, view.Revision())
+		tables := s.Projector.Current()
+		if err != nil || (tables != nil && tables.Revision == view.Revision()) {
+			return view, tables
+		}
+	}
+}
+
+func (s agentService) tableStatus(t *projections.Tables) []*varvev1.TableStatus {
+	capacity := s.Kernel.Capacities()
+	var out []*varvev1.TableStatus
+	for _, sum := range summaries(t) {
+		out = append(out, &varvev1.TableStatus{Name: sum.name, Rows: uint64(sum.rows), Capacity: uint64(capacity[sum.name]), Digest: sum.digest[:]})
+	}
+	return out
+}
+
+type summary struct {
+	name   string
+	rows   int
+	digest log.Hash
+}
+
+// summaries are the tables in the order in which status shows them.
+func summaries(t *projections.Tables) []summary {
+	return []summary{
+		{"endpoints", t.Endpoints.Len(), t.Endpoints.Digest()},
+		{"ipcache", t.IPCache.Len(), t.IPCache.Digest()},
+		{"classes", t.Classes.Len(), t.Classes.Digest()},
+		{"policy", t.Policy.Len(), t.Policy.Digest()},
+	}
+}
+
+func (s agentService) checkLog(view fsm.View) func(context.Context) (string, error) {
+	return func(context.Context) (string, error) {
+		head, chain := s.Log.Head()
+		if head < view.Revision() {
+			return "", fmt.Errorf("history ends at revision %d, the state is at %d: restart the agent to replay", head, view.Revision())
+		}
+		return fmt.Sprintf("revision %d, chain %.8s, kept from revision %d", head, chain, s.Log.First()), nil
+	}
+}
+
+func (s agentService) checkProjection(view fsm.View, tables *projections.Tables) func(context.Context) (string, error) {
+	return func(context.Context) (string, error) {
+		if err := s.Projector.Err(); err != nil {
+			return "", err
+		}
+		if tables == nil {
+			return "", fmt.Errorf("nothing is in force yet")
+		}
+		if tables.Revision < view.Revision() {
+			return "", fmt.Errorf("revision %d is in force, %d behind", tables.Revision, view.Revision()-tables.Revision)
+		}
+		return fmt.Sprintf("revision %d in force", tables.Revision), nil
+	}
+}
+
+func (s agentService) checkEndpoints(view fsm.View) func(context.Context) (string, error) {
+	return func(context.Context) (string, error) {
+		var ready, bad int
+		var first string
+		for ep := range view.Endpoints() {
+			if ep.Node != s.Node {
+				continue
+			}
+			if state := s.Endpoints.State(ep.Ref); state == "ready" {
+				ready++
+			} else if bad++; bad == 1 {
+				first = endpointName(ep.Ref) + ": " + state
+			}
+		}
+		if bad > 0 {
+			return "", fmt.Errorf("%d ready, %d not; %s", ready, bad, first)
+		}
+		return fmt.Sprintf("%d ready", ready), nil
+	}
+}
+
+func (s agentService) checkKernel(tables *projections.Tables, resp *varvev1.StatusResponse) func(context.Context) (string, error) {
+	return func(ctx context.Context) (string, error) {
+		if tables == nil {
+			return "", fmt.Errorf("nothing is in force yet")
+		}
+		diffs, err := s.Kernel.Verify(ctx, tables)
+		if err != nil {
+			return "", err
+		}
+		have, err := s.Kernel.KernelTables(ctx)
+		if err != nil {
+			return "", err
+		}
+		d := have.Digest()
+		resp.KernelDigest = d[:]
+		for i, sum := range summaries(have) {
+			resp.Tables[i].KernelDigest = sum.digest[:]
+		}
+		for _, x := range diffs {
+			resp.Differences = append(resp.Differences, &varvev1.Difference{Table: x.Map, Kind: x.Kind.String(), Key: x.Key, Want: x.Want, Have: x.Have})
+		}
+		if len(diffs) > 0 {
+			return "", fmt.Errorf("%d rows differ from the projection", len(diffs))
+		}
+		if want := tables.Digest(); want != d {
+			return "", fmt.Errorf("digest %s, the projection has %s", d, want)
+		}
+		return "equal to the projection, digest " + fmt.Sprintf("%.8s", d), nil
+	}
+}
