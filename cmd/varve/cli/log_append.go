@@ -138,7 +138,7 @@ func (a *app) showVerify(v *varvev1.VerifyResponse) {
 	g.add("State digest", dash(hex.EncodeToString(v.StateDigest)))
 	switch {
 	case replayed(v):
-		g.add("Replay digest", hex.EncodeToString(v.ReplayDigest)+" "+a.sameAs(v.StateDigest, v.ReplayDigest))
+		g.add("Replay digest", hex.EncodeToString(v.ReplayDigest)+" "+a.same(v.StateDigest, v.ReplayDigest))
 	case v.Last > 0 && v.First > 1:
 		g.add("Replay digest", "- the records before "+number(v.First)+" are gone")
 	}

@@ -118,9 +118,16 @@ func (a *app) showStatusTables(s *varvev1.StatusResponse, verify bool) {
 // sameAs compares a digest read back with the one that is wanted.
 func (a *app) sameAs(want, have []byte) string {
 	if bytes.Equal(want, have) {
+		return a.same(want, have)
+	}
+	return short(have) + " " + a.same(want, have)
+}
+
+func (a *app) same(want, have []byte) string {
+	if bytes.Equal(want, have) {
 		return a.ink.good.Sprint("same")
 	}
-	return a.ink.bad.Sprint(short(have) + " DIFFERS")
+	return a.ink.bad.Sprint("DIFFERS")
 }
 
 func (a *app) showStatusDigests(s *varvev1.StatusResponse, verify bool) {
@@ -128,7 +135,7 @@ func (a *app) showStatusDigests(s *varvev1.StatusResponse, verify bool) {
 	g.add("State digest", dash(hex.EncodeToString(s.StateDigest)))
 	g.add("Tables digest", dash(hex.EncodeToString(s.TablesDigest)))
 	if verify {
-		g.add("Kernel digest", dash(hex.EncodeToString(s.KernelDigest))+" "+a.sameAs(s.TablesDigest, s.KernelDigest))
+		g.add("Kernel digest", dash(hex.EncodeToString(s.KernelDigest))+" "+a.same(s.TablesDigest, s.KernelDigest))
 	}
 	fmt.Fprintln(a.stdout)
 	a.show(g, "")
