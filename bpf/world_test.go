@@ -315,7 +315,7 @@ func empty[K any](w *world, m *ebpf.Map) {
 func keys[K any](w *world, m *ebpf.Map) (ks []K) {
 	w.t.Helper()
 	var k K
-	var v abi.CTValue
+	v := make([]byte, m.ValueSize())
 	it := m.Iterate()
 	for it.Next(&k, &v) {
 		ks = append(ks, k)
@@ -354,7 +354,7 @@ func (w *world) flows() int {
 	return len(keys[abi.CT4Key](w, w.o.CT4)) + len(keys[abi.CT6Key](w, w.o.CT6))
 }
 
-// setFlow overwrites the only conntrack entry.
+// editFlow overwrites the only conntrack entry.
 func (w *world) editFlow(edit func(*abi.CTValue)) {
 	w.t.Helper()
 	v := w.flow()
