@@ -3,10 +3,8 @@ package dataplane
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"time"
 
 	"github.com/cilium/ebpf/ringbuf"
@@ -47,15 +45,14 @@ func (d *Dataplane) Events(ctx context.Context, fn func(Event) error) error {
 		return fmt.Errorf("map events: %w", err)
 	}
 	defer r.Close()
-	defer context.AfterFunc(ctx, func() { r.SetDeadline(time.Unix(1, 0)) })()
+	// SetDeadline would wait for the read that it is to end; Close interrupts it.
+	defer context.AfterFunc(ctx, func() { _ = r.Close() })()
 	var record ringbuf.Record
 	for {
 		err := r.ReadInto(&record)
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			continue
 		case err != nil:
 			return fmt.Errorf("map events: %w", err)
 		}
