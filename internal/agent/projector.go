@@ -26,9 +26,12 @@ type projector struct {
 	sync   func(context.Context, *projections.Tables) (dataplane.Stats, error)
 	logger *slog.Logger
 
+	writing sync.Mutex // held while a round writes, or someone reads what it wrote
+
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced at every round's end
 	current *projections.Tables
+	view    fsm.View     // that current is built from
 	tried   log.Revision // newest revision of which the outcome is known
 	err     error        // why tried is not in force
 }
@@ -46,6 +49,8 @@ func newProjector(node string, views viewSource, sync func(context.Context, *pro
 
 // round brings the kernel to the newest view.
 func (p *projector) round(ctx context.Context) (dataplane.Stats, error) {
+	p.writing.Lock()
+	defer p.writing.Unlock()
 	view := p.views.View()
 	tables, err := projections.Build(view, p.node, projections.Options{})
 	var stats dataplane.Stats
@@ -56,7 +61,7 @@ func (p *projector) round(ctx context.Context) (dataplane.Stats, error) {
 	defer p.mu.Unlock()
 	p.tried = view.Revision()
 	if p.err = err; err == nil {
-		p.current = tables
+		p.current, p.view = tables, view
 	} else {
 		p.err = fmt.Errorf("revision %d: %w", view.Revision(), err)
 	}
@@ -122,6 +127,19 @@ func (p *projector) Current() *projections.Tables {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.current
+}
+
+// Hold implements apiserver.Projector.
+func (p *projector) Hold(ctx context.Context, fn func(fsm.View, *projections.Tables) error) error {
+	p.writing.Lock()
+	defer p.writing.Unlock()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	view, tables := p.view, p.current
+	p.mu.Unlock()
+	return fn(view, tables)
 }
 
 // Err implements apiserver.Projector.

@@ -29,6 +29,9 @@ type Projector interface {
 	Wait(ctx context.Context, revision log.Revision) error
 	// Current is what is in force: the last tables written, nil before the first.
 	Current() *projections.Tables
+	// Hold calls fn with the view and the tables in force, while nothing is
+	// written to the kernel.
+	Hold(ctx context.Context, fn func(fsm.View, *projections.Tables) error) error
 	// Err is why the newest view is not in force, or nil.
 	Err() error
 }

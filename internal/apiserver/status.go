@@ -20,12 +20,31 @@ const checkTimeout = 5 * time.Second
 type agentService struct{ *Server }
 
 func (s agentService) Status(ctx context.Context, req *connect.Request[varvev1.StatusRequest]) (*connect.Response[varvev1.StatusResponse], error) {
+	// A change that was acknowledged before this call is to be seen by it.
+	settle, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	// What keeps it from being in force is one of the checks.
+	_ = s.Projector.Wait(settle, s.Log.View().Revision())
+	var resp *varvev1.StatusResponse
+	err := s.Projector.Hold(ctx, func(view fsm.View, tables *projections.Tables) (err error) {
+		resp, err = s.status(ctx, req.Msg.Verify, view, tables)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(resp), nil
+}
+
+// status describes the view in force, and nothing moves meanwhile; only the log
+// may be ahead of it.
+func (s agentService) status(ctx context.Context, verify bool, view fsm.View, tables *projections.Tables) (*varvev1.StatusResponse, error) {
 	info := s.Info()
-	view, tables := s.settled(ctx)
+	head, _ := s.Log.Head()
 	chain, digest := view.Chain(), view.Digest()
 	resp := &varvev1.StatusResponse{
 		Version: info.Version, Cluster: info.Cluster, Node: info.Node, Pid: uint64(info.PID), StartedUnixNs: info.StartedUnixNS,
-		Revision: uint64(view.Revision()), Chain: chain[:], StateDigest: digest[:],
+		Revision: uint64(head), Chain: chain[:], StateDigest: digest[:],
 		ReplayedEvents: info.ReplayedEvents, ReplayNanoseconds: uint64(info.ReplayNS),
 		BootstrapNanoseconds: uint64(info.BootstrapNS), BootstrapRowsWritten: info.BootstrapWritten,
 	}
@@ -53,10 +72,10 @@ func (s agentService) Status(ctx context.Context, req *connect.Request[varvev1.S
 	}
 	checks := []check{
 		{"log", s.checkLog(view)},
-		{"projection", s.checkProjection(view, tables)},
+		{"projection", s.checkProjection(tables)},
 		{"endpoints", s.checkEndpoints(view)},
 	}
-	if req.Msg.Verify {
+	if verify {
 		checks = append(checks, check{"kernel", s.checkKernel(tables, resp)})
 	}
 	resp.Checks = make([]*varvev1.Check, len(checks))
@@ -78,22 +97,7 @@ func (s agentService) Status(ctx context.Context, req *connect.Request[varvev1.S
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	return connect.NewResponse(resp), nil
-}
-
-// settled gives a view and the tables in force for just that view, if the
-// projection catches up in time; else the newest of each.
-func (s agentService) settled(ctx context.Context) (fsm.View, *projections.Tables) {
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
-	defer cancel()
-	for {
-		view := s.Log.View()
-		err := s.Projector.Wait(ctx, view.Revision())
-		tables := s.Projector.Current()
-		if err != nil || (tables != nil && tables.Revision == view.Revision()) {
-			return view, tables
-		}
-	}
+	return resp, nil
 }
 
 func (s agentService) tableStatus(t *projections.Tables) []*varvev1.TableStatus {
@@ -131,16 +135,13 @@ func (s agentService) checkLog(view fsm.View) func(context.Context) (string, err
 	}
 }
 
-func (s agentService) checkProjection(view fsm.View, tables *projections.Tables) func(context.Context) (string, error) {
+func (s agentService) checkProjection(tables *projections.Tables) func(context.Context) (string, error) {
 	return func(context.Context) (string, error) {
 		if err := s.Projector.Err(); err != nil {
 			return "", err
 		}
 		if tables == nil {
 			return "", fmt.Errorf("nothing is in force yet")
-		}
-		if tables.Revision < view.Revision() {
-			return "", fmt.Errorf("revision %d is in force, %d behind", tables.Revision, view.Revision()-tables.Revision)
 		}
 		return fmt.Sprintf("revision %d in force", tables.Revision), nil
 	}
