@@ -2,6 +2,8 @@ package policy
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
@@ -9,12 +11,31 @@ import (
 	"github.com/varve-net/varve/log/eventpb"
 )
 
+func corpus(f *testing.F) [][]byte {
+	files, err := filepath.Glob("testdata/corpus/*.yaml")
+	if err != nil || len(files) == 0 {
+		f.Fatal("no corpus: ", err)
+	}
+	var out [][]byte
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			f.Fatal(err)
+		}
+		out = append(out, data)
+	}
+	return out
+}
+
 // Whatever it is given, Parse returns policies that compile and whose manifests
 // read back to the same, or errors of a class with something to say.
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(cnp("endpointSelector: {}\ningress: [{fromEndpoints: [{}]}]")))
 	f.Add([]byte(np("podSelector: {}\ningress: [{from: [{ipBlock: {cidr: 10.0.0.0/8}}], ports: [{port: 1, endPort: 2}]}]")))
 	f.Add([]byte("a: &a [*a]"))
+	for _, data := range corpus(f) {
+		f.Add(data)
+	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		sets, _, err := Parse("f", data, Options{})
 		if err != nil {
@@ -55,6 +76,19 @@ func FuzzCompile(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(good)
+	for _, data := range corpus(f) {
+		sets, _, err := Parse("", data, Options{})
+		if err != nil {
+			continue
+		}
+		for _, set := range sets {
+			wire, err := proto.Marshal(set)
+			if err != nil {
+				f.Fatal(err)
+			}
+			f.Add(wire)
+		}
+	}
 	ls := EndpointLabels("", "alpha", nil, map[string]string{"team": "alpha"}, "")
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var set eventpb.PolicySet
