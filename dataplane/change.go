@@ -12,8 +12,9 @@ type change struct {
 	have, want *rows
 
 	goneEndpoints []abi.EndpointKey
-	// turned are endpoints that stay and whose policy reference changes.
-	turned []abi.EndpointKey
+	// turned are endpoints that stay and whose policy reference changes; renamed
+	// those whose identity does.
+	turned, renamed []abi.EndpointKey
 	// moved are prefixes, of have or want, that resolve to another peer, with
 	// the peers before and after.
 	moved map[prefix]move
@@ -36,18 +37,21 @@ func (c *change) compareEndpoints() {
 	involved := func(v abi.EndpointValue) { c.flowsOf = append(c.flowsOf, addresses(v)...) }
 	for k, old := range c.have.endpoints {
 		v, stays := c.want.endpoints[k]
-		switch {
-		case !stays:
-			c.goneEndpoints = append(c.goneEndpoints, k)
-			involved(old)
+		if stays && old == v {
 			continue
-		case old == v:
-			continue
-		case old.Egress != v.Egress || old.Ingress != v.Ingress:
-			c.turned = append(c.turned, k)
 		}
 		involved(old)
+		if !stays {
+			c.goneEndpoints = append(c.goneEndpoints, k)
+			continue
+		}
 		involved(v)
+		if old.Egress != v.Egress || old.Ingress != v.Ingress {
+			c.turned = append(c.turned, k)
+		}
+		if old.Identity != v.Identity {
+			c.renamed = append(c.renamed, k)
+		}
 	}
 	for k, v := range c.want.endpoints {
 		if _, there := c.have.endpoints[k]; !there {
@@ -83,13 +87,16 @@ func (c *change) comparePrefixes() {
 			c.moved[p] = m
 		}
 		// A prefix of both families resolves differently for each.
-		if p.PrefixLen < allIPv4.PrefixLen && mask(allIPv4.Addr, p.PrefixLen) == p.Addr {
+		if p.PrefixLen < allIPv4.PrefixLen && contains(p, allIPv4) {
 			if m := (move{before.peer(allIPv4), after.peer(allIPv4)}); m.before != m.after {
 				c.moved[allIPv4] = m
 			}
 		}
 	}
 }
+
+// mixed tells whether policy and peers change at once.
+func (c *change) mixed() bool { return len(c.turned) > 0 && len(c.moved)+len(c.renamed) > 0 }
 
 func (c *change) empty() bool { return c.stats().Total() == 0 }
 
@@ -125,7 +132,7 @@ func (c *change) stats() Stats {
 		Classes:    count(c.have.classes, c.want.classes),
 		Policy:     count(c.have.policy, c.want.policy),
 		AllFlows:   c.allFlows,
-		Transition: len(c.turned) > 0 && len(c.moved) > 0,
+		Transition: c.mixed(),
 	}
 	haveExact, haveTrie := split(c.have.prefixes)
 	wantExact, wantTrie := split(c.want.prefixes)

@@ -15,8 +15,8 @@ type MemoryMap[K, V comparable] struct {
 	max  int
 	rows map[K]V
 	// Changed, if set, is called after each single row that is written or
-	// removed.
-	Changed func()
+	// removed. Its error ends the call.
+	Changed func() error
 }
 
 // NewMemoryMap makes an empty map of at most maxEntries rows.
@@ -42,7 +42,9 @@ func (m *MemoryMap[K, V]) Put(keys []K, values []V) (int, error) {
 			return i, ErrMapFull
 		}
 		m.rows[k] = values[i]
-		m.changed()
+		if err := m.changed(); err != nil {
+			return i + 1, err
+		}
 	}
 	return len(keys), nil
 }
@@ -51,15 +53,18 @@ func (m *MemoryMap[K, V]) Put(keys []K, values []V) (int, error) {
 func (m *MemoryMap[K, V]) Delete(keys []K) error {
 	for _, k := range keys {
 		delete(m.rows, k)
-		m.changed()
+		if err := m.changed(); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
-func (m *MemoryMap[K, V]) changed() {
-	if m.Changed != nil {
-		m.Changed()
+func (m *MemoryMap[K, V]) changed() error {
+	if m.Changed == nil {
+		return nil
 	}
+	return m.Changed()
 }
 
 // MemoryGenerations are generation counters without a kernel.

@@ -67,11 +67,18 @@ func (r resolver) peer(p prefix) uint64 {
 			return v.Peer
 		}
 	}
-	if p.PrefixLen >= allIPv4.PrefixLen && mask(p.Addr, allIPv4.PrefixLen) == allIPv4.Addr {
+	if isIPv4(p) {
 		return uint64(abi.IdentityWorldIPv4)
 	}
 	return uint64(abi.IdentityWorldIPv6)
 }
+
+// contains tells whether all of q is in p.
+func contains(p, q prefix) bool {
+	return p.PrefixLen <= q.PrefixLen && mask(q.Addr, p.PrefixLen) == p.Addr
+}
+
+func isIPv4(p prefix) bool { return contains(allIPv4, p) }
 
 func mask(a abi.Addr, bits uint32) abi.Addr {
 	for i := range a {

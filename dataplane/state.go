@@ -94,16 +94,22 @@ func addresses(v abi.EndpointValue) []abi.Addr {
 	return as
 }
 
+// peerCIDRv6 marks the numbers of IPv6 prefixes among those with abi.PeerCIDR.
+const peerCIDRv6 uint64 = 1 << 62
+
 // baseClass is the class of a peer without a row: what its number says.
 func baseClass(peer uint64) uint64 {
 	switch identity := uint32(peer); {
+	case peer&abi.PeerCIDR != 0 && peer&peerCIDRv6 != 0:
+		return uint64(abi.IdentityWorldIPv6)
 	case peer&abi.PeerCIDR != 0:
-		return uint64(abi.IdentityWorld)
+		return uint64(abi.IdentityWorldIPv4)
 	case identity >= abi.IdentityFirstDynamic:
 		return abi.ClassPod
-	default:
+	case uint64(identity) < abi.ClassPod:
 		return uint64(identity)
 	}
+	return abi.ClassAny
 }
 
 // classOf is the class of a peer within a scope of one direction. Ingress does

@@ -150,7 +150,7 @@ func (w *writer) apply(c *change) error {
 	if err := w.deleteEndpoints(c.goneEndpoints); err != nil {
 		return err
 	}
-	if len(c.goneEndpoints) > 0 && len(c.moved) > 0 {
+	if len(c.goneEndpoints) > 0 && len(c.moved)+len(c.renamed) > 0 {
 		if err := w.quiesce(); err != nil {
 			return err
 		}
@@ -161,6 +161,11 @@ func (w *writer) apply(c *change) error {
 		}
 	} else if err := w.putEndpoints(c.stayingEndpoints()); err != nil {
 		return err
+	}
+	if t != nil {
+		if err := w.putEndpoints(t.settled); err != nil {
+			return err
+		}
 	}
 	if err := w.putPrefixes(c.want.prefixes); err != nil {
 		return err

@@ -1,6 +1,9 @@
 package dataplane
 
 import (
+	"maps"
+	"slices"
+
 	"github.com/varve-net/varve/bpf/abi"
 )
 
@@ -21,46 +24,48 @@ import (
 // ones; then the prefixes to their new peers, which again changes none. An
 // endpoint whose policy stays goes over with the prefixes.
 //
+// The identity in an endpoint's row is a peer number too, the one by which other
+// endpoints' ingress policy knows it, and gets an alias in the same way.
+//
 // A scope that is an old and a new one would need both classes for an alias:
-// endpoints that turn to it are given a copy of it until the end. Scope 0 has no
-// class rows; where the alias's number does not say the old class, scope 0 too is
-// replaced by one, for all endpoints.
+// endpoints that turn to it are given a copy of it until the end.
 type transition struct {
 	prefixes map[prefix]abi.IPCacheValue     // moved ones, with alias
 	classes  map[abi.ClassKey]abi.ClassValue // rows of aliases and of copies
-	// lift are endpoint rows as they are, with scope 0 replaced; empty if that
-	// is not necessary.
-	lift map[abi.EndpointKey]abi.EndpointValue
-	// turn are the wanted rows of endpoints, with copied scopes.
-	turn map[abi.EndpointKey]abi.EndpointValue
+	// renamed are the rows, as they are, of endpoints whose identity changes,
+	// with alias.
+	renamed map[abi.EndpointKey]abi.EndpointValue
+	// turned are the wanted rows of endpoints whose policy changes, with aliases
+	// and copied scopes.
+	turned map[abi.EndpointKey]abi.EndpointValue
+	// settled are the renamed endpoints' rows with their new identity in place
+	// of the alias, but the scopes that turned gave them: their aliases must be
+	// gone before anyone turns from a copy of a scope to the scope itself.
+	settled map[abi.EndpointKey]abi.EndpointValue
 }
 
 // newTransition is nil if c needs none.
 func newTransition(c *change) *transition {
-	if len(c.turned) == 0 || len(c.moved) == 0 {
+	if !c.mixed() {
 		return nil
 	}
 	b := newTransitionBuilder(c)
-	b.aliases()
-	b.liftScopeZero()
+	b.aliasPrefixes()
+	b.aliasIdentities()
 	b.oldClasses()
 	b.turnEndpoints()
+	b.settleIdentities()
 	return b.t
 }
 
-// enter writes everything up to the point where all prefixes have aliases and
+// enter writes everything up to the point where all that moves has aliases and
 // all endpoints their new policy.
 func (w *writer) enter(t *transition) error {
 	if err := w.putClasses(t.classes); err != nil {
 		return err
 	}
-	if len(t.lift) > 0 {
-		if err := w.putEndpoints(t.lift); err != nil {
-			return err
-		}
-		if err := w.quiesce(); err != nil {
-			return err
-		}
+	if err := w.putEndpoints(t.renamed); err != nil {
+		return err
 	}
 	if err := w.putPrefixes(t.prefixes); err != nil {
 		return err
@@ -68,23 +73,23 @@ func (w *writer) enter(t *transition) error {
 	if err := w.quiesce(); err != nil {
 		return err
 	}
-	if err := w.putEndpoints(t.turn); err != nil {
+	if err := w.putEndpoints(t.turned); err != nil {
 		return err
 	}
 	return w.quiesce()
 }
 
 type transitionBuilder struct {
-	c     *change
-	t     *transition
-	alias map[uint64]move // by the alias's number
-	// stand-ins for scope 0 and for scopes that are both old and new, by
-	// direction and the scope replaced
-	zero  [2]uint64
-	copy  [2]map[uint64]uint64
-	inUse map[uint64]abi.Direction // scopes of endpoints, after the lift
-	taken map[uint64]bool          // peers and scopes that mean something already
-	next  uint64
+	c       *change
+	t       *transition
+	aliases map[uint64]move // by their number
+	// idOf has the alias of an endpoint's identity. Only ingress scopes meet it.
+	idOf   map[abi.EndpointKey]uint32
+	idOnly map[uint64]bool
+	inUse  map[uint64]abi.Direction // scopes of endpoints that stay
+	copies [2]map[uint64]uint64     // stand-ins for scopes, by direction and scope
+	taken  map[uint64]bool          // numbers that mean something already
+	next   uint32
 }
 
 func newTransitionBuilder(c *change) *transitionBuilder {
@@ -93,13 +98,16 @@ func newTransitionBuilder(c *change) *transitionBuilder {
 		t: &transition{
 			prefixes: make(map[prefix]abi.IPCacheValue, len(c.moved)),
 			classes:  make(map[abi.ClassKey]abi.ClassValue),
-			lift:     make(map[abi.EndpointKey]abi.EndpointValue),
-			turn:     make(map[abi.EndpointKey]abi.EndpointValue),
+			renamed:  make(map[abi.EndpointKey]abi.EndpointValue),
+			turned:   make(map[abi.EndpointKey]abi.EndpointValue),
+			settled:  make(map[abi.EndpointKey]abi.EndpointValue),
 		},
-		alias: make(map[uint64]move, len(c.moved)),
-		copy:  [2]map[uint64]uint64{make(map[uint64]uint64), make(map[uint64]uint64)},
-		inUse: make(map[uint64]abi.Direction),
-		taken: make(map[uint64]bool),
+		aliases: make(map[uint64]move, len(c.moved)),
+		idOf:    make(map[abi.EndpointKey]uint32),
+		idOnly:  make(map[uint64]bool),
+		inUse:   make(map[uint64]abi.Direction),
+		copies:  [2]map[uint64]uint64{make(map[uint64]uint64), make(map[uint64]uint64)},
+		taken:   make(map[uint64]bool),
 	}
 	for _, r := range []*rows{c.have, c.want} {
 		for _, v := range r.prefixes {
@@ -117,12 +125,11 @@ func newTransitionBuilder(c *change) *transitionBuilder {
 	return b
 }
 
-// fresh is a number, like the one given in its upper half, that means nothing
-// yet.
+// fresh is a number with the upper half of like that means nothing yet.
 func (b *transitionBuilder) fresh(like uint64) uint64 {
 	for {
 		b.next++
-		n := like&^0xffffffff | uint64(^uint32(b.next))
+		n := like&^0xffffffff | uint64(^b.next)
 		if !b.taken[n] {
 			b.taken[n] = true
 			return n
@@ -130,130 +137,137 @@ func (b *transitionBuilder) fresh(like uint64) uint64 {
 	}
 }
 
-// aliasFor is a peer number with the base class of one of the two peers, the old
-// one's where that can be. Those of pods have no named ports, so that both
-// directions know them by the same number.
-func (b *transitionBuilder) aliasFor(m move) uint64 {
+// alias is a new peer number for m, with the base class of one of the two peers
+// where that can be, so that few class rows are needed. Those of pods carry no
+// named ports: both directions know them by the same number.
+func (b *transitionBuilder) alias(p prefix, m move) uint64 {
+	n := uint64(0)
 	for _, peer := range []uint64{m.before, m.after} {
 		switch {
+		case n != 0:
 		case peer&abi.PeerCIDR != 0:
-			return b.fresh(peer)
+			n = b.fresh(peer)
 		case baseClass(peer) == abi.ClassPod:
-			return b.fresh(0)
+			n = b.fresh(0)
 		}
 	}
-	return b.fresh(abi.PeerCIDR)
+	if n == 0 && isIPv4(p) {
+		n = b.fresh(abi.PeerCIDR)
+	} else if n == 0 {
+		n = b.fresh(abi.PeerCIDR | peerCIDRv6)
+	}
+	b.aliases[n] = m
+	return n
 }
 
-func (b *transitionBuilder) aliases() {
-	ps := make([]prefix, 0, len(b.c.moved))
-	for p := range b.c.moved {
-		ps = append(ps, p)
-	}
+func (b *transitionBuilder) aliasPrefixes() {
+	ps := slices.Collect(maps.Keys(b.c.moved))
 	longestFirst(ps)
 	for _, p := range ps {
 		v, ok := b.c.want.prefixes[p]
 		if !ok {
 			v = b.c.have.prefixes[p]
 		}
-		v.Peer = b.aliasFor(b.c.moved[p])
-		b.alias[v.Peer] = b.c.moved[p]
+		v.Peer = b.alias(p, b.c.moved[p])
 		b.t.prefixes[p] = v
 	}
 }
 
-// liftScopeZero gives endpoints a real scope in place of 0 if some alias would
-// not have its old class there.
-func (b *transitionBuilder) liftScopeZero() {
-	needed := false
-	for alias, m := range b.alias {
-		needed = needed || baseClass(alias) != baseClass(m.before)
-	}
-	if needed {
-		b.zero = [2]uint64{b.fresh(abi.PeerCIDR), b.fresh(abi.PeerCIDR)}
-	}
-	for k, old := range b.c.have.endpoints {
-		if _, stays := b.c.want.endpoints[k]; !stays {
-			continue
-		}
-		v := old
-		for d, ref := range refs(&v) {
-			if ref.Scope == 0 {
-				ref.Scope = b.zero[d]
-			}
-			b.inUse[ref.Scope] = abi.Direction(d)
-		}
-		if v != old {
-			b.t.lift[k] = v
-		}
+func (b *transitionBuilder) aliasIdentities() {
+	for _, k := range sorted(b.c.renamed) {
+		v, want := b.c.have.endpoints[k], b.c.want.endpoints[k]
+		n := b.fresh(0)
+		b.aliases[n] = move{uint64(v.Identity), uint64(want.Identity)}
+		b.idOnly[n] = true
+		b.idOf[k] = uint32(n)
+		v.Identity = uint32(n)
+		b.t.renamed[k] = v
 	}
 }
 
 // oldClasses gives every alias its old class in the scopes in use.
 func (b *transitionBuilder) oldClasses() {
+	for k, v := range b.c.have.endpoints {
+		if _, stays := b.c.want.endpoints[k]; stays {
+			for d, ref := range refs(&v) {
+				b.inUse[ref.Scope] = abi.Direction(d)
+			}
+		}
+	}
 	for scope, d := range b.inUse {
-		if scope == 0 {
-			continue // by their number, since there is no lift
-		}
-		for alias, m := range b.alias {
-			b.row(scope, alias, b.c.have.classOf(scope, m.before, d))
-		}
+		b.rows(scope, d, func(m move) uint64 { return b.c.have.classOf(scope, m.before, d) })
 	}
 }
 
 // turnEndpoints gives every alias its new class in the scopes that endpoints turn
-// to, or in a copy of them.
+// to or, if these are in use, in a copy of them.
 func (b *transitionBuilder) turnEndpoints() {
-	fresh := make(map[uint64]abi.Direction) // new scopes that are not in use
+	added := make(map[uint64]abi.Direction)
 	for _, k := range sorted(b.c.turned) {
-		v := b.c.want.endpoints[k]
-		current := b.c.have.endpoints[k]
-		if lifted, ok := b.t.lift[k]; ok {
-			current = lifted
+		old, v := b.c.have.endpoints[k], b.c.want.endpoints[k]
+		if id, ok := b.idOf[k]; ok {
+			v.Identity = id
 		}
-		old := b.c.have.endpoints[k]
-		oldRefs, currentRefs := refs(&old), refs(&current)
+		oldRefs := refs(&old)
 		for d, ref := range refs(&v) {
 			if *ref == *oldRefs[d] {
-				*ref = *currentRefs[d]
 				continue
 			}
-			if _, inUse := b.inUse[ref.Scope]; !inUse && ref.Scope != 0 {
-				fresh[ref.Scope] = abi.Direction(d)
-				continue
+			if _, inUse := b.inUse[ref.Scope]; inUse {
+				ref.Scope = b.copyOf(ref.Scope, d)
+			} else {
+				added[ref.Scope] = abi.Direction(d)
 			}
-			stand, ok := b.copy[d][ref.Scope]
-			if !ok {
-				stand = b.fresh(abi.PeerCIDR)
-				b.copy[d][ref.Scope] = stand
-			}
-			ref.Scope = stand
 		}
-		b.t.turn[k] = v
+		b.t.turned[k] = v
 	}
-	for scope, d := range fresh {
-		for alias, m := range b.alias {
-			b.row(scope, alias, b.c.want.classOf(scope, m.after, d))
-		}
+	for scope, d := range added {
+		b.rows(scope, d, func(m move) uint64 { return b.c.want.classOf(scope, m.after, d) })
 	}
 	for k, v := range b.c.want.classes {
-		for d := range b.copy {
-			if stand, ok := b.copy[d][k.Scope]; ok {
+		for d := range b.copies {
+			if stand, ok := b.copies[d][k.Scope]; ok {
 				b.t.classes[abi.ClassKey{Scope: stand, Peer: k.Peer}] = v
 			}
 		}
 	}
-	for d := range b.copy {
-		for scope, stand := range b.copy[d] {
-			for alias, m := range b.alias {
-				b.row(stand, alias, b.c.want.classOf(scope, m.after, abi.Direction(d)))
-			}
+	for d, copies := range b.copies {
+		for scope, stand := range copies {
+			d := abi.Direction(d)
+			b.rows(stand, d, func(m move) uint64 { return b.c.want.classOf(scope, m.after, d) })
 		}
 	}
 }
 
-func (b *transitionBuilder) row(scope, peer, class uint64) {
-	if class != baseClass(peer) {
-		b.t.classes[abi.ClassKey{Scope: scope, Peer: peer}] = abi.ClassValue{Class: class}
+func (b *transitionBuilder) settleIdentities() {
+	for _, k := range b.c.renamed {
+		v, ok := b.t.turned[k]
+		if !ok {
+			v = b.c.want.endpoints[k]
+		}
+		v.Identity = b.c.want.endpoints[k].Identity
+		b.t.settled[k] = v
+	}
+}
+
+func (b *transitionBuilder) copyOf(scope uint64, d int) uint64 {
+	stand, ok := b.copies[d][scope]
+	if !ok {
+		stand = b.fresh(abi.PeerCIDR)
+		b.copies[d][scope] = stand
+	}
+	return stand
+}
+
+// rows gives the aliases their class in a scope. Scope 0 belongs to both
+// directions, which see the same classes there: a peer's base class.
+func (b *transitionBuilder) rows(scope uint64, d abi.Direction, class func(move) uint64) {
+	for alias, m := range b.aliases {
+		if b.idOnly[alias] && d == abi.Egress && scope != 0 {
+			continue
+		}
+		if c := class(m); c != baseClass(alias) {
+			b.t.classes[abi.ClassKey{Scope: scope, Peer: alias}] = abi.ClassValue{Class: c}
+		}
 	}
 }
