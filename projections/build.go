@@ -68,6 +68,7 @@ func build(f facts, node string, opts Options) (*Tables, error) {
 		}
 		b.addEndpoint(e, id)
 	}
+	b.nameBases()
 	b.divideScopes()
 	out := &Tables{Node: node, Revision: f.revision, Names: b.names}
 	var err error
@@ -149,6 +150,15 @@ func (b *builder) subject(d policy.Direction, id *fsm.Identity, ports []fsm.Name
 	return s
 }
 
+// nameBases names the classes that are told by a peer's number alone.
+func (b *builder) nameBases() {
+	b.names[abi.ClassAny] = "everyone"
+	for _, base := range bases {
+		b.names[base] = b.env.reservedLabels(base).String()
+	}
+	b.names[basePod] = "pods"
+}
+
 // divideScopes finds the classes of every scope.
 func (b *builder) divideScopes() {
 	b.cidrs = b.usedPrefixes()
@@ -224,7 +234,7 @@ func (b *builder) classRows() []*Row[abi.ClassKey, abi.ClassValue] {
 			for _, t := range c.tokens {
 				ofClass[c] = join(ofClass[c], causes[s][t.item])
 			}
-			b.names[c.id] = joinTokens(c.tokens)
+			b.names[c.id] = joinTokens(c.tokens) + " (" + b.names[c.base] + ")"
 		}
 		for _, m := range s.members {
 			p := b.universes[s.direction].peers[m.peer]

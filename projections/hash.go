@@ -44,7 +44,8 @@ func appendEndpointValue(b []byte, v abi.EndpointValue) []byte {
 	b = append(b, v.IPv4[:]...)
 	b = append(b, v.MAC[:]...)
 	b = le.AppendUint16(b, v.Flags)
-	return append(b, v.IPv6[:]...)
+	b = append(b, v.IPv6[:]...)
+	return append(b, 0, 0, 0, 0)
 }
 
 func appendPolicyRef(b []byte, r abi.PolicyRef) []byte {

@@ -61,7 +61,8 @@ func (u *universe) matches(it item) []match {
 	return out
 }
 
-// inCIDR is the prefixes inside cidr and in none of its exceptions. Since the
+// inCIDR is the prefixes inside cidr and in none of its exceptions, found from
+// cidr's own place in their order: wider ones stand before it. Since the
 // exceptions are prefixes of the universe as well, no prefix is in part inside
 // one that matters: an address there resolves to the narrower.
 func (u *universe) inCIDR(cidr netip.Prefix, except []netip.Prefix) []match {
@@ -71,7 +72,7 @@ func (u *universe) inCIDR(cidr netip.Prefix, except []netip.Prefix) []match {
 		if !cidr.Contains(p.Addr()) {
 			break
 		}
-		if p.Bits() >= cidr.Bits() && !slices.ContainsFunc(except, func(e netip.Prefix) bool {
+		if !slices.ContainsFunc(except, func(e netip.Prefix) bool {
 			return p.Bits() >= e.Bits() && e.Contains(p.Addr())
 		}) {
 			out = append(out, match{peer: u.index[p]})

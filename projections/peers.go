@@ -68,7 +68,7 @@ func (e env) reservedLabels(base uint64) policy.Labels {
 // peer is a row to be had in the class map of some scope.
 type peer struct {
 	number uint64
-	ports  []fsm.NamedPort // that the number tells; always nil for ingress
+	ports  []fsm.NamedPort // that the number tells; of no use for ingress
 	events []log.Revision
 }
 
@@ -86,10 +86,8 @@ type group struct {
 type universe struct {
 	peers  []peer
 	groups []group
-	// cidrs is the prefixes in order; prefix i is peers[firstCIDR[family]+...],
-	// found through index.
-	cidrs []netip.Prefix
-	index map[netip.Prefix]int
+	cidrs  []netip.Prefix       // in order
+	index  map[netip.Prefix]int // of a prefix in peers
 }
 
 // variant is an identity with a set of named ports that one of its endpoints has.
@@ -124,7 +122,7 @@ func (e env) newUniverse(d policy.Direction, variants []variant, cidrs []netip.P
 		for ; i < len(variants) && variants[i].identity.ID == id.ID; i++ {
 			p := peer{number: variants[i].number, ports: variants[i].ports, events: []log.Revision{id.Revision}}
 			if d == policy.Ingress {
-				p.number, p.ports = uint64(id.ID), nil
+				p.number = ingressPeer(p.number)
 			}
 			if n := len(u.peers); n == g.first || u.peers[n-1].number != p.number {
 				u.peers = append(u.peers, p)

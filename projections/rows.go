@@ -45,11 +45,12 @@ func (e env) newTable(rs *ruleSet, s *scope, ids *ids) *table {
 	return t
 }
 
-// describe adds all that tells r from another rule.
+// describe adds all that tells r from another rule. Whether it denies is told by
+// its section.
 func (r *rule) describe(c *content) {
 	c.num(uint64(r.ref.Policy.Kind)).str(r.ref.Policy.Namespace).str(r.ref.Policy.Name)
 	c.num(uint64(r.ref.Spec)).num(uint64(r.ref.Section)).num(uint64(r.ref.Index)).str(r.ref.Implicit)
-	c.flag(r.deny).flag(r.any).num(uint64(r.bases))
+	c.flag(r.any).num(uint64(r.bases))
 	c.num(uint64(len(r.items)))
 	for _, key := range r.items {
 		c.str(key)
