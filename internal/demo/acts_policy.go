@@ -17,21 +17,21 @@ var policies embed.FS
 
 // questions are asked before and after the policies. Before, every answer is yes.
 var questions = []question{
-	{"frontend", "backend", "TCP", 8080, true, "CNP shop/backend ingress[0]"},
-	{"frontend", "backend", "UDP", 9090, true, "CNP shop/backend ingress[0]"},
+	{"frontend", "backend", "TCP", 8080, true, "cnp/shop/backend ingress[0]"},
+	{"frontend", "backend", "UDP", 9090, true, "cnp/shop/backend ingress[0]"},
 	{"frontend", "backend", "ICMP", 0, false, "policy default deny at shop/backend ingress"},
 	{"frontend", "db", "TCP", 5432, false, "policy default deny at shop/db ingress"},
 	{"frontend", "supplier", "TCP", 443, true, "no policy selects it"},
-	{"batch", "backend", "TCP", 8080, true, "CNP shop/backend ingress[0]"},
-	{"batch", "frontend", "ICMP", 0, true, "CNP shop/frontend ingress[1]"},
-	{"backend", "db", "TCP", 5432, true, "NP shop/db ingress[0]"},
-	{"backend", "frontend", "ICMP", 0, true, "CNP shop/frontend ingress[1]"},
-	{"backend", "supplier", "TCP", 443, true, "CNP shop/backend egress[2]"},
+	{"batch", "backend", "TCP", 8080, true, "cnp/shop/backend ingress[0]"},
+	{"batch", "frontend", "ICMP", 0, true, "cnp/shop/frontend ingress[1]"},
+	{"backend", "db", "TCP", 5432, true, "np/shop/db ingress[0]"},
+	{"backend", "frontend", "ICMP", 0, true, "cnp/shop/frontend ingress[1]"},
+	{"backend", "supplier", "TCP", 443, true, "cnp/shop/backend egress[2]"},
 	{"backend", "stranger", "TCP", 443, false, "policy default deny at shop/backend egress"},
 	{"backend", "host", "TCP", 9100, false, "policy default deny at shop/backend egress"},
-	{"intruder", "frontend", "TCP", 80, false, "policy denied by CCNP no-guests ingressDeny[0]"},
-	{"intruder", "db", "TCP", 5432, false, "policy denied by CCNP no-guests ingressDeny[0]"},
-	{"visitor", "frontend", "TCP", 80, true, "CNP shop/frontend ingress[0]"},
+	{"intruder", "frontend", "TCP", 80, false, "policy denied by ccnp/no-guests ingressDeny[0]"},
+	{"intruder", "db", "TCP", 5432, false, "policy denied by ccnp/no-guests ingressDeny[0]"},
+	{"visitor", "frontend", "TCP", 80, true, "cnp/shop/frontend ingress[0]"},
 	{"visitor", "frontend", "ICMP", 0, false, "policy default deny at shop/frontend ingress"},
 	{"visitor", "db", "TCP", 5432, false, "policy default deny at shop/db ingress"},
 	{"host", "db", "TCP", 5432, true, "allow-localhost"},
@@ -60,20 +60,17 @@ func (s *stage) actConnect(ctx context.Context) error {
 	var rows [][]string
 	for _, w := range workloads {
 		a := s.actors[w.name]
-		rows = append(rows, []string{a.ref, a.addr[v4].String(), a.addr[v6].String()})
+		rows = append(rows, []string{a.ref, a.addr[v4].String(), a.addr[v6].String(), w.servers()})
 	}
 	for _, name := range []string{"host", "visitor", "supplier", "stranger"} {
 		a := s.actors[name]
-		what := "outside, across the uplink"
+		what := "tcp 443, outside, across the uplink"
 		if name == "host" {
-			what = "the node itself"
+			what = "tcp 9100, the node itself"
 		}
 		rows = append(rows, []string{name, a.addr[v4].String(), a.addr[v6].String(), what})
 	}
-	for i := range rows[:len(workloads)] {
-		rows[i] = append(rows[i], "a network namespace with servers in it")
-	}
-	s.out.table([]string{"who", "IPv4", "IPv6", ""}, rows)
+	s.out.table([]string{"who", "IPv4", "IPv6", "serves"}, rows)
 	return s.startWatch(ctx)
 }
 
@@ -108,7 +105,7 @@ func (s *stage) apply(ctx context.Context, name string) error {
 	took := time.Since(began)
 	for _, p := range resp.Msg.Policies {
 		s.claim(p.Action == varvev1.AppliedPolicy_CREATED || p.Action == varvev1.AppliedPolicy_CONFIGURED,
-			"%-16s %s as revision %d, in %s", name+".yaml", strings.ToLower(p.Action.String()), p.Revision, ms(took))
+			"%-26s %s as revision %d, in %s", name+".yaml", strings.ToLower(p.Action.String()), p.Revision, ms(took))
 	}
 	for line := range strings.Lines(string(manifest)) {
 		comment, ok := strings.CutPrefix(line, "# ")

@@ -27,6 +27,9 @@ type Options struct {
 	Keep bool
 }
 
+// errStopped is why a story that someone, or its time limit, stopped has no end.
+var errStopped = errors.New("stopped early")
+
 // Exit codes of Run.
 const (
 	exitHeld   = 0 // everything that was claimed held
@@ -58,7 +61,7 @@ func Run(ctx context.Context, o Options) (code int) {
 	}
 	err = s.tell(ctx)
 	if ctx.Err() != nil {
-		err = fmt.Errorf("stopped early: %w", context.Cause(ctx))
+		err = fmt.Errorf("%w: %w", errStopped, context.Cause(ctx))
 	}
 	return s.close(err)
 }
@@ -90,18 +93,20 @@ func (s *stage) close(err error) int {
 	if s.opts.Keep {
 		s.describeKept()
 	} else {
-		s.actCleanUp(err == nil)
+		s.actCleanUp(err)
 	}
 	s.out.printf("\n")
 	failures := s.failed()
-	if err != nil && !errors.Is(err, errClaims) {
-		failures = append(failures, err.Error())
-	}
-	if len(failures) == 0 {
+	switch {
+	case err == nil && len(failures) == 0:
 		s.out.printf("%s %s\n", s.out.mark(true), s.out.paint(bold, fmt.Sprintf("all %d claims held, in %.1f s", s.claims(), time.Since(s.out.began).Seconds())))
 		return exitHeld
+	case err != nil:
+		s.out.printf("%s %s\n", s.out.mark(false), s.out.paint(red, err.Error()))
 	}
-	s.out.printf("%s %s\n", s.out.mark(false), s.out.paint(bold, fmt.Sprintf("%d of %d claims did not hold:", len(failures), max(s.claims(), len(failures)))))
+	if len(failures) > 0 {
+		s.out.printf("%s %s\n", s.out.mark(false), s.out.paint(bold, fmt.Sprintf("%d of %d claims did not hold:", len(failures), s.claims())))
+	}
 	for _, f := range failures {
 		s.out.printf("   %s\n", s.out.paint(red, f))
 	}

@@ -175,8 +175,8 @@ func TestWhyNamesRules(t *testing.T) {
 	}{
 		{nil, "the datapath reported nothing"},
 		{&varvev1.DatapathEvent{Type: "new-flow"}, "no policy selects it"},
-		{&varvev1.DatapathEvent{Type: "new-flow", Rules: []string{"NetworkPolicy shop/db ingress[0]"}}, "allowed by NP shop/db ingress[0]"},
-		{&varvev1.DatapathEvent{Type: "drop", Reason: "policy denied", Rules: []string{"CiliumClusterwideNetworkPolicy x ingressDeny[0]"}}, "policy denied by CCNP x ingressDeny[0]"},
+		{&varvev1.DatapathEvent{Type: "new-flow", Rules: []string{"np/shop/db ingress[0]"}}, "allowed by np/shop/db ingress[0]"},
+		{&varvev1.DatapathEvent{Type: "drop", Reason: "policy denied", Rules: []string{"ccnp/x ingressDeny[0]"}}, "policy denied by ccnp/x ingressDeny[0]"},
 		{&varvev1.DatapathEvent{Type: "drop", Reason: "policy default deny", Endpoint: "shop/db", Direction: "ingress"}, "policy default deny at shop/db ingress"},
 	}
 	for _, tt := range tests {

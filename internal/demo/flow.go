@@ -33,6 +33,7 @@ type flow struct {
 
 	stop    chan struct{}
 	stopped sync.WaitGroup
+	closing sync.Once
 }
 
 // message is what a flow sends: for ICMP the 8 bytes of an echo request's header,
@@ -228,11 +229,13 @@ func (fl *flow) drain(limit time.Duration) {
 	}
 }
 
-// close ends the flow and its goroutines.
-func (fl *flow) close() error {
-	fl.drain(0)
-	err := fl.conn.Close()
-	fl.stopped.Wait()
+// close ends the flow and its goroutines. The second time it does nothing.
+func (fl *flow) close() (err error) {
+	fl.closing.Do(func() {
+		fl.drain(0)
+		err = fl.conn.Close()
+		fl.stopped.Wait()
+	})
 	return err
 }
 

@@ -50,7 +50,7 @@ type answer struct {
 }
 
 func (s *stage) tupleOf(q question, f family) tuple {
-	t := tuple{protocol: q.protocol, from: s.actors[q.from].addr[f], to: s.actors[q.to].addr[f], toPort: q.port}
+	t := tuple{protocol: q.protocol, from: s.actors[q.from].from(f), to: s.actors[q.to].addr[f], toPort: q.port}
 	if q.protocol == "ICMP" && f == v6 {
 		t.protocol = "ICMPv6"
 	}

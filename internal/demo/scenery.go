@@ -1,6 +1,7 @@
 package demo
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -33,7 +34,17 @@ type actor struct {
 	name  string // "frontend"
 	ref   string // what the API calls it: "shop/frontend"; empty: no endpoint
 	space *testns.NS
-	addr  [2]netip.Addr
+	addr  [2]netip.Addr // where it is reached
+	// source is where its packets come from, if not addr: the node takes the
+	// gateway's address towards its pods.
+	source [2]netip.Addr
+}
+
+func (a *actor) from(f family) netip.Addr {
+	if a.source[f].IsValid() {
+		return a.source[f]
+	}
+	return a.addr[f]
 }
 
 // Addresses of what is not a pod: documentation ranges (RFC 5737, RFC 3849), all of
@@ -51,6 +62,18 @@ type workload struct {
 	namespace, name string
 	tcp, udp        []uint16
 	namedPorts      []*varvev1.NamedPort
+}
+
+// servers lists what the workload serves, for people.
+func (w workload) servers() string {
+	var all []string
+	for _, p := range w.tcp {
+		all = append(all, fmt.Sprintf("tcp %d", p))
+	}
+	for _, p := range w.udp {
+		all = append(all, fmt.Sprintf("udp %d", p))
+	}
+	return cmp.Or(strings.Join(all, ", "), "nothing")
 }
 
 var workloads = []workload{
@@ -193,7 +216,10 @@ func (s *stage) setNode() error {
 	if err != nil {
 		return fmt.Errorf("node: %w", err)
 	}
-	s.actors["host"] = &actor{name: "host", space: s.node, addr: [2]netip.Addr{nodeAddr[v4].Addr(), nodeAddr[v6].Addr()}}
+	s.actors["host"] = &actor{
+		name: "host", space: s.node, addr: [2]netip.Addr{nodeAddr[v4].Addr(), nodeAddr[v6].Addr()},
+		source: [2]netip.Addr{podRange[v4].Addr().Next(), podRange[v6].Addr().Next()},
+	}
 	s.actors["visitor"] = &actor{name: "visitor", space: outside, addr: [2]netip.Addr{outsideAddr[v4].Addr(), outsideAddr[v6].Addr()}}
 	s.actors["supplier"] = &actor{name: "supplier", space: outside, addr: supplier}
 	s.actors["stranger"] = &actor{name: "stranger", space: outside, addr: stranger}

@@ -18,10 +18,6 @@ import (
 	"github.com/varve-net/varve/internal/testns"
 )
 
-// errClaims ends the story where going on makes no sense; the claim that failed is
-// noted already.
-var errClaims = errors.New("a claim that the rest depends on did not hold")
-
 // stage is everything a run makes, and what it found.
 type stage struct {
 	opts Options

@@ -151,11 +151,7 @@ func why(e *varvev1.DatapathEvent) string {
 	if e == nil {
 		return "the datapath reported nothing"
 	}
-	rules := make([]string, 0, len(e.Rules))
-	for _, r := range e.Rules {
-		rules = append(rules, shortKind(r))
-	}
-	by := strings.Join(rules, ", ")
+	by := strings.Join(e.Rules, ", ")
 	switch {
 	case e.Type == "drop" && by != "":
 		return fmt.Sprintf("%s by %s", e.Reason, by)
@@ -166,11 +162,4 @@ func why(e *varvev1.DatapathEvent) string {
 	default:
 		return "no policy selects it"
 	}
-}
-
-// shortKind abbreviates kinds as kubectl does.
-func shortKind(rule string) string {
-	return strings.NewReplacer(
-		"CiliumClusterwideNetworkPolicy", "CCNP", "CiliumNetworkPolicy", "CNP", "NetworkPolicy", "NP",
-	).Replace(rule)
 }
