@@ -1,26 +1,203 @@
 package policytest
 
 import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 )
 
+func run(t *testing.T, opts Options, files ...string) *Report {
+	t.Helper()
+	report, err := Run(t.Context(), files, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return report
+}
+
+// Every case passes, or is refused for a field that is known to be missing.
 func TestCases(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.jsonl*")
 	if err != nil {
 		t.Fatal(err)
 	}
-	report, err := Run(t.Context(), files, Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	report := run(t, Options{}, files...)
+	refused := make(map[string][]string)
 	for _, r := range report.Results {
-		switch r.Outcome {
-		case Fail:
+		switch {
+		case r.Outcome == Fail:
 			t.Errorf("%s:%d: %s: %s\n%s", r.File, r.Line, r.Case, r.Reason, r.Difference)
-		case Refused:
-			t.Logf("%s:%d: %s: refused: %v", r.File, r.Line, r.Case, r.Fields)
+		case r.Outcome == Refused && !strings.HasPrefix(r.Case, "match"):
+			refused[r.Case] = r.Fields
 		}
 	}
-	t.Logf("%d cases: %d passed, %d failed, %d refused; %d connections, %d verdicts", report.Cases, report.Passed, report.Failed, report.Refused, report.Connections, report.Verdicts)
+	want := map[string][]string{"trap/40": {"policies[0].spec.ingress[0].toPorts[0].rules.http"}}
+	if diff := cmp.Diff(want, refused); diff != "" {
+		t.Errorf("refused (-want +got):\n%s", diff)
+	}
+	if report.Connections < 200_000 || report.Verdicts < report.Connections || report.Wrong != 0 {
+		t.Errorf("%d connections, %d verdicts, %d wrong", report.Connections, report.Verdicts, report.Wrong)
+	}
+}
+
+// A small case to spoil: client may enter server at http, which is 8080.
+const smallCase = `{"id":"small","namespaces":{"default":{}},` +
+	`"pods":[{"ns":"default","name":"server","labels":{"app":"server"},"ip":"10.0.0.1","ports":[{"name":"HTTP","port":8080,"proto":"TCP"}]},` +
+	`{"ns":"default","name":"client","labels":{"app":"client"},"ip":"10.0.0.2","ports":null}],` +
+	`"externals":["203.0.113.1"],"entities":["host"],` +
+	`"policies":[{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","metadata":{"name":"np","namespace":"default"},` +
+	`"spec":{"podSelector":{"matchLabels":{"app":"server"}},"ingress":[{"from":[{"podSelector":{}}],"ports":[{"port":"http"}]}]}}],` +
+	`"probes":[{"port":8080,"proto":"TCP"},{"port":80,"proto":"TCP"}],` +
+	`"truth":[[".333","3.33","23..","33.."],[".333","2.33","23..","33.."]]}`
+
+func write(t *testing.T, lines ...string) string {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "cases.jsonl")
+	if err := os.WriteFile(name, []byte(strings.Join(lines, "\n")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+func TestOutcomes(t *testing.T) {
+	replace := func(old, with string) string {
+		if !strings.Contains(smallCase, old) {
+			t.Fatalf("the case does not hold %s", old)
+		}
+		return strings.Replace(smallCase, old, with, 1)
+	}
+	for _, c := range []struct {
+		name, line string
+		want       Outcome
+		reason     string
+	}{
+		{"right", smallCase, Pass, ""},
+		{"a wrong verdict", replace(`"2.33"`, `"3.33"`), Fail, "1 of 20 connections differ"},
+		{"truth_cilium wins", replace(`"probes"`, `"truth_cilium":[[".333","3.33","23..","33.."],[".333","0.33","23..","33.."]],"probes"`), Fail, "1 of 20"},
+		{"must be rejected and is not", replace(`"probes"`, `"error":"no such kind","probes"`), Fail, "must be rejected: no such kind"},
+		{"is rejected and must not be", replace(`"port":"http"`, `"port":70000`), Fail, "spec.ingress[0].ports[0].port"},
+		{"rejected", strings.Replace(replace(`"port":"http"`, `"port":70000`), `"probes"`, `"error":"bad port","probes"`, 1), Pass, ""},
+		{"refused", replace(`"kind":"NetworkPolicy"`, `"kind":"AdminNetworkPolicy"`), Refused, "AdminNetworkPolicy"},
+		{"not JSON", `{"id":`, Fail, "not a policy test case"},
+		{"no case", `{"hello":"world"}`, Fail, "neither policies nor an FQDN pattern"},
+		{"a short row", replace(`"2.33"`, `"2.3"`), Fail, "truth[1][1]"},
+		{"a row too few", replace(`"2.33",`, ``), Fail, "truth[1] has 3 rows for 4 endpoints"},
+		{"a foreign character", replace(`"2.33"`, `"2.34"`), Fail, "truth[1][1]"},
+		{"a probe without truth", replace(`{"port":80,"proto":"TCP"}]`, `{"port":80,"proto":"TCP"},{"port":1,"proto":"TCP"}]`), Fail, "2 matrices for 3 probes"},
+		{"an unknown protocol", replace(`{"port":80,"proto":"TCP"}`, `{"port":80,"proto":"GRE"}`), Fail, `"GRE"`},
+		{"an unknown entity", replace(`["host"]`, `["moon"]`), Fail, "health, host, ingress"},
+		{"a pod without address", replace(`"ip":"10.0.0.2",`, ``), Fail, "default/client has no ip"},
+		{"two pods of one address", replace(`10.0.0.2`, `10.0.0.1`), Fail, "pod default/client"},
+		{"an FQDN pattern", `{"kind":"matchName","pattern":"cilium.io"}`, Refused, "FQDN"},
+	} {
+		report := run(t, Options{}, write(t, c.line))
+		if len(report.Results) != 1 {
+			t.Fatalf("%s: %d results", c.name, len(report.Results))
+		}
+		r := report.Results[0]
+		if r.Outcome != c.want || !strings.Contains(r.Reason, c.reason) {
+			t.Errorf("%s: %s (%s), want %s (%s)", c.name, r.Outcome, r.Reason, c.want, c.reason)
+		}
+		if r.Outcome == Refused && len(r.Fields) == 0 {
+			t.Errorf("%s: no field", c.name)
+		}
+	}
+}
+
+func TestDifferenceIsForPeople(t *testing.T) {
+	spoilt := strings.Replace(smallCase, `"2.33"`, `"3.03"`, 1)
+	spoilt = strings.Replace(spoilt, `"23..","33.."]]`, `"23..","01.."]]`, 1)
+	got := run(t, Options{}, write(t, spoilt)).Results[0].Difference
+	want := `80/TCP from default/client (1 ingress, 2 egress allowed)
+  want 3.03
+  got  2.33
+       ^ ^
+  to default/server: ingress denied: no rule allows it
+  to 203.0.113.1: egress allowed: no policy isolates it
+  to 203.0.113.1: ingress allowed: it is no pod, so nothing can deny it
+80/TCP from host (1 ingress, 2 egress allowed)
+  want 01..
+  got  33..
+       ^^
+  to default/server: egress allowed: it is no pod, so nothing can deny it
+  to default/server: ingress allowed: by allow-localhost
+  to default/client: egress allowed: it is no pod, so nothing can deny it
+`
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestReportCountsAndOrder(t *testing.T) {
+	wrong := strings.Replace(smallCase, `"2.33"`, `"3.33"`, 1)
+	pattern := `{"kind":"matchPattern","pattern":"*"}`
+	plain := write(t, smallCase, "", wrong)
+	var z bytes.Buffer
+	w := gzip.NewWriter(&z)
+	if _, err := w.Write([]byte(pattern + "\n" + smallCase + "\n")); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	zipped := filepath.Join(t.TempDir(), "zipped")
+	if err := os.WriteFile(zipped, z.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+
+	last := 0
+	report := run(t, Options{Parallel: 3, Progress: func(done, total int) {
+		if done != last+1 || total != 4 {
+			t.Errorf("progress %d of %d after %d", done, total, last)
+		}
+		last = done
+	}}, plain, zipped)
+	type line struct {
+		File    string
+		Line    int
+		Outcome Outcome
+	}
+	var got []line
+	for _, r := range report.Results {
+		got = append(got, line{r.File, r.Line, r.Outcome})
+	}
+	want := []line{{plain, 1, Pass}, {plain, 3, Fail}, {zipped, 1, Refused}, {zipped, 2, Pass}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	counts := []int{report.Cases, report.Passed, report.Failed, report.Refused, report.Connections, report.Verdicts, report.Wrong}
+	if diff := cmp.Diff([]int{4, 2, 1, 1, 60, 72, 1}, counts); diff != "" {
+		t.Errorf("counts (-want +got):\n%s", diff)
+	}
+	if last != 4 {
+		t.Errorf("progress ended at %d", last)
+	}
+	b, err := json.Marshal(report)
+	if err != nil || !bytes.Contains(b, []byte(`"outcome":"refused"`)) {
+		t.Errorf("as JSON: %v, %s", err, b)
+	}
+}
+
+func TestRunErrors(t *testing.T) {
+	if _, err := Run(t.Context(), []string{"testdata/absent"}, Options{}); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("error %v, want ErrNotExist", err)
+	}
+	broken := write(t, "\x1f\x8bgarbage")
+	if _, err := Run(t.Context(), []string{broken}, Options{}); err == nil || !strings.Contains(err.Error(), broken) {
+		t.Errorf("error %v does not name the file", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := Run(ctx, []string{write(t, smallCase)}, Options{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v, want Canceled", err)
+	}
 }
