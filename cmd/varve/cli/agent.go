@@ -25,8 +25,6 @@ type agentFlags struct {
 	logFormat  string
 }
 
-const defaultConfigFile = "/etc/varve/config.yaml"
-
 func (a *app) agentCommand() *cobra.Command {
 	var f agentFlags
 	cfg := agent.Config{Version: version.String()}
@@ -57,7 +55,7 @@ keys are named as the flags are, and the default.`),
 	}
 	flags := cmd.Flags()
 	flags.SortFlags = false
-	flags.StringVar(&f.config, configFlag, defaultConfigFile, "YAML file of settings; the default one may be missing")
+	flags.StringVar(&f.config, configFlag, a.agentConfig, "YAML file of settings; the default one may be missing")
 	flags.StringVar(&cfg.StateDir, "state-dir", agent.DefaultStateDir, "directory of the log, its history and snapshots")
 	flags.StringVar(&cfg.Socket, "socket", agent.DefaultSocket, "unix socket to answer on")
 	flags.StringVar(&cfg.Group, "group", agent.DefaultGroup, "members of this group may use the socket beside root; empty: nobody")

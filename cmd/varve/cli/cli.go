@@ -28,6 +28,8 @@ type app struct {
 	stderr io.Writer
 	now    func() time.Time
 	zone   *time.Location // in which times are shown
+	// agentConfig is the file of the agent's settings unless another is given.
+	agentConfig string
 
 	socket  string
 	output  string
@@ -41,7 +43,10 @@ type app struct {
 }
 
 func newApp(stdin io.Reader, stdout, stderr io.Writer) *app {
-	return &app{stdin: stdin, stdout: stdout, stderr: stderr, now: time.Now, zone: time.Local, output: formatTable}
+	return &app{
+		stdin: stdin, stdout: stdout, stderr: stderr, now: time.Now, zone: time.Local,
+		agentConfig: "/etc/varve/config.yaml", output: formatTable,
+	}
 }
 
 func (a *app) run(ctx context.Context, args []string) int {

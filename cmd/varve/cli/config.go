@@ -75,7 +75,8 @@ func readConfig(path string, must bool) (*koanf.Koanf, error) {
 		return nil, fmt.Errorf("%s: %w", configFlag, err)
 	}
 	if err := k.Load(rawbytes.Provider(doc), yaml.Parser()); err != nil {
-		return nil, fmt.Errorf("%s: %w; write one `setting: value` a line", path, err)
+		text := strings.Join(strings.Fields(err.Error()), " ")
+		return nil, fmt.Errorf("%s: %s; write one `setting: value` a line", path, text)
 	}
 	if k.Exists(configFlag) {
 		return nil, fmt.Errorf("%s: %s: is not read from the file; leave it out", path, configFlag)

@@ -1,10 +1,12 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 
 	"connectrpc.com/connect"
@@ -93,6 +95,7 @@ func explainDial(e *api.DialError) string {
 
 func explainCall(err error, ce *connect.Error) (string, int) {
 	if pes := api.PolicyErrors(err); len(pes) > 0 {
+		slices.SortStableFunc(pes, func(x, y *varvev1.PolicyError) int { return cmp.Compare(x.Line, y.Line) })
 		var lines []string
 		for _, pe := range pes {
 			lines = append(lines, policyErrorLine(pe))

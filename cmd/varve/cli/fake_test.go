@@ -274,6 +274,7 @@ func varveUntil(ctx context.Context, t *testing.T, f *fakeAgent, stdin string, u
 	a := newApp(strings.NewReader(stdin), stdout, &stderr)
 	a.now = func() time.Time { return at.Add(2 * time.Hour) }
 	a.zone = time.UTC
+	a.agentConfig = filepath.Join(t.TempDir(), "none.yaml")
 	if f != nil {
 		args = append([]string{"--socket", f.socket}, args...)
 	}

@@ -1,8 +1,10 @@
 package cli
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -53,6 +55,7 @@ func validateOffline(manifests []manifest, cluster string) *varvev1.ValidatePoli
 			})
 		}
 		found := policy.FieldErrors(err)
+		slices.SortStableFunc(found, func(x, y *policy.FieldError) int { return cmp.Compare(x.Line, y.Line) })
 		for _, fe := range found {
 			resp.Errors = append(resp.Errors, &varvev1.PolicyError{
 				Source: fe.Source, Line: uint32(fe.Line), Document: uint32(fe.Document), Path: fe.Path,
