@@ -3,12 +3,8 @@ package agent
 import (
 	"context"
 	"errors"
-	"fmt"
-	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -16,7 +12,6 @@ import (
 	"github.com/varve-net/varve/cluster"
 	"github.com/varve-net/varve/dataplane"
 	"github.com/varve-net/varve/internal/apiserver"
-	"github.com/varve-net/varve/log/eventpb"
 	"github.com/varve-net/varve/log/raftlog"
 	"github.com/varve-net/varve/projections"
 )
@@ -106,6 +101,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	g.Go(func() error { return proj.run(ctx) })
 	g.Go(func() error { return ended(ctx, dp.Events(ctx, mon.publish)) })
 	g.Go(func() error { return collect(ctx, dp) })
+	g.Go(func() error { return watchAddresses(ctx, &cfg, fct) })
 	g.Go(func() error { return srv.Serve(ctx) })
 	g.Go(func() error {
 		select {
@@ -139,60 +135,6 @@ func ended(ctx context.Context, err error) error {
 		return nil
 	}
 	return err
-}
-
-// announce records the node's facts if they are new.
-func announce(ctx context.Context, cfg *Config, f *facts) error {
-	addrs := cfg.NodeAddresses
-	if len(addrs) == 0 {
-		var err error
-		if addrs, err = hostAddresses(); err != nil {
-			return err
-		}
-	}
-	for _, r := range []netip.Prefix{cfg.IPv4Range, cfg.IPv6Range} {
-		if gw := gateway(r); gw.IsValid() && !slices.Contains(addrs, gw) {
-			addrs = append(addrs, gw)
-		}
-	}
-	slices.SortFunc(addrs, netip.Addr.Compare)
-	addrs = slices.Compact(addrs)
-	joined := &eventpb.NodeJoined{Name: cfg.Node, KubeApiserver: cfg.KubeAPIServer}
-	var cidrs []netip.Prefix
-	for _, r := range []netip.Prefix{cfg.IPv4Range, cfg.IPv6Range} {
-		if r.IsValid() {
-			cidrs = append(cidrs, r)
-			joined.EndpointCidrs = append(joined.EndpointCidrs, r.String())
-		}
-	}
-	for _, a := range addrs {
-		joined.Addresses = append(joined.Addresses, a.AsSlice())
-	}
-	if n, ok := f.view().Node(cfg.Node); ok && !n.Left && n.KubeAPIServer == cfg.KubeAPIServer &&
-		slices.Equal(n.Addresses, addrs) && slices.Equal(n.EndpointCIDRs, cidrs) {
-		return nil
-	}
-	_, err := f.append(ctx, apiserver.Actor{Name: "agent:" + cfg.Node}, &eventpb.Event{Payload: &eventpb.Event_NodeJoined{NodeJoined: joined}})
-	return err
-}
-
-// hostAddresses are the global addresses of the host's interfaces.
-func hostAddresses() ([]netip.Addr, error) {
-	ifaces, err := net.InterfaceAddrs()
-	if err != nil {
-		return nil, fmt.Errorf("node-ip: not given, and the interfaces' addresses cannot be read: %w", err)
-	}
-	var out []netip.Addr
-	for _, a := range ifaces {
-		n, ok := a.(*net.IPNet)
-		if !ok {
-			continue
-		}
-		if addr, ok := netip.AddrFromSlice(n.IP); ok && addr.Unmap().IsGlobalUnicast() {
-			out = append(out, addr.Unmap())
-		}
-	}
-	return out, nil
 }
 
 // collect removes expired conntrack entries from time to time.

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"connectrpc.com/grpchealth"
+	"connectrpc.com/grpcreflect"
 
 	"github.com/varve-net/varve/api/varve/v1/varvev1connect"
 )
@@ -25,6 +27,13 @@ const maxRequestBytes = 16 << 20
 
 // shutdownGrace is how long unary calls may take to end once the server stops.
 const shutdownGrace = 2 * time.Second
+
+// services are all that the server answers.
+var services = []string{
+	varvev1connect.LogServiceName, varvev1connect.PolicyServiceName, varvev1connect.EndpointServiceName,
+	varvev1connect.NamespaceServiceName, varvev1connect.IdentityServiceName, varvev1connect.AgentServiceName,
+	varvev1connect.DatapathServiceName,
+}
 
 // Config is all a Server needs.
 type Config struct {
@@ -62,6 +71,12 @@ func Listen(cfg Config) (*Server, error) {
 	mux.Handle(varvev1connect.NewIdentityServiceHandler(identityService{s}, opts))
 	mux.Handle(varvev1connect.NewAgentServiceHandler(agentService{s}, opts))
 	mux.Handle(varvev1connect.NewDatapathServiceHandler(datapathService{s}, opts))
+
+	// For grpcurl and gRPC health probes; authenticated as all the rest.
+	reflector := grpcreflect.NewStaticReflector(services...)
+	mux.Handle(grpcreflect.NewHandlerV1(reflector))
+	mux.Handle(grpcreflect.NewHandlerV1Alpha(reflector))
+	mux.Handle(grpchealth.NewHandler(grpchealth.NewStaticChecker(services...)))
 
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
