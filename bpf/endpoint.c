@@ -209,16 +209,14 @@ static __always_inline int flow(struct __sk_buff *skb, struct packet *p, const s
 	if (p->direction == DIR_EGRESS) {
 		struct ethernet *eth = packet_start(skb);
 
-		if ((void *)(eth + 1) > packet_end(skb) ||
-		    !mac_equal(eth->src, mine->mac))
+		if ((void *)(eth + 1) > packet_end(skb) || !mac_equal(eth->src, mine->mac))
 			return slow(skb, p, ct);
 	}
 	ct_touch(ct, p, cfg, src, judged.flags, now);
 	return deliver(skb, p, cfg, &ct->side[(src ^ 1) & 1]);
 }
 
-SEC("tc")
-int from_container(struct __sk_buff *skb)
+SEC("tc") int from_container(struct __sk_buff *skb)
 {
 	struct packet p = { .direction = DIR_EGRESS, .ifindex = skb->ifindex };
 	const struct config *cfg = config_get();
@@ -236,8 +234,7 @@ int from_container(struct __sk_buff *skb)
 	return flow(skb, &p, cfg);
 }
 
-SEC("tc")
-int to_container(struct __sk_buff *skb)
+SEC("tc") int to_container(struct __sk_buff *skb)
 {
 	struct packet p = { .direction = DIR_INGRESS, .ifindex = skb->ifindex };
 	const struct config *cfg = config_get();

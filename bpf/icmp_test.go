@@ -110,6 +110,9 @@ func TestICMPErrors(t *testing.T) {
 		if mac(r.out[:6]) != w.a.mac {
 			t.Errorf("goes to %x, want %x", r.out[:6], w.a.mac)
 		}
+		forged := request
+		forged.src = v.remote
+		w.from(w.b, err(v.out(w.b, v.of(w.a), 0, 0, 0, 0), kinds[0], forged)).refused(t, abi.ICMPUnsolicited, abi.Egress)
 		// About a packet that the receiver never sent, or that the reporter never got.
 		w.from(w.b, err(v.out(w.b, v.remote, 0, 0, 0, 0), kinds[0], request)).refused(t, abi.ICMPUnsolicited, abi.Egress)
 		elsewhere := v.out(w.a, v.outside, udp, 1000, 53, 0)

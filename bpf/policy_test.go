@@ -137,6 +137,7 @@ func model(rows []row, class uint64, enforced bool, proto uint8, port uint16) (a
 // TestRows compares the programs with the model on random tables.
 func TestRows(t *testing.T) {
 	w := newWorld(t, smallSizes())
+	port := rapid.OneOf(rapid.Uint16Range(76, 84), rapid.SampledFrom([]uint16{0, 1 << 15, 1<<15 | 80, 65535}))
 	rapid.Check(t, func(rt *rapid.T) {
 		seen := make(map[row]bool)
 		var rows []row
@@ -148,7 +149,7 @@ func TestRows(t *testing.T) {
 			}
 			if r.proto != 0 {
 				r.bits = uint8(rapid.IntRange(0, 16).Draw(rt, "bits"))
-				r.port = uint16(rapid.IntRange(76, 84).Draw(rt, "port")) >> (16 - r.bits) << (16 - r.bits)
+				r.port = port.Draw(rt, "port") >> (16 - r.bits) << (16 - r.bits)
 			}
 			key := r
 			key.verdict = 0
@@ -159,7 +160,7 @@ func TestRows(t *testing.T) {
 		}
 		enforced := rapid.Bool().Draw(rt, "enforced")
 		proto := rapid.SampledFrom([]uint8{tcp, udp}).Draw(rt, "probe protocol")
-		port := uint16(rapid.IntRange(76, 84).Draw(rt, "probe port"))
+		port := port.Draw(rt, "probe port")
 		w.forget()
 		w.policy(&w.a, abi.Egress, enforced, rows...)
 		r := w.from(w.a, frame{srcMAC: w.a.mac, dstMAC: gateway, src: w.a.v4, dst: remote4, proto: proto, srcPort: 9, dstPort: port})

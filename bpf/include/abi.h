@@ -2,7 +2,7 @@
 /*
  * Layout of every key and value that user space and the programs share.
  * bpf/abi holds the same types in Go; a test compares the two through BTF.
- * A change of any layout here raises VARVE_LAYOUT in bpf/abi, which names the pins.
+ * A change of any layout here raises Layout in bpf/abi, which names the pins.
  *
  * Ids of 64 bits (table, scope, class, peer of a CIDR, row) are content hashes
  * computed by package projections: equal content has equal ids on every node
@@ -35,7 +35,7 @@ enum identity {
  * number alone. Reserved identities are their own class; these are the rest.
  */
 enum base_class {
-	CLASS_ANY = 0,  /* rows for every peer */
+	CLASS_ANY = 0,	/* rows for every peer */
 	CLASS_POD = 16, /* a managed endpoint of this cluster */
 };
 
@@ -59,8 +59,8 @@ struct policy_ref {
 	__u64 table;
 	__u64 scope;
 	__u32 class_lens; /* bit n: rows of n port bits exist for specific classes */
-	__u32 any_lens;   /* the same for CLASS_ANY */
-	__u32 flags;      /* POLICY_* */
+	__u32 any_lens;	  /* the same for CLASS_ANY */
+	__u32 flags;	  /* POLICY_* */
 	__u32 pad;
 };
 
@@ -95,9 +95,9 @@ struct class_value {
 struct policy_key {
 	__u64 table;
 	__u64 class;
-	__be16 port;	  /* the upper port_bits bits; the rest zero */
-	__u8 protocol;	  /* 0: every protocol (then port_bits is 0) */
-	__u8 port_bits;	  /* 0 to 16 */
+	__be16 port;	/* the upper port_bits bits; the rest zero */
+	__u8 protocol;	/* 0: every protocol (then port_bits is 0) */
+	__u8 port_bits; /* 0 to 16 */
 	__u32 pad;
 };
 

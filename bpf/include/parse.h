@@ -126,8 +126,8 @@ struct packet {
 	__be16 ethertype;
 	__u32 ifindex;
 	__u8 protocol;
-	__u8 tcp; /* CT_TCP_* */
-	__u8 flags; /* PKT_* */
+	__u8 tcp;	/* CT_TCP_* */
+	__u8 flags;	/* PKT_* */
 	__u8 direction; /* enum direction: which hook */
 	__u8 icmp_type;
 	__u8 icmp_code;
@@ -175,7 +175,7 @@ static __always_inline bool is_icmp(const struct packet *p)
 static __always_inline __be16 echo_request(const struct packet *p)
 {
 	return p->ethertype == bpf_htons(ETHERTYPE_IPV4) ? bpf_htons(ICMP_ECHO_REQUEST) :
-							    bpf_htons(ICMPV6_ECHO_REQUEST);
+							   bpf_htons(ICMPV6_ECHO_REQUEST);
 }
 
 /* The flow of a packet that an ICMP error cites: protocol and first 8 bytes. */
@@ -296,8 +296,7 @@ static __noinline int parse_icmp6(struct __sk_buff *skb, struct packet *p)
 	dst = (union addr *)ip->dst;
 	if (src->d[0] != p->dst.d[0] || src->d[1] != p->dst.d[1])
 		return REASON_ICMP_UNSOLICITED;
-	if (p->direction == DIR_EGRESS &&
-	    (dst->d[0] != p->src.d[0] || dst->d[1] != p->src.d[1]))
+	if (p->direction == DIR_EGRESS && (dst->d[0] != p->src.d[0] || dst->d[1] != p->src.d[1]))
 		return REASON_ICMP_UNSOLICITED;
 	p->src.d[0] = dst->d[0];
 	p->src.d[1] = dst->d[1];

@@ -66,8 +66,8 @@ static __noinline int probe(struct policy_key *key, __u32 lens, __be16 port, __u
 }
 
 /* 0 or the reason to drop; sets row and table of t. Global: verified once. */
-__noinline int decide(const struct policy_ref *ref, __u64 peer, const struct packet *p,
-			     __be16 port, struct trace *t)
+__noinline int decide(const struct policy_ref *ref, __u64 peer, const struct packet *p, __be16 port,
+		      struct trace *t)
 {
 	struct policy_key key = {};
 	__u64 class_row = 0, any_row = 0;
