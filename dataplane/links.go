@@ -103,7 +103,7 @@ func ensureInterface(ctx context.Context, node *namespace, gatewayMAC [6]byte, s
 	if err := node.handle.LinkSetUp(host); err != nil {
 		return 0, fmt.Errorf("interface %s: up: %w", s.HostName, err)
 	}
-	if err := hostRoutes(ctx, node, ifindex, s); err != nil {
+	if err := hostRoutes(ctx, node, host, s); err != nil {
 		return 0, fmt.Errorf("interface %s: %w", s.HostName, err)
 	}
 	return ifindex, nil
@@ -281,8 +281,13 @@ func setAddresses(ctx context.Context, pod *namespace, peer netlink.Link, s Inte
 }
 
 // hostRoutes leads the host to the container, with the gateway's address as
-// source and without asking for the container's MAC.
-func hostRoutes(ctx context.Context, node *namespace, ifindex int, s InterfaceSpec) error {
+// source and without asking for the container's MAC. Routes and neighbours of
+// earlier addresses go.
+func hostRoutes(ctx context.Context, node *namespace, host netlink.Link, s InterfaceSpec) error {
+	if err := removeOldRoutes(ctx, node, host, s); err != nil {
+		return err
+	}
+	ifindex := host.Attrs().Index
 	for _, f := range s.families() {
 		route := &netlink.Route{LinkIndex: ifindex, Dst: single(f.addr), Src: f.gateway.AsSlice(), Scope: netlink.SCOPE_LINK}
 		if err := node.handle.RouteReplace(route); err != nil {
@@ -293,7 +298,41 @@ func hostRoutes(ctx context.Context, node *namespace, ifindex int, s InterfaceSp
 			return fmt.Errorf("neighbour %s: %w", f.addr, err)
 		}
 	}
-	return ctx.Err()
+	return nil
+}
+
+func removeOldRoutes(ctx context.Context, node *namespace, host netlink.Link, s InterfaceSpec) error {
+	wanted := func(ip net.IP) bool {
+		a, ok := netip.AddrFromSlice(ip)
+		return ok && (a.Unmap() == s.IPv4 || a == s.IPv6)
+	}
+	routes, err := dump(ctx, func() ([]netlink.Route, error) { return node.handle.RouteList(host, netlink.FAMILY_ALL) })
+	if err != nil {
+		return fmt.Errorf("routes: %w", err)
+	}
+	for _, r := range routes {
+		if r.Protocol == unix.RTPROT_KERNEL || r.Dst != nil && wanted(r.Dst.IP) {
+			continue
+		}
+		if err := node.handle.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("remove route to %s: %w", r.Dst, err)
+		}
+	}
+	neighbours, err := dump(ctx, func() ([]netlink.Neigh, error) {
+		return node.handle.NeighList(host.Attrs().Index, netlink.FAMILY_ALL)
+	})
+	if err != nil {
+		return fmt.Errorf("neighbours: %w", err)
+	}
+	for _, n := range neighbours {
+		if n.State != netlink.NUD_PERMANENT || wanted(n.IP) {
+			continue
+		}
+		if err := node.handle.NeighDel(&n); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("remove neighbour %s: %w", n.IP, err)
+		}
+	}
+	return nil
 }
 
 // activateInterface brings the container's side up, with its routes.
