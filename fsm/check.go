@@ -2,6 +2,7 @@ package fsm
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -49,6 +50,9 @@ func checkRef(ref EndpointRef) error {
 // endpointFacts checks an EndpointCreated and makes the row of it, without what
 // the state adds: ID, Identity and revisions.
 func endpointFacts(c *eventpb.EndpointCreated) (Endpoint, error) {
+	if c == nil {
+		return Endpoint{}, errors.New("created: missing")
+	}
 	e := Endpoint{
 		Ref:                EndpointRef{c.GetRef().GetNamespace(), c.GetRef().GetName()},
 		Incarnation:        c.Incarnation,
@@ -63,7 +67,7 @@ func endpointFacts(c *eventpb.EndpointCreated) (Endpoint, error) {
 		return Endpoint{}, err
 	}
 	if e.Incarnation == 0 {
-		return Endpoint{}, fmt.Errorf("incarnation: must be at least 1")
+		return Endpoint{}, errors.New("incarnation: must be at least 1")
 	}
 	if err := policy.CheckName(e.Node); err != nil {
 		return Endpoint{}, fmt.Errorf("node: %w", err)

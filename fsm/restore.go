@@ -2,6 +2,7 @@ package fsm
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 
 	"github.com/varve-net/varve/log"
@@ -94,7 +95,7 @@ const (
 // next checks the order of records. key is never empty.
 func (l *loader) next(section int, key string) error {
 	if cmp.Or(cmp.Compare(l.section, section), cmp.Compare(l.key, key)) >= 0 {
-		return fmt.Errorf("out of order")
+		return errors.New("out of order")
 	}
 	l.section, l.key = section, key
 	return nil
@@ -138,7 +139,7 @@ func (l *loader) node(pb *eventpb.SnapshotNode) error {
 		return err
 	}
 	if pb.NextEndpointId == 0 {
-		return fmt.Errorf("next_endpoint_id is 0")
+		return errors.New("next_endpoint_id is 0")
 	}
 	if err := l.next(sectionNodes, n.Name); err != nil {
 		return err
@@ -178,7 +179,7 @@ func (l *loader) identity(pb *eventpb.SnapshotIdentity) error {
 		i.Labels = append(i.Labels, label)
 	}
 	if !policy.NewLabels(i.Labels...).Equal(i.Labels) {
-		return fmt.Errorf("labels are not sorted")
+		return errors.New("labels are not sorted")
 	}
 	key := string(labelKey(nil, i.Labels))
 	if other, ok := l.s.byLabels[key]; ok {
@@ -187,17 +188,17 @@ func (l *loader) identity(pb *eventpb.SnapshotIdentity) error {
 	if err := l.next(sectionIdentities, fmt.Sprintf("%05d", i.ID)); err != nil {
 		return err
 	}
+	released := pb.Revision
 	if i.ReleasedRevision == 0 {
 		if i.ReleasedTimeNS != 0 {
 			return fmt.Errorf("released at time %d but at no revision", i.ReleasedTimeNS)
 		}
-		pb.ReleasedRevision = pb.Revision
-	} else if i.ReleasedTimeNS < 0 || i.ReleasedTimeNS > l.s.timeNS {
+	} else if released = pb.ReleasedRevision; i.ReleasedTimeNS < 0 || i.ReleasedTimeNS > l.s.timeNS {
 		return fmt.Errorf("released at time %d, the log is at %d", i.ReleasedTimeNS, l.s.timeNS)
 	}
 	l.s.byLabels[key] = i.ID
 	l.s.putIdentity(i)
-	return l.revisions(pb.Revision, pb.ReleasedRevision)
+	return l.revisions(pb.Revision, released)
 }
 
 func (l *loader) endpoint(pb *eventpb.SnapshotEndpoint) error {
@@ -286,7 +287,7 @@ func (l *loader) request(pb *eventpb.SnapshotRequest) error {
 		return fmt.Errorf("id of %d bytes, reason of %d", len(r.id), len(r.reason))
 	}
 	if _, ok := l.s.requestByID[r.id]; ok {
-		return fmt.Errorf("given twice")
+		return errors.New("given twice")
 	}
 	if l.s.requests.Len() == requestWindow {
 		return fmt.Errorf("more than %d", requestWindow)

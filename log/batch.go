@@ -86,7 +86,9 @@ func DecodeBatch(b []byte) ([][]byte, error) {
 	if count > uint64(len(rest)) { // each event takes a byte at least
 		return nil, corruptf("batch: count %d in %d bytes", count, len(rest))
 	}
-	events := make([][]byte, 0, count)
+	// The events of a raft entry are some hundreds; a count is no reason to take
+	// 24 times the batch's size at once.
+	events := make([][]byte, 0, min(count, 1024))
 	for range count {
 		var n uint64
 		if n, rest, err = uvarint(rest, "length"); err != nil {
