@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -78,10 +79,12 @@ func newTransport(path string) *http.Transport {
 				return conn, nil
 			}
 			// What is left without these is the errno: the address is said already.
-			if opErr, ok := err.(*net.OpError); ok {
+			var opErr *net.OpError
+			if errors.As(err, &opErr) {
 				err = opErr.Err
 			}
-			if sysErr, ok := err.(*os.SyscallError); ok {
+			var sysErr *os.SyscallError
+			if errors.As(err, &sysErr) {
 				err = sysErr.Err
 			}
 			return nil, &DialError{Address: path, Err: err}

@@ -291,7 +291,7 @@ type watched struct {
 
 func (w *watched) Write(p []byte) (int, error) {
 	n, err := w.Buffer.Write(p)
-	if w.until != nil && strings.Contains(w.Buffer.String(), *w.until) {
+	if w.until != nil && strings.Contains(w.String(), *w.until) {
 		w.found()
 	}
 	return n, err

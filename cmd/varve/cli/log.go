@@ -84,7 +84,7 @@ func readLog(ctx context.Context, c *api.Client, req *varvev1.ReadRequest, fn fu
 	if err != nil {
 		return err
 	}
-	defer stream.Close()
+	defer func() { _ = stream.Close() }()
 	for stream.Receive() {
 		if err := fn(stream.Msg()); err != nil {
 			return err
@@ -122,7 +122,7 @@ func (a *app) logTail() *cobra.Command {
 			if err != nil {
 				return streamEnd(ctx, err)
 			}
-			defer stream.Close()
+			defer func() { _ = stream.Close() }()
 			for stream.Receive() {
 				if err := out.print(stream.Msg()); err != nil {
 					return err

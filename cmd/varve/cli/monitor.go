@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -48,7 +49,7 @@ verdict, reason and direction, from whom to whom, and the rule that decided. Wit
 			if err != nil {
 				return streamEnd(cmd.Context(), err)
 			}
-			defer stream.Close()
+			defer func() { _ = stream.Close() }()
 			for stream.Receive() {
 				if a.output != formatTable {
 					if err := a.printItem(stream.Msg()); err != nil {
@@ -74,14 +75,15 @@ verdict, reason and direction, from whom to whom, and the rule that decided. Wit
 // streamEnd is why a stream that has no end of its own ended. The user's Ctrl-C is
 // the usual way.
 func streamEnd(ctx context.Context, err error) error {
-	switch {
-	case ctx.Err() != nil:
+	select {
+	case <-ctx.Done():
 		return nil
-	case err == nil:
-		return fmt.Errorf("the agent ended the stream; it is stopping")
 	default:
-		return err
 	}
+	if err == nil {
+		return errors.New("the agent ended the stream; it is stopping")
+	}
+	return err
 }
 
 // eventLine is one event for people. Verdicts stand in columns, the rest follows.

@@ -192,13 +192,6 @@ func dash(s string) string {
 
 func number[T ~uint32 | ~uint64 | ~int](n T) string { return fmt.Sprint(n) }
 
-func yesNo(b bool) string {
-	if b {
-		return "yes"
-	}
-	return "no"
-}
-
 // short is the first 6 bytes of a hash, enough to compare by eye.
 func short(h []byte) string {
 	return dash(hex.EncodeToString(h[:min(len(h), 6)]))

@@ -40,8 +40,9 @@ func splitPolicyArg(cmd *cobra.Command, arg string) (ref policy.Ref, bare bool, 
 		return policy.Ref{Namespace: ns, Name: parts[0]}, true, nil
 	case 2:
 		kind, kindErr := policy.ParseKind(parts[0])
+		isKind := kindErr == nil
 		switch {
-		case kindErr != nil:
+		case !isKind:
 			return policy.Ref{Namespace: parts[0], Name: parts[1]}, false, nil
 		case policy.KindNamespaced(kind):
 			return policy.Ref{Kind: kind, Namespace: ns, Name: parts[1]}, false, nil
