@@ -98,8 +98,6 @@ func (c *change) comparePrefixes() {
 // mixed tells whether policy and peers change at once.
 func (c *change) mixed() bool { return len(c.turned) > 0 && len(c.moved)+len(c.renamed) > 0 }
 
-func (c *change) empty() bool { return c.stats().Total() == 0 }
-
 // stayingEndpoints are the wanted rows of endpoints that have one.
 func (c *change) stayingEndpoints() map[abi.EndpointKey]abi.EndpointValue {
 	staying := make(map[abi.EndpointKey]abi.EndpointValue)

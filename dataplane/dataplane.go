@@ -54,6 +54,10 @@ type Dataplane struct {
 	mu   sync.Mutex
 	bind map[uint32]int // of the last Sync
 
+	// pins serialises what makes, lists and removes pinned links: a listing fails
+	// if one of them goes meanwhile.
+	pins sync.Mutex
+
 	eventsBusy sync.Mutex
 }
 
@@ -169,6 +173,8 @@ func (d *Dataplane) TeardownNode(s NodeSpec) error { return teardownNode(d.node,
 // Errors: ErrNoNamespace, ErrForeignInterface.
 func (d *Dataplane) EnsureInterface(ctx context.Context, s InterfaceSpec) (ifindex int, err error) {
 	return ensureInterface(ctx, d.node, d.config.GatewayMAC, s, func(ifindex int) error {
+		d.pins.Lock()
+		defer d.pins.Unlock()
 		return d.node.do(func() error { return d.objs.Attach(ifindex) })
 	})
 }
@@ -190,6 +196,8 @@ func (d *Dataplane) RemoveInterface(ctx context.Context, hostName string) error 
 	if _, err := removeInterface(d.node, d.config.GatewayMAC, hostName); err != nil {
 		return err
 	}
+	d.pins.Lock()
+	defer d.pins.Unlock()
 	if _, err := d.objs.PruneLinks(); err != nil {
 		return fmt.Errorf("interface %s: %w", hostName, err)
 	}

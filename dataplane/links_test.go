@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/varve-net/varve/bpf/abi"
 	"github.com/varve-net/varve/internal/testns"
@@ -312,5 +313,32 @@ func TestNetnsID(t *testing.T) {
 	}
 	if _, err := openNamespace(file); !errors.Is(err, ErrNoNamespace) {
 		t.Errorf("open of a file: %v, want ErrNoNamespace", err)
+	}
+}
+
+func TestManyAtOnce(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, nil)
+	empty := w.picture()
+	var pods []*pod
+	for _, name := range []string{"a", "b", "c", "d", "e", "f", "g", "h"} {
+		pods = append(pods, w.spec(name))
+	}
+	for _, step := range []func(*pod) error{
+		func(p *pod) error {
+			_, err := w.EnsureInterface(context.Background(), p.spec)
+			return err
+		},
+		func(p *pod) error { return w.ActivateInterface(context.Background(), p.spec) },
+		func(p *pod) error { return w.RemoveInterface(context.Background(), p.spec.HostName) },
+	} {
+		var g errgroup.Group
+		for _, p := range pods {
+			g.Go(func() error { return step(p) })
+		}
+		w.check(g.Wait())
+	}
+	if diff := cmp.Diff(empty, w.picture()); diff != "" {
+		t.Errorf("after removal (-before +after):\n%s", diff)
 	}
 }

@@ -112,7 +112,7 @@ func (s *Syncer) Sync(ctx context.Context, desired *projections.Tables, bind map
 	c.allFlows = c.allFlows || first
 	stats := c.stats()
 	stats.Unbound = unbound
-	if c.empty() && !first {
+	if stats.Total() == 0 && !first {
 		stats.Duration = time.Since(start)
 		return stats, nil
 	}
