@@ -95,7 +95,7 @@ func (a *app) showIPCache(resp *varvev1.DumpResponse) {
 		if e.Ifindex != 0 {
 			ifindex = number(e.Ifindex)
 		}
-		g.add(e.Prefix, number(e.Identity), dash(e.Peer), ifindex, dash(strings.Join(e.Labels, " ")))
+		g.add(e.Prefix, number(e.Identity), dash(e.Peer), ifindex, securityLabels(e.Labels))
 	}
 	a.show(g, "no addresses in the kernel")
 }
@@ -103,7 +103,7 @@ func (a *app) showIPCache(resp *varvev1.DumpResponse) {
 func (a *app) showPolicyMap(resp *varvev1.DumpResponse) {
 	g := newGrid("TABLE", "DIRECTION", "CLASS", "PROTOCOL", "PORTS", "VERDICT", "ENDPOINTS", "RULES")
 	for _, p := range resp.Policies {
-		g.add(p.Table, p.Direction, dash(p.Class), p.Protocol, p.Ports, a.verdict(p.Verdict),
+		g.add(p.Table, p.Direction, dash(derived.Replace(p.Class)), p.Protocol, p.Ports, a.verdict(p.Verdict),
 			dash(strings.Join(p.Endpoints, " ")), dash(ruleList(p.Rules, p.Revisions)))
 	}
 	a.show(g, "no policy rows in the kernel")
@@ -149,7 +149,7 @@ func (a *app) showConntrack(resp *varvev1.DumpResponse) {
 func (a *app) showClasses(resp *varvev1.DumpResponse) {
 	g := newGrid("SCOPE", "PEER", "CLASS")
 	for _, c := range resp.Classes {
-		g.add(c.Scope, c.Peer, c.Class)
+		g.add(c.Scope, c.Peer, derived.Replace(c.Class))
 	}
 	a.show(g, "no classes in the kernel")
 }

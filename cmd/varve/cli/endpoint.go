@@ -89,7 +89,7 @@ func (a *app) showEndpoint(resp *varvev1.GetEndpointResponse) {
 	g.add("Name", e.GetNamespace()+"/"+e.GetName())
 	g.add("State", a.endpointState(e.GetState()))
 	g.add("Id", number(e.GetId()))
-	g.add("Identity", strings.TrimSpace(number(e.GetIdentity())+"  "+strings.Join(resp.IdentityLabels, " ")))
+	g.add("Identity", number(e.GetIdentity())+"  "+securityLabels(resp.IdentityLabels))
 	g.addIf("Labels", labelList(e.GetLabels()))
 	g.addIf("Service account", e.GetServiceAccount())
 	g.addIf("IPv4", e.GetIpv4())

@@ -113,10 +113,8 @@ func explainCall(err error, ce *connect.Error) (string, int) {
 	case connect.CodeInvalidArgument, connect.CodeOutOfRange:
 		return message, exitUsage
 	case connect.CodePermissionDenied, connect.CodeUnauthenticated:
-		if strings.Contains(message, "group") {
-			return message, exitBroken
-		}
-		return message + "; run as root or as a member of the group varve", exitBroken
+		// Whom the socket lets in, and who may append what, the agent says itself.
+		return message, exitBroken
 	case connect.CodeUnimplemented:
 		return message + "; is the agent of another version? compare `varve version` with `varve status`", exitBroken
 	case connect.CodeUnavailable:

@@ -130,7 +130,7 @@ func TestRefusals(t *testing.T) {
 		{connect.CodeAlreadyExists, exitNo, "varve: words\n"},
 		{connect.CodeInvalidArgument, exitUsage, "varve: words\n"},
 		{connect.CodeOutOfRange, exitUsage, "varve: words\n"},
-		{connect.CodePermissionDenied, exitBroken, "varve: words; run as root or as a member of the group varve\n"},
+		{connect.CodePermissionDenied, exitBroken, "varve: words\n"},
 		{connect.CodeUnimplemented, exitBroken, "varve: words; is the agent of another version? compare `varve version` with `varve status`\n"},
 		{connect.CodeUnavailable, exitBroken, "varve: words; `varve status` and the agent's log tell more\n"},
 		{connect.CodeResourceExhausted, exitBroken, "varve: words\n"},

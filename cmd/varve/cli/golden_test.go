@@ -203,7 +203,7 @@ func TestGoldenTrouble(t *testing.T) {
 	f.on(v1c.LogServiceVerifyProcedure, &varvev1.VerifyResponse{First: 1, Last: 42, BadRevision: 17, Problem: "chain is 00, the event gives 01"})
 	f.on(v1c.LogServiceAppendProcedure, &varvev1.AppendResponse{Head: 43, Results: []*varvev1.AppendResult{
 		{Outcome: varvev1.Outcome_OUTCOME_APPLIED, Revision: 42}, {Outcome: varvev1.Outcome_OUTCOME_REPEAT, Revision: 12},
-		{Outcome: varvev1.Outcome_OUTCOME_CONFLICT, Revision: 13, Reason: "expected 12"}, {Outcome: varvev1.Outcome_OUTCOME_REJECTED, Revision: 43, Reason: "no name"},
+		{Outcome: varvev1.Outcome_OUTCOME_CONFLICT, Revision: 13, Reason: "stream namespace/x: at revision 13, expected 12"}, {Outcome: varvev1.Outcome_OUTCOME_REJECTED, Revision: 43, Reason: "no name"},
 	}})
 	f.fail(v1c.PolicyServiceApplyProcedure, connect.CodeInvalidArgument, "2 problems",
 		&varvev1.PolicyError{Source: "stdin", Line: 9, Path: "spec.ingress[0].toPorts[0].rules", Problem: "L7 rules are not supported", Remedy: "remove them", Unsupported: true},

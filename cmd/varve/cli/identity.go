@@ -1,8 +1,6 @@
 package cli
 
 import (
-	"strings"
-
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 
@@ -44,7 +42,7 @@ func (a *app) identityList() *cobra.Command {
 					case id.Released:
 						state = a.ink.dim.Sprint("released")
 					}
-					g.add(number(id.Id), number(id.Endpoints), since, state, strings.Join(id.Labels, " "))
+					g.add(number(id.Id), number(id.Endpoints), since, state, securityLabels(id.Labels))
 				}
 				a.show(g, "no identities")
 			})

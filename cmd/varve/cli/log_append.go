@@ -122,7 +122,7 @@ func (a *app) showResults(resp *varvev1.AppendResponse) {
 		case varvev1.Outcome_OUTCOME_REPEAT:
 			fmt.Fprintf(a.stdout, "%s %s: its request id was seen before, at revision %d\n", what, a.ink.warn.Sprint("not repeated"), r.Revision)
 		case varvev1.Outcome_OUTCOME_CONFLICT:
-			fmt.Fprintf(a.stdout, "%s %s: the stream is at revision %d: %s\n", what, a.ink.bad.Sprint("in conflict"), r.Revision, r.Reason)
+			fmt.Fprintf(a.stdout, "%s %s: %s\n", what, a.ink.bad.Sprint("in conflict"), r.Reason)
 		case varvev1.Outcome_OUTCOME_REJECTED:
 			fmt.Fprintf(a.stdout, "%s %s, recorded at revision %d: %s\n", what, a.ink.bad.Sprint("rejected"), r.Revision, r.Reason)
 		default:

@@ -96,7 +96,7 @@ func (a *app) eventLine(e *varvev1.DatapathEvent) string {
 	if e.Type != "new-flow" {
 		verdict, reason = a.ink.bad.Sprintf("%-8s", e.Type), e.Reason
 	}
-	line := fmt.Sprintf("%s %s %-28s %s -> %s %s", at, verdict, reason+", "+e.Direction,
+	line := fmt.Sprintf("%s %s %-30s %s -> %s %s", at, verdict, reason+", "+e.Direction,
 		a.party(e.SourceName, e.Source, e.SourcePort, e.Protocol),
 		a.party(e.DestinationName, e.Destination, e.DestinationPort, e.Protocol), protocol(e))
 	if rules := ruleList(e.Rules, e.Revisions); rules != "" {
