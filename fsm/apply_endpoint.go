@@ -34,17 +34,17 @@ func (s *State) endpointCreated(c *change, created *eventpb.EndpointCreated) err
 			return fmt.Errorf("endpoint %s: address %s: %s has it", e.Ref, a, has)
 		}
 	}
-	needs := s.needOf(&e)
-	if err := s.canAcquire(needs, c.rev, c.now); err != nil {
+	var held uint32
+	if replaces {
+		held = old.Identity
+	}
+	if e.Identity, err = s.exchange(c, held, s.needOf(&e)); err != nil {
 		return fmt.Errorf("endpoint %s: %w", e.Ref, err)
 	}
-
 	e.ID = node.NextEndpointID
 	c.tookEndpointID = true
-	e.Identity = s.acquire(needs, c.rev, c.now)[0]
 	e.Created, e.Revision, e.IdentityRevision = c.rev, c.rev, c.rev
 	if replaces {
-		s.release(old.Identity, c.rev, c.now)
 		s.disown(old)
 	}
 	s.own(&e)
@@ -69,13 +69,11 @@ func (s *State) endpointUpdated(c *change, u *eventpb.EndpointUpdated) error {
 	if e.NamedPorts, err = namedPorts(u.NamedPorts); err != nil {
 		return fmt.Errorf("endpoint %s: %w", e.Ref, err)
 	}
-	needs := s.needOf(&e)
-	if s.byLabels[needs[0].key] != live.Identity {
-		if err := s.canAcquire(needs, c.rev, c.now); err != nil {
-			return fmt.Errorf("endpoint %s: %w", e.Ref, err)
-		}
-		e.Identity, e.IdentityRevision = s.acquire(needs, c.rev, c.now)[0], c.rev
-		s.release(live.Identity, c.rev, c.now)
+	if e.Identity, err = s.exchange(c, live.Identity, s.needOf(&e)); err != nil {
+		return fmt.Errorf("endpoint %s: %w", e.Ref, err)
+	}
+	if e.Identity != live.Identity {
+		e.IdentityRevision = c.rev
 	}
 	s.putEndpoint(key, e)
 	return nil
@@ -115,10 +113,26 @@ func (s *State) removeEndpoint(c *change, key string, e *Endpoint) {
 	remove(s, s.endpoints, key)
 }
 
-// needOf is the label set for which an endpoint needs an identity.
-func (s *State) needOf(e *Endpoint) []need {
-	labels := s.securityLabels(e, s.namespaceLabels(e.Ref.Namespace))
-	return []need{{labels, string(labelKey(nil, labels))}}
+// exchange gives the identity that n needs for the one held, 0 for none. An error
+// leaves everything as it was.
+func (s *State) exchange(c *change, held uint32, n need) (uint32, error) {
+	id, ok := s.byLabels[n.key]
+	switch {
+	case ok && id == held:
+		return id, nil
+	case ok:
+		s.retain(id)
+	default:
+		needs := []need{n}
+		if err := s.canAcquire(needs, c.rev, c.now); err != nil {
+			return 0, err
+		}
+		id = s.acquire(needs, c.rev, c.now)[0]
+	}
+	if held != 0 {
+		s.release(held, c.rev, c.now)
+	}
+	return id, nil
 }
 
 func (s *State) own(e *Endpoint) {

@@ -29,12 +29,17 @@ func (s *State) namespaceSet(c *change, set *eventpb.NamespaceSet) error {
 	var keys []string
 	var changed []Endpoint
 	var needs []need
+	made := map[string]need{} // by workloadKey, under the new labels
 	s.inNamespace(set.Name, func(key string, e *Endpoint) bool {
-		security := s.securityLabels(e, labels)
-		if i, _ := lookup(s.tables.identities, e.Identity); !i.Labels.Equal(security) {
-			keys = append(keys, key)
-			changed = append(changed, *e)
-			needs = append(needs, need{security, string(labelKey(nil, security))})
+		s.scratch = workloadKey(s.scratch[:0], e)
+		n, ok := made[string(s.scratch)]
+		if !ok {
+			workload := string(s.scratch)
+			n = s.makeNeed(e, labels)
+			made[workload] = n
+		}
+		if s.byLabels[n.key] != e.Identity {
+			keys, changed, needs = append(keys, key), append(changed, *e), append(needs, n)
 		}
 		return true
 	})
@@ -47,6 +52,7 @@ func (s *State) namespaceSet(c *change, set *eventpb.NamespaceSet) error {
 		e.Identity, e.IdentityRevision, e.Revision = ids[i], c.rev, c.rev
 		s.putEndpoint(keys[i], e)
 	}
+	s.know(set.Name, made)
 	s.putNamespace(Namespace{Name: set.Name, Labels: labels, Revision: c.rev})
 	return nil
 }
@@ -66,6 +72,7 @@ func (s *State) namespaceDeleted(d *eventpb.NamespaceDeleted) error {
 	if live != nil {
 		return fmt.Errorf("namespace %s: endpoint %s is in it; delete its endpoints first", d.Name, live.Ref)
 	}
+	s.know(d.Name, nil)
 	remove(s, s.namespaces, d.Name)
 	return nil
 }

@@ -34,6 +34,10 @@ var errIdentitiesExhausted = errors.New("identities: all 65280 numbers are taken
 // them and is rebuilt from a snapshot.
 type identityIndex struct {
 	byLabels map[string]uint32 // by labelKey
+	// known remembers the needs of workloads seen before, by namespace and
+	// workloadKey. A namespace's are replaced when its labels change.
+	known      map[string]map[string]need
+	knownCount int
 	// released holds the numbers with no endpoint, the longest released first.
 	released   *list.List
 	releasedAt map[uint32]*list.Element
@@ -42,6 +46,7 @@ type identityIndex struct {
 func newIdentityIndex() identityIndex {
 	return identityIndex{
 		byLabels:   map[string]uint32{},
+		known:      map[string]map[string]need{},
 		released:   list.New(),
 		releasedAt: map[uint32]*list.Element{},
 	}
@@ -63,6 +68,52 @@ type need struct {
 	key    string
 }
 
+// maxKnown bounds the memory of needs.
+const maxKnown = 16384
+
+// needOf is the label set for which an endpoint needs an identity. Most come
+// many times over, and to make one costs more than to find it.
+func (s *State) needOf(e *Endpoint) need {
+	s.scratch = workloadKey(s.scratch[:0], e)
+	if n, ok := s.known[e.Ref.Namespace][string(s.scratch)]; ok {
+		return n
+	}
+	key := string(s.scratch)
+	n := s.makeNeed(e, s.namespaceLabels(e.Ref.Namespace))
+	if s.knownCount == maxKnown {
+		clear(s.known)
+		s.knownCount = 0
+	}
+	if s.known[e.Ref.Namespace] == nil {
+		s.known[e.Ref.Namespace] = map[string]need{}
+	}
+	s.known[e.Ref.Namespace][key] = n
+	s.knownCount++
+	return n
+}
+
+// know replaces what is remembered of a namespace.
+func (s *State) know(namespace string, needs map[string]need) {
+	s.knownCount -= len(s.known[namespace])
+	delete(s.known, namespace)
+	if n := s.knownCount + len(needs); len(needs) > 0 && n <= maxKnown {
+		s.known[namespace], s.knownCount = needs, n
+	}
+}
+
+func (s *State) makeNeed(e *Endpoint, nsLabels map[string]string) need {
+	labels := s.securityLabels(e, nsLabels)
+	s.scratch = labelKey(s.scratch[:0], labels)
+	return need{labels, string(s.scratch)}
+}
+
+// workloadKey is what, with its namespace's labels, decides an endpoint's
+// security labels.
+func workloadKey(b []byte, e *Endpoint) []byte {
+	b = appendString(b, e.ServiceAccount)
+	return appendMap(b, e.Labels)
+}
+
 // securityLabels is the labels that an endpoint's identity has.
 func (t *tables) securityLabels(e *Endpoint, nsLabels map[string]string) policy.Labels {
 	return policy.EndpointLabels(t.cluster, e.Ref.Namespace, nsLabels, e.Labels, e.ServiceAccount)
@@ -79,6 +130,9 @@ func (t *tables) namespaceLabels(name string) map[string]string {
 
 // canAcquire tells whether there are numbers for all needs, and changes nothing.
 func (s *State) canAcquire(needs []need, rev log.Revision, now int64) error {
+	if s.tables.identities.Len()+len(needs) <= identityCount {
+		return nil
+	}
 	fresh := map[string]bool{}
 	kept := map[uint32]bool{}
 	for _, n := range needs {

@@ -39,6 +39,10 @@ type cell[T any] struct {
 
 type table[K cmp.Ordered, T any] = btree.Map[K, *cell[T]]
 
+// endpointDegree makes nodes of at most 31 rows. Endpoints change at random
+// places, and the first change of a node after a View copies it.
+const endpointDegree = 16
+
 func newTables(cluster string) tables {
 	return tables{
 		cluster:      cluster,
@@ -46,7 +50,7 @@ func newTables(cluster string) tables {
 		namespaces:   new(table[string, Namespace]),
 		nodes:        new(table[string, Node]),
 		identities:   new(table[uint32, Identity]),
-		endpoints:    new(table[string, Endpoint]),
+		endpoints:    btree.NewMap[string, *cell[Endpoint]](endpointDegree),
 		policies:     new(table[string, Policy]),
 		requests:     new(table[log.Revision, request]),
 	}

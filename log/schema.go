@@ -202,6 +202,42 @@ func (f *schemaField) inRange(v uint64) bool {
 	}
 }
 
+// mapsSorted tells whether every map in b, which passed check, has its entries in
+// the order of their keys, so that sortMaps would change nothing.
+func (s *schema) mapsSorted(b []byte) bool {
+	if !s.hasMaps {
+		return true
+	}
+	var field protowire.Number // of the entry before, if it was one
+	var key []byte
+	for len(b) > 0 {
+		num, wire, n := protowire.ConsumeTag(b)
+		if n < 0 || int(num) >= len(s.fields) {
+			return false
+		}
+		b = b[n:]
+		if n = protowire.ConsumeFieldValue(num, wire, b); n < 0 {
+			return false
+		}
+		f := &s.fields[num]
+		switch body, _ := protowire.ConsumeBytes(b); {
+		case f.isMap:
+			last := key
+			key = entryKey(body)
+			if num == field && bytes.Compare(last, key) > 0 {
+				return false
+			}
+			field = num
+		case f.msg != nil && !f.msg.mapsSorted(body):
+			return false
+		default:
+			field = 0
+		}
+		b = b[n:]
+	}
+	return true
+}
+
 // mapEntry is an entry of a map as encoded, with its tag.
 type mapEntry struct {
 	key, bytes []byte
@@ -210,7 +246,7 @@ type mapEntry struct {
 // sortMaps puts the entries of every map in b, which passed check, into the order
 // of their keys. Nothing moves but whole entries, so every length stays right.
 func (s *schema) sortMaps(b []byte) {
-	if !s.hasMaps {
+	if s.mapsSorted(b) {
 		return
 	}
 	var run []mapEntry // consecutive entries of one map
