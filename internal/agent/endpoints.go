@@ -22,6 +22,7 @@ import (
 	"github.com/varve-net/varve/internal/apiserver"
 	"github.com/varve-net/varve/log"
 	"github.com/varve-net/varve/log/eventpb"
+	"github.com/varve-net/varve/policy"
 )
 
 const (
@@ -184,6 +185,9 @@ func (m *endpoints) parseAdd(req *varvev1.AddEndpointRequest) (wanted, error) {
 	}
 	if w.iface == "" {
 		w.iface = defaultInterface
+	}
+	if w.sa == "" {
+		w.sa = policy.DefaultNamed
 	}
 	if w.mtu == 0 {
 		w.mtu = m.cfg.MTU
