@@ -105,7 +105,7 @@ func (m *machine) keep(records []log.Record) error {
 	if err := m.endReplay(); err != nil {
 		return err
 	}
-	return m.log.history.Append(records[known:])
+	return classify(m.log.history.Append(records[known:]))
 }
 
 func (m *machine) compare(replayed *log.Record) (err error) {

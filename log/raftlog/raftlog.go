@@ -74,7 +74,7 @@ func Open(ctx context.Context, config Config) (*Log, error) {
 	}
 	if err := l.open(ctx); err != nil {
 		l.stop(err)
-		return nil, fmt.Errorf("log %s: %w", config.Dir, errors.Join(err, l.release()))
+		return nil, fmt.Errorf("log %s: %w", config.Dir, errors.Join(classify(err), l.release()))
 	}
 	return l, nil
 }
@@ -130,7 +130,7 @@ func (l *Log) start() (err error) {
 	if err != nil {
 		return err
 	}
-	snapshots := newestSnapshot{all}
+	snapshots := newestSnapshot{all, l.fail}
 	_, l.transport = raft.NewInmemTransport(raft.ServerAddress(c.Raft.LocalID))
 	l.transport.Connect(l.transport.LocalAddr(), l.transport)
 
@@ -152,7 +152,7 @@ func (l *Log) start() (err error) {
 	l.machine = &machine{log: l, state: fsm.New(c.Cluster)}
 	view := l.machine.state.View()
 	l.view.Store(&view)
-	s := &store{BoltStore: l.bolt, stop: l.fail}
+	s := &store{BoltStore: l.bolt, stop: l.failDisk}
 	r, err := raft.NewRaft(c.Raft, l.machine, s, s, snapshots, l.transport)
 	if err != nil {
 		if cause := l.Err(); cause != nil {
@@ -167,8 +167,16 @@ func (l *Log) start() (err error) {
 	return nil
 }
 
-// lead makes this server the leader.
+// lead makes this server, the only member, the leader.
 func (l *Log) lead(ctx context.Context) error {
+	members := l.raft.GetConfiguration()
+	if err := l.await(ctx, members); err != nil {
+		return err
+	}
+	if all := members.Configuration().Servers; len(all) != 1 || all[0].ID != l.config.Raft.LocalID {
+		return fmt.Errorf("%s is of members %v, and this is server %s; restore the node's identity that belongs to it, or choose another directory",
+			storeFile, all, l.config.Raft.LocalID)
+	}
 	// A leader that hands over sends this; here it spares the wait for an election
 	// timeout, after which the server would elect itself anyway.
 	id, address := l.config.Raft.LocalID, l.transport.LocalAddr()
@@ -243,7 +251,8 @@ func (l *Log) Err() error {
 func (l *Log) Done() <-chan struct{} { return l.stopped }
 
 // fail stops the log for a reason that lies in itself. Any goroutine may call
-// it, Raft's too; only the first call counts.
+// it, Raft's too; only the first call counts. Raft runs on until Close, so that
+// it answers who waits for it, but the machine applies nothing more.
 func (l *Log) fail(err error) {
 	if l.stop(err) {
 		l.config.Logger.Error("the log stops", "dir", l.config.Dir, "error", err)
@@ -257,13 +266,26 @@ func (l *Log) stop(cause error) (first bool) {
 		l.cause = cause
 		close(l.stopped)
 	}
-	if l.raft != nil && l.shutdown == nil {
-		l.shutdown = l.raft.Shutdown() // does not wait
-	}
 	cause = l.cause
 	l.mu.Unlock()
 	l.queue.close(cause)
 	return first
+}
+
+// failDisk is fail for a disk that does not take what Raft must write. Raft
+// would step down, elect itself again and panic at its term: it must end, too.
+func (l *Log) failDisk(err error) {
+	l.fail(err)
+	l.halt()
+}
+
+// halt tells Raft to end and does not wait for it.
+func (l *Log) halt() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.raft != nil && l.shutdown == nil {
+		l.shutdown = l.raft.Shutdown()
+	}
 }
 
 // Close ends the log in order: appends are refused, the entry in flight is
@@ -274,12 +296,8 @@ func (l *Log) Close(ctx context.Context) error {
 		go func() {
 			defer close(l.released)
 			l.queue.close(log.ErrClosed)
-			select {
-			case <-l.proposer:
-			case <-l.stopped:
-			}
-			l.stop(log.ErrClosed)
 			<-l.proposer
+			l.stop(log.ErrClosed)
 			l.closeErr = l.release()
 		}()
 	})
@@ -294,6 +312,7 @@ func (l *Log) Close(ctx context.Context) error {
 // release lets go of everything that was opened, once Raft has ended.
 func (l *Log) release() error {
 	var errs []error
+	l.halt()
 	if l.shutdown != nil {
 		errs = append(errs, l.shutdown.Error())
 	}

@@ -3,6 +3,7 @@ package raftlog
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sys/unix"
 
 	"github.com/varve-net/varve/log"
@@ -52,6 +54,9 @@ func boltOptions() *bbolt.Options {
 
 func openBolt(path string) (*raftboltdb.BoltStore, error) {
 	s, err := raftboltdb.New(raftboltdb.Options{Path: path, BoltOptions: boltOptions()})
+	if errors.Is(err, berrors.ErrInvalid) || errors.Is(err, berrors.ErrChecksum) || errors.Is(err, berrors.ErrVersionMismatch) {
+		return nil, &log.CorruptError{What: fmt.Sprintf("%s: %v; restore the directory from a copy", path, err)}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, classify(err))
 	}
@@ -187,7 +192,7 @@ func (s *store) fatal(err error) {
 
 // classify gives errors of the disk the name by which callers know them.
 func classify(err error) error {
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+	if (errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)) && !errors.Is(err, log.ErrNoSpace) {
 		return fmt.Errorf("%w: %w", log.ErrNoSpace, err)
 	}
 	return err
@@ -201,13 +206,23 @@ func syncDir(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// newestSnapshot lists the newest snapshot alone: falling back to an older one
+// newestSnapshot knows the newest snapshot alone: falling back to an older one
 // in silence would replay from where the Raft log no longer reaches.
 type newestSnapshot struct {
 	raft.SnapshotStore
+	stop func(error)
 }
 
 func (s newestSnapshot) List() ([]*raft.SnapshotMeta, error) {
 	all, err := s.SnapshotStore.List()
 	return all[:min(len(all), 1)], err
+}
+
+// Open checks the snapshot's checksum. Raft only logs the error.
+func (s newestSnapshot) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
+	meta, r, err := s.SnapshotStore.Open(id)
+	if err != nil {
+		s.stop(&log.CorruptError{What: fmt.Sprintf("snapshot %s cannot be read (%v); restore the directory from a copy", id, err)})
+	}
+	return meta, r, err
 }

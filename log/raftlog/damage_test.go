@@ -1,0 +1,280 @@
+package raftlog
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/varve-net/varve/cluster"
+	"github.com/varve-net/varve/log"
+)
+
+// made writes a log of n events, with a snapshot after the first snap of them
+// if snap is not 0, and returns its directory.
+func made(t *testing.T, snap, n int) string {
+	t.Helper()
+	dir := t.TempDir()
+	c := testConfig(dir)
+	c.NoTrailingLogs = true
+	l := open(t, c)
+	fill(t, l, "a", snap)
+	if snap > 0 {
+		if err := l.Snapshot(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fill(t, l, "b", n-snap)
+	closeLog(t, l)
+	return dir
+}
+
+func historyFile(dir string) string {
+	return filepath.Join(dir, "history", fmt.Sprintf("%020d.history", 1))
+}
+
+func snapshotFile(t *testing.T, dir string) string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "snapshots", "*", "state.bin"))
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	return files[len(files)-1]
+}
+
+// editEntry changes the last command in raft.db.
+func editEntry(t *testing.T, dir string, edit func(*raft.Log)) {
+	t.Helper()
+	s, err := openBolt(filepath.Join(dir, storeFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	index, err := s.LastIndex()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var entry raft.Log
+	for ; entry.Type != raft.LogCommand || len(entry.Data) == 0; index-- {
+		if err := s.GetLog(index, &entry); err != nil {
+			t.Fatal(err)
+		}
+	}
+	at := entry.Index
+	edit(&entry)
+	if entry.Index != at {
+		t.Fatal("edit the data only")
+	}
+	if err := s.StoreLog(&entry); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func edit(t *testing.T, file string, change func([]byte) []byte) {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, change(b), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// rewrite replaces the history by one whose events differ from revision on, with
+// a chain and checksums of their own that are right.
+func rewrite(t *testing.T, dir string, from log.Revision) {
+	t.Helper()
+	other := made(t, 0, int(from)-1)
+	l := open(t, testConfig(other))
+	fill(t, l, "other", 60-int(from))
+	closeLog(t, l)
+	b, err := os.ReadFile(historyFile(other))
+	if err != nil {
+		t.Fatal(err)
+	}
+	edit(t, historyFile(dir), func([]byte) []byte { return b })
+}
+
+func TestDamageIsRefused(t *testing.T) {
+	for name, tc := range map[string]struct {
+		snap   int
+		damage func(t *testing.T, dir string)
+		want   string
+	}{
+		"a bit of a Raft entry is flipped": {0, func(t *testing.T, dir string) {
+			editEntry(t, dir, func(e *raft.Log) { e.Data[len(e.Data)-3] ^= 4 })
+		}, "CRC32C"},
+		"a Raft entry is cut short": {20, func(t *testing.T, dir string) {
+			editEntry(t, dir, func(e *raft.Log) { e.Data = e.Data[:3] })
+		}, "batch of 3 bytes"},
+		"raft.db is missing": {0, func(t *testing.T, dir string) {
+			os.Remove(filepath.Join(dir, storeFile))
+		}, "is missing"},
+		"raft.db is cut short": {0, func(t *testing.T, dir string) {
+			edit(t, filepath.Join(dir, storeFile), func(b []byte) []byte { return b[:3*os.Getpagesize()] })
+		}, storeFile},
+		"raft.db is rubbish": {0, func(t *testing.T, dir string) {
+			edit(t, filepath.Join(dir, storeFile), func(b []byte) []byte { clear(b); return b })
+		}, storeFile},
+		"raft.db is another log's": {0, func(t *testing.T, dir string) {
+			b, err := os.ReadFile(filepath.Join(made(t, 0, 40), storeFile))
+			if err != nil {
+				t.Fatal(err)
+			}
+			edit(t, filepath.Join(dir, storeFile), func([]byte) []byte { return b })
+		}, "chain value"},
+		"raft.db is older than history": {0, func(t *testing.T, dir string) {
+			path := filepath.Join(dir, storeFile)
+			old, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			l := open(t, testConfig(dir))
+			fill(t, l, "later", 10)
+			closeLog(t, l)
+			edit(t, path, func([]byte) []byte { return old })
+		}, "the Raft log has lost acknowledged events"},
+		"history is missing": {20, func(t *testing.T, dir string) {
+			os.RemoveAll(filepath.Join(dir, "history"))
+		}, "1 to 20 are missing"},
+		"history ends before the snapshot": {20, func(t *testing.T, dir string) {
+			edit(t, historyFile(dir), func(b []byte) []byte { return b[:len(b)*10/40] })
+		}, "are missing"},
+		"history differs before the snapshot": {20, func(t *testing.T, dir string) {
+			rewrite(t, dir, 15)
+		}, "chain value"},
+		"history differs after the snapshot": {20, func(t *testing.T, dir string) {
+			rewrite(t, dir, 30)
+		}, "chain value"},
+		"a bit of history is flipped": {0, func(t *testing.T, dir string) {
+			edit(t, historyFile(dir), func(b []byte) []byte { b[len(b)/2] ^= 1; return b })
+		}, "offset"},
+		"a bit of the snapshot is flipped": {20, func(t *testing.T, dir string) {
+			edit(t, snapshotFile(t, dir), func(b []byte) []byte { b[len(b)/2] ^= 1; return b })
+		}, "snapshot"},
+		"snapshots are missing": {20, func(t *testing.T, dir string) {
+			os.RemoveAll(filepath.Join(dir, "snapshots"))
+		}, "newest readable snapshot"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := made(t, tc.snap, 40)
+			tc.damage(t, dir)
+			l, err := Open(t.Context(), testConfig(dir))
+			if err == nil {
+				closeLog(t, l)
+				t.Fatal("opened")
+			}
+			if !strings.Contains(err.Error(), tc.want) || !strings.Contains(err.Error(), dir) {
+				t.Errorf("error %v, want one with %q and the directory", err, tc.want)
+			}
+			if _, ok := errors.AsType[*log.CorruptError](err); !ok {
+				t.Errorf("error %v, want a CorruptError", err)
+			}
+			// The refusal has let go of the directory: the same error again, not ErrInUse.
+			if _, again := Open(t.Context(), testConfig(dir)); errors.Is(again, ErrInUse) || again == nil {
+				t.Errorf("the second time: %v", again)
+			}
+		})
+	}
+}
+
+// What a crash of the machine takes from the end of history comes back from the
+// Raft log.
+func TestHistoryTailIsRefilled(t *testing.T) {
+	for _, snap := range []int{0, 20} {
+		dir := made(t, snap, 40)
+		whole, err := os.ReadFile(historyFile(dir))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for cut := len(whole); cut > len(whole)*(snap+1)/40; cut -= 331 {
+			edit(t, historyFile(dir), func([]byte) []byte { return whole[:cut] })
+			l := open(t, testConfig(dir))
+			if n := len(allIDs(t, l)); n != 40 {
+				t.Errorf("snapshot at %d, history cut to %d bytes: %d events", snap, cut, n)
+			}
+			if err := l.Verify(t.Context(), 1); err != nil {
+				t.Error(err)
+			}
+			sameAsReplay(t, l)
+			closeLog(t, l)
+			if b, err := os.ReadFile(historyFile(dir)); err != nil || string(b) != string(whole) {
+				t.Errorf("snapshot at %d, history cut to %d bytes: it was not written again as before (%v)", snap, cut, err)
+			}
+		}
+	}
+}
+
+func TestOtherCluster(t *testing.T) {
+	dir := made(t, 5, 6)
+	c := testConfig(dir)
+	c.Cluster = "other"
+	_, err := Open(t.Context(), c)
+	if err == nil || !strings.Contains(err.Error(), `"test"`) || !strings.Contains(err.Error(), `"other"`) {
+		t.Errorf("error %v does not name both clusters", err)
+	}
+}
+
+func TestSecondOpener(t *testing.T) {
+	dir := t.TempDir()
+	l := open(t, testConfig(dir))
+	if _, err := Open(t.Context(), testConfig(dir)); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), fmt.Sprint(os.Getpid())) {
+		t.Errorf("in this process: %v", err)
+	}
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), writerEnv+"="+dir, writerRoundEnv+"=0")
+	out, err := cmd.Output()
+	if err == nil || !strings.Contains(string(out), ErrInUse.Error()) {
+		t.Errorf("in another process: %v, %s", err, out)
+	}
+	fill(t, l, "a", 3) // the first one is not disturbed
+	closeLog(t, l)
+	open(t, testConfig(dir))
+}
+
+// An event of a kind that this version does not know stops the log; it is never
+// skipped, and not after a restart either.
+func TestUnknownKindStops(t *testing.T) {
+	dir := t.TempDir()
+	l := open(t, testConfig(dir))
+	fill(t, l, "a", 3)
+	future := []byte{0xfa, 0x3f, 0x00} // field 1023, of length 0
+	f := l.raft.Apply(log.EncodeBatch([][]byte{future}), 0)
+	f.Error() // Raft may or may not answer while it ends
+	<-l.Done()
+	if err := l.Err(); !errors.Is(err, log.ErrUpgradeNeeded) {
+		t.Errorf("Err: %v", err)
+	}
+	if _, err := l.Append(t.Context(), namespaceSet("a", "after")); !errors.Is(err, log.ErrUpgradeNeeded) {
+		t.Errorf("Append: %v", err)
+	}
+	if err := l.Wait(t.Context(), 99); !errors.Is(err, log.ErrUpgradeNeeded) {
+		t.Errorf("Wait: %v", err)
+	}
+	if n := len(allIDs(t, l)); n != 3 {
+		t.Errorf("%d events can be read, want 3", n)
+	}
+	closeLog(t, l)
+	if _, err := Open(t.Context(), testConfig(dir)); !errors.Is(err, log.ErrUpgradeNeeded) {
+		t.Errorf("after the restart: %v", err)
+	}
+}
+
+// A directory is one node's: the server id is part of Raft's own membership.
+func TestOtherServerCannotLead(t *testing.T) {
+	dir := made(t, 0, 3)
+	c := testConfig(dir)
+	c.Raft = cluster.RaftConfig(cluster.Identity{Cluster: testCluster, Node: "n1", ServerID: "server-2"})
+	if l, err := Open(t.Context(), c); err == nil {
+		closeLog(t, l)
+		t.Error("opened")
+	} else if !strings.Contains(err.Error(), "server-2") || !strings.Contains(err.Error(), "server-1") {
+		t.Errorf("error %v does not name both servers", err)
+	}
+}
