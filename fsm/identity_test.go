@@ -116,6 +116,7 @@ func (f *fold) fill(left int) {
 func TestIdentitiesExhausted(t *testing.T) {
 	const hour = 3600 * second
 	f := base(t)
+	f.ok(create("n1", "default", "db", 1, "", labels("app", "db")))
 	f.fill(1)
 	exhausted := func(what string, r log.Result) {
 		t.Helper()
@@ -152,7 +153,7 @@ func TestIdentitiesExhausted(t *testing.T) {
 	for _, f := range []*fold{f, g} {
 		// Two are needed and one is there: nothing may be taken.
 		before := f.View().Digest()
-		exhausted("relabel", f.do(setNamespace("fill", labels("a", "b"))))
+		exhausted("relabel", f.do(setNamespace("default", labels("a", "b"))))
 		if f.View().Digest() != before {
 			t.Error("the rejection changed the state")
 		}
