@@ -285,11 +285,16 @@ func TestJournalSequence(t *testing.T) {
 	}
 	f.ok(create("n2", "default", "c", 1, "", nil, seq(1)), create("n1", "default", "b", 1, "", nil, seq(5)))
 
+	// One without a number leaves the count alone.
+	f.ok(create("n1", "default", "b", 2, "", nil))
+	if r := f.do(create("n1", "default", "b", 3, "", nil, seq(5))); r.Outcome != log.OutcomeRepeat {
+		t.Errorf("outcome %d of sequence 5 after an event without a number", r.Outcome)
+	}
 	// The counters outlive a departure.
 	f.ok(leave("n1", seq(6)), join("n1", nil, seq(7)))
 	n, _ := f.View().Node("n1")
-	if n.JournalSeq != 7 || n.NextEndpointID != 4 || n.Left {
-		t.Errorf("%+v, want sequence 7, endpoint id 4", n)
+	if n.JournalSeq != 7 || n.NextEndpointID != 5 || n.Left {
+		t.Errorf("%+v, want sequence 7, endpoint id 5", n)
 	}
 }
 
@@ -386,6 +391,9 @@ func TestAddressesAreFreedWithTheirOwner(t *testing.T) {
 	check("10.0.0.2", "192.0.2.3", "2001:db8::2")
 	f.ok(leave("n1"))
 	check()
+	// Who took an address over keeps it when the node that had it comes back.
+	f.ok(create("n2", "default", "heir", 1, "192.0.2.3", nil), join("n1", nil))
+	check("192.0.2.3")
 	if e, ok := f.View().Endpoint(EndpointRef{"default", "web"}); ok {
 		t.Errorf("the node left and %s is still there", e.Ref)
 	}
@@ -401,9 +409,15 @@ func TestNamespaces(t *testing.T) {
 	if r := f.do(deleteNamespace("default")); r.Outcome != log.OutcomeRejected || !strings.Contains(r.Reason, "default/web") {
 		t.Errorf("%+v, want a rejection that names the endpoint", r)
 	}
+	// Nothing of a namespace outlives its deletion.
+	f.ok(setNamespace("gone", labels("team", "a")), create("n1", "gone", "x", 1, "", nil), deleteEndpoint("n1", "gone", "x", 1))
+	f.ok(deleteNamespace("gone"), create("n1", "gone", "x", 2, "", nil))
+	if i, _ := f.View().Identity(f.identity("gone", "x")); strings.Contains(i.Labels.String(), "team") {
+		t.Errorf("labels %s after the namespace was deleted", i.Labels)
+	}
 	// The name of one namespace begins that of another.
 	f.ok(create("n1", "default-2", "x", 1, "", nil), setNamespace("default", nil), deleteEndpoint("n1", "default", "web", 5), deleteNamespace("default"))
-	if x, _ := f.View().Endpoint(EndpointRef{"default-2", "x"}); x.Revision != 6 {
+	if x, _ := f.View().Endpoint(EndpointRef{"default-2", "x"}); x.Revision != 11 {
 		t.Errorf("the endpoint of another namespace changed at %d", x.Revision)
 	}
 }
