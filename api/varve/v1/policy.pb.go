@@ -343,7 +343,7 @@ type PolicyError struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Source        string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
 	Line          uint32                 `protobuf:"varint,2,opt,name=line,proto3" json:"line,omitempty"`
-	Document      uint32                 `protobuf:"varint,3,opt,name=document,proto3" json:"document,omitempty"` // index in the manifest, from 0
+	Document      uint32                 `protobuf:"varint,3,opt,name=document,proto3" json:"document,omitempty"` // of the manifest, from 1
 	Path          string                 `protobuf:"bytes,4,opt,name=path,proto3" json:"path,omitempty"`          // "spec.ingress[0].toPorts[1].ports[0].port"
 	Problem       string                 `protobuf:"bytes,5,opt,name=problem,proto3" json:"problem,omitempty"`
 	Remedy        string                 `protobuf:"bytes,6,opt,name=remedy,proto3" json:"remedy,omitempty"`
