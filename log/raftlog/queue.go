@@ -85,18 +85,22 @@ func (q *queue) state() (waiting int, closed bool) {
 // take waits for requests and returns those of the next entry, in the order in
 // which they came; false after close.
 //
-// The clients of the entry before were answered all at once and come back within
-// microseconds of each other. So if there were several, take lingers until as
-// many wait again, but no longer than the linger. A lone client never waits.
+// The clients of the entry before were answered just now, all at once, and come
+// back within microseconds of each other. Without a linger the first of them
+// would take along those that came meanwhile, and the rest the next entry: for
+// ever two half-filled entries in turn. So take lingers until as many wait as
+// came meanwhile and were answered, but no longer than the linger. A lone client
+// never waits.
 func (q *queue) take() ([]*request, bool) {
 	waiting, closed := q.state()
+	expect := waiting + q.recent
 	for waiting == 0 && !closed {
 		<-q.wake
 		waiting, closed = q.state()
 	}
-	if q.linger > 0 && waiting < q.recent {
+	if q.linger > 0 && waiting < expect {
 		timer := time.NewTimer(q.linger)
-		for lingering := true; lingering && waiting < q.recent && !closed; waiting, closed = q.state() {
+		for lingering := true; lingering && waiting < expect && !closed; waiting, closed = q.state() {
 			select {
 			case <-q.wake:
 			case <-timer.C:

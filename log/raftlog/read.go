@@ -2,6 +2,7 @@ package raftlog
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
@@ -53,7 +54,7 @@ func (l *Log) Verify(ctx context.Context, from log.Revision) error {
 // itself, too.
 func (l *Log) Snapshot(ctx context.Context) error {
 	err := l.await(ctx, l.raft.Snapshot())
-	if err == raft.ErrNothingNewToSnapshot {
+	if errors.Is(err, raft.ErrNothingNewToSnapshot) {
 		return nil
 	}
 	if err != nil {
@@ -114,7 +115,7 @@ func (l *Log) Subscribe(ctx context.Context, after log.Revision, fn func(log.Rec
 					return err
 				}
 				r, err := cursor.Next()
-				if err == io.EOF {
+				if errors.Is(err, io.EOF) {
 					return &log.CorruptError{Revision: next, What: "it is committed but not in history"}
 				}
 				if err != nil {

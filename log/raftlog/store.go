@@ -85,7 +85,8 @@ func openStore(c *Config, fresh bool, snapshots raft.SnapshotStore, transport ra
 	if err := os.Rename(path+".new", path); err != nil {
 		return nil, err
 	}
-	if err := syncDir(c.Dir); err != nil {
+	// The directory's own name in its parent, and every name in it.
+	if err := errors.Join(syncDir(filepath.Dir(c.Dir)), syncDir(c.Dir)); err != nil {
 		return nil, err
 	}
 	return openBolt(path)
