@@ -3,6 +3,7 @@ package fsm
 import (
 	"bytes"
 	"errors"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -372,6 +373,9 @@ func TestAddressesAreFreedWithTheirOwner(t *testing.T) {
 	}
 	check := func(want ...string) {
 		t.Helper()
+		if restored := restore(t, snapshot(t, f.View())); !maps.Equal(f.owners, restored.owners) {
+			t.Errorf("owners %v, by the rows %v", f.owners, restored.owners)
+		}
 		var got []string
 		for _, a := range []string{"10.0.0.1", "10.0.0.2", "192.0.2.1", "192.0.2.3", "2001:db8::1", "2001:db8::2"} {
 			if taken(a) {

@@ -3,6 +3,7 @@ package fsm
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"testing"
@@ -178,6 +179,9 @@ func TestReplayIsDeterministic(t *testing.T) {
 			t.Fatalf("answers (-from zero +snapshot and tail):\n%s", diff)
 		}
 		sameViews(t, "snapshot and tail", two.View(), zero.View())
+		if !maps.Equal(two.owners, zero.owners) || !maps.Equal(two.byLabels, zero.byLabels) || len(two.requestByID) != len(zero.requestByID) {
+			t.Fatalf("indexes: owners %v and %v, labels %v and %v", two.owners, zero.owners, two.byLabels, zero.byLabels)
+		}
 		if got := digestFromScratch(zero.View()); got != zero.sum() {
 			t.Fatalf("digest %s, of all rows anew %s", zero.sum(), got)
 		}
