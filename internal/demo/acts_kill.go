@@ -25,7 +25,6 @@ type killTimes struct {
 	dead, ready []int // marks of the flows
 	downFor     time.Duration
 	start       time.Duration
-	rows        uint64
 }
 
 const (
