@@ -14,6 +14,9 @@ var (
 	// ErrForeignInterface: an interface of the name asked for exists and was not
 	// made here.
 	ErrForeignInterface = errors.New("interface exists and is not ours")
+	// ErrNotContainer: the network namespace is the node's own, or is connected to
+	// something else already. Its default route is not ours to replace.
+	ErrNotContainer = errors.New("network namespace is not an unconnected container's")
 	// ErrNoInterface: an interface that should have been made is not there.
 	ErrNoInterface = errors.New("no such interface")
 	// ErrEventsBusy: another reader has the ring buffer; it has only one.

@@ -85,6 +85,9 @@ func ensureInterface(ctx context.Context, node *namespace, gatewayMAC [6]byte, s
 		return 0, fmt.Errorf("interface %s: %w", s.HostName, err)
 	}
 	defer pod.close()
+	if err := checkContainer(ctx, node, pod, s); err != nil {
+		return 0, fmt.Errorf("interface %s: %w", s.HostName, err)
+	}
 
 	host, err := ensurePair(node, pod, gatewayMAC, s)
 	if err != nil {
@@ -358,6 +361,9 @@ func activateInterface(ctx context.Context, s InterfaceSpec) error {
 	}
 	if err := pod.handle.LinkSetUp(peer); err != nil {
 		return fmt.Errorf("interface %s in %s: up: %w", s.ContainerName, s.NetnsPath, err)
+	}
+	if err := noOtherDefault(ctx, pod, s); err != nil {
+		return fmt.Errorf("interface %s: %w", s.HostName, err)
 	}
 	index := peer.Attrs().Index
 	for _, f := range s.families() {
