@@ -10,6 +10,7 @@ import (
 
 	"github.com/varve-net/varve/dataplane"
 	"github.com/varve-net/varve/fsm"
+	"github.com/varve-net/varve/internal/metrics"
 	"github.com/varve-net/varve/log"
 	"github.com/varve-net/varve/projections"
 )
@@ -25,6 +26,8 @@ type projector struct {
 	views  viewSource
 	sync   func(context.Context, *projections.Tables) (dataplane.Stats, error)
 	logger *slog.Logger
+	// observe, if set, is told of every round once those who wait for it know.
+	observe func(metrics.Round)
 
 	writing sync.Mutex // held while a round writes, or someone reads what it wrote
 
@@ -52,10 +55,18 @@ func (p *projector) round(ctx context.Context) (dataplane.Stats, error) {
 	p.writing.Lock()
 	defer p.writing.Unlock()
 	view := p.views.View()
+	seen := metrics.Round{Revision: view.Revision()}
+	began := time.Now()
 	tables, err := projections.Build(view, p.node, projections.Options{})
+	seen.Build, seen.Tables = time.Since(began), tables
 	var stats dataplane.Stats
 	if err == nil {
 		stats, err = p.sync(ctx, tables)
+		seen.Sync = time.Since(began) - seen.Build
+	}
+	if p.observe != nil {
+		seen.Ended, seen.Stats, seen.Err = time.Now(), stats, err
+		defer p.observe(seen)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
