@@ -3,6 +3,7 @@ package raftlog
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/varve-net/varve/log"
 	"github.com/varve-net/varve/log/eventpb"
@@ -82,15 +83,21 @@ func (l *Log) propose() {
 		if len(batch) == 0 {
 			continue
 		}
+		began := time.Now()
 		results, err := l.commit(batch)
+		seen := Commit{Took: time.Since(began), Results: results, Err: err}
 		for _, r := range batch {
+			n := len(r.events)
+			seen.Events += n
 			if err != nil {
 				r.answer <- answer{err: err}
 				continue
 			}
-			n := len(r.events)
 			r.answer <- answer{results: results[:n:n]}
 			results = results[n:]
+		}
+		if l.config.Observe != nil {
+			l.config.Observe(seen)
 		}
 	}
 }

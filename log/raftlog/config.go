@@ -53,9 +53,22 @@ type Config struct {
 	// FreeBytes is the free space of the directory's file system; default: ask
 	// statfs.
 	FreeBytes func() (uint64, error)
+	// Observe, if set, is told of every entry that was proposed, from the
+	// goroutine that proposes: the next entry waits for it.
+	Observe func(Commit)
 	// Clock gives nanoseconds since the Unix epoch: the only clock that enters the
 	// log. Default: the system's.
 	Clock func() int64
+}
+
+// Commit is what became of one Raft entry.
+type Commit struct {
+	Events int
+	// Took is the time from proposing it to its being durable and applied.
+	Took time.Duration
+	// Results are those of its events, in order; nil with an error. Read only.
+	Results []log.Result
+	Err     error
 }
 
 const (

@@ -89,7 +89,7 @@ func (l *Log) open(ctx context.Context) (err error) {
 	if l.lock, err = lock(l.config.Dir); err != nil {
 		return err
 	}
-	if l.history, err = history.Open(filepath.Join(l.config.Dir, "history"), l.config.Logger); err != nil {
+	if l.history, err = history.Open(filepath.Join(l.config.Dir, historyDir), l.config.Logger); err != nil {
 		return err
 	}
 	if err := l.start(); err != nil {
