@@ -31,8 +31,9 @@ func (d *Dataplane) AdoptInterface(ctx context.Context, hostName string) (ifinde
 	return ifindex, nil
 }
 
-// ListInterfaces names the host sides on which this node's programs are, sorted.
-// Those of another agent in the same network namespace are not among them.
+// ListInterfaces names the host sides that this agent made or on which its
+// programs are, sorted. Those of another agent in the same network namespace are
+// not among them.
 func (d *Dataplane) ListInterfaces(ctx context.Context) ([]string, error) {
 	var attached []int
 	if err := d.node.do(func() (err error) {
@@ -45,9 +46,10 @@ func (d *Dataplane) ListInterfaces(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("interfaces: %w", err)
 	}
+	mine := ownerOf(d.config)
 	var names []string
 	for _, l := range links {
-		if slices.Contains(attached, l.Attrs().Index) {
+		if mine.made(l) || slices.Contains(attached, l.Attrs().Index) {
 			names = append(names, l.Attrs().Name)
 		}
 	}

@@ -172,7 +172,7 @@ func (d *Dataplane) TeardownNode(s NodeSpec) error { return teardownNode(d.node,
 //
 // Errors: ErrNoNamespace, ErrForeignInterface.
 func (d *Dataplane) EnsureInterface(ctx context.Context, s InterfaceSpec) (ifindex int, err error) {
-	return ensureInterface(ctx, d.node, d.config.GatewayMAC, s, func(ifindex int) error {
+	return ensureInterface(ctx, d.node, ownerOf(d.config), s, func(ifindex int) error {
 		d.pins.Lock()
 		defer d.pins.Unlock()
 		return d.node.do(func() error { return d.objs.Attach(ifindex) })

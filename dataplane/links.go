@@ -3,10 +3,13 @@ package dataplane
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"path/filepath"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -72,7 +75,7 @@ func (s InterfaceSpec) families() []family {
 // up. It takes over what a crashed predecessor left. attach is called with the
 // host side's index while both sides are down, if the pair is new, and in any
 // case before it returns.
-func ensureInterface(ctx context.Context, node *namespace, gatewayMAC [6]byte, s InterfaceSpec, attach func(ifindex int) error) (int, error) {
+func ensureInterface(ctx context.Context, node *namespace, by owner, s InterfaceSpec, attach func(ifindex int) error) (int, error) {
 	s, err := s.withDefaults()
 	if err != nil {
 		return 0, err
@@ -89,7 +92,7 @@ func ensureInterface(ctx context.Context, node *namespace, gatewayMAC [6]byte, s
 		return 0, fmt.Errorf("interface %s: %w", s.HostName, err)
 	}
 
-	host, err := ensurePair(node, pod, gatewayMAC, s)
+	host, err := ensurePair(node, pod, by, s)
 	if err != nil {
 		return 0, err
 	}
@@ -114,7 +117,7 @@ func ensureInterface(ctx context.Context, node *namespace, gatewayMAC [6]byte, s
 
 // ensurePair finds the pair or makes it anew. A host side with our name and the
 // gateway's MAC is ours; without its other side in place it is a ruin.
-func ensurePair(node, pod *namespace, gatewayMAC [6]byte, s InterfaceSpec) (netlink.Link, error) {
+func ensurePair(node, pod *namespace, by owner, s InterfaceSpec) (netlink.Link, error) {
 	host, err := node.link(s.HostName)
 	if err != nil {
 		return nil, err
@@ -123,7 +126,7 @@ func ensurePair(node, pod *namespace, gatewayMAC [6]byte, s InterfaceSpec) (netl
 	if err != nil {
 		return nil, err
 	}
-	if host != nil && !isOurs(host, gatewayMAC) {
+	if host != nil && !isOurs(host, by.gatewayMAC) {
 		return nil, fmt.Errorf("interface %s: %w: remove or rename it", s.HostName, ErrForeignInterface)
 	}
 	if host != nil && !arePair(host, peer) {
@@ -137,12 +140,31 @@ func ensurePair(node, pod *namespace, gatewayMAC [6]byte, s InterfaceSpec) (netl
 			s.ContainerName, s.NetnsPath, ErrForeignInterface)
 	}
 	if host == nil {
-		return createPair(node, pod, gatewayMAC, s)
+		return createPair(node, pod, by, s)
 	}
 	if err := repairPair(node, pod, host, peer, s); err != nil {
 		return nil, err
 	}
 	return host, nil
+}
+
+// owner is how the host sides that one agent makes are told from all others. Both
+// are on an interface from the moment it exists, so a crash cannot come between.
+type owner struct {
+	gatewayMAC [6]byte // says: made by an agent
+	group      uint32  // says by which one; not 0, the kernel's default
+}
+
+// ownerOf is the owner that a directory of pins stands for: two agents of one
+// network namespace have two of them.
+func ownerOf(c Config) owner {
+	sum := sha256.Sum256([]byte(filepath.Clean(c.PinDir)))
+	return owner{gatewayMAC: c.GatewayMAC, group: binary.BigEndian.Uint32(sum[:])>>1 | 1<<30}
+}
+
+// made tells whether l is a host side that this agent made.
+func (o owner) made(l netlink.Link) bool {
+	return isOurs(l, o.gatewayMAC) && l.Attrs().Group == o.group
 }
 
 func isOurs(l netlink.Link, gatewayMAC [6]byte) bool {
@@ -156,9 +178,9 @@ func arePair(host, peer netlink.Link) bool {
 
 // createPair makes both sides in one request, each in its namespace with its
 // name and MAC, and down.
-func createPair(node, pod *namespace, gatewayMAC [6]byte, s InterfaceSpec) (netlink.Link, error) {
+func createPair(node, pod *namespace, by owner, s InterfaceSpec) (netlink.Link, error) {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.HardwareAddr = s.HostName, s.MTU, gatewayMAC[:]
+	attrs.Name, attrs.MTU, attrs.HardwareAddr, attrs.Group = s.HostName, s.MTU, by.gatewayMAC[:], by.group
 	veth := netlink.NewVeth(attrs)
 	veth.PeerName, veth.PeerHardwareAddr, veth.PeerMTU = s.ContainerName, s.MAC[:], uint32(s.MTU)
 	veth.PeerNamespace = netlink.NsFd(pod.file.Fd())

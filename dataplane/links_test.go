@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -149,13 +150,13 @@ func TestHalfMadeInterfaces(t *testing.T) {
 		"only the pair": func(w *world, p *pod) {
 			pod := w.openNS(p.ns)
 			defer pod.close()
-			_, err := createPair(w.Dataplane.node, pod, DefaultGatewayMAC, p.spec)
+			_, err := createPair(w.Dataplane.node, pod, ownerOf(w.Dataplane.config), p.spec)
 			w.check(err)
 		},
 		"container side elsewhere": func(w *world, p *pod) {
 			pod := w.openNS(newNS(w.t, "elsewhere"))
 			defer pod.close()
-			_, err := createPair(w.Dataplane.node, pod, DefaultGatewayMAC, p.spec)
+			_, err := createPair(w.Dataplane.node, pod, ownerOf(w.Dataplane.config), p.spec)
 			w.check(err)
 		},
 		"no programs": func(w *world, p *pod) {
@@ -228,6 +229,33 @@ func (w *world) hostRoutes(p *pod) []netlink.Route {
 	routes, err := dump(context.Background(), func() ([]netlink.Route, error) { return node.handle.RouteList(l, netlink.FAMILY_ALL) })
 	w.check(err)
 	return routes
+}
+
+// What a crash leaves before programs are attached is found by who made it.
+func TestListInterfacesHasWhatHasNoPrograms(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, nil)
+	w.add("whole")
+	half, other := w.spec("half"), w.spec("other")
+	mine := ownerOf(w.Dataplane.config)
+	for p, by := range map[*pod]owner{half: mine, other: {gatewayMAC: mine.gatewayMAC, group: mine.group + 1}} {
+		ns := w.openNS(p.ns)
+		defer ns.close()
+		_, err := createPair(w.Dataplane.node, ns, by, p.spec)
+		w.check(err)
+	}
+	want := []string{w.pods["whole"].spec.HostName, half.spec.HostName}
+	slices.Sort(want)
+	got, err := w.ListInterfaces(context.Background())
+	w.check(err)
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("all but another agent's (-want +got):\n%s", d)
+	}
+	w.check(w.RemoveInterface(context.Background(), half.spec.HostName))
+	_, err = half.ns.Output(context.Background(), "ip", "link", "show", "eth0")
+	if err == nil {
+		t.Error("the container's side is still there")
+	}
 }
 
 func TestForeignInterfacesAreLeftAlone(t *testing.T) {
