@@ -80,11 +80,17 @@ func (m *endpoints) takeAddress(w *wanted, addr netip.Addr) error {
 		return fmt.Errorf("%s: the agent runs with --%s=false", addr, flag)
 	case slot.IsValid():
 		return fmt.Errorf("%s: the family has one already (%s); give at most one of each", addr, slot)
-	case addr.IsUnspecified() || addr.IsLoopback() || addr.IsMulticast() || addr.IsLinkLocalUnicast() || addr.Zone() != "":
+	case addr.IsUnspecified() || addr.IsLoopback() || addr.IsMulticast() || addr.IsLinkLocalUnicast() || addr.Zone() != "" || isReserved(addr):
 		return fmt.Errorf("%s: is no unicast address that a container can have", addr)
 	}
 	*slot = addr
 	return nil
+}
+
+// isReserved tells whether addr is of 0.0.0.0/8 or 240.0.0.0/4, which IPv4 hosts
+// neither send to nor take from.
+func isReserved(addr netip.Addr) bool {
+	return addr.Is4() && (addr.As4()[0] == 0 || addr.As4()[0] >= 240)
 }
 
 // protocols are the ones that ports are named for.

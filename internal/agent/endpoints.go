@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -171,7 +172,11 @@ func (m *endpoints) create(ctx context.Context, actor apiserver.Actor, w wanted,
 	}()
 
 	if err := m.address(&w); err != nil {
-		return connect.NewError(connect.CodeResourceExhausted, fmt.Errorf("endpoint %s: %w", name(w.ref), err))
+		code := connect.CodeResourceExhausted
+		if errors.Is(err, errTaken) {
+			code = connect.CodeAlreadyExists
+		}
+		return connect.NewError(code, fmt.Errorf("endpoint %s: %w", name(w.ref), err))
 	}
 	defer m.ipam.release(w.ipv4, w.ipv6)
 
@@ -272,7 +277,7 @@ func (m *endpoints) readd(ctx context.Context, actor apiserver.Actor, old *fsm.E
 		}
 	}
 	spec := m.specOf(old)
-	spec.NetnsPath = w.netns
+	spec.NetnsPath, spec.MTU = w.netns, w.mtu
 	ifindex, err := m.links.EnsureInterface(ctx, spec)
 	if err != nil {
 		return connect.NewError(connect.CodeFailedPrecondition, fmt.Errorf("endpoint %s: %w", name(w.ref), err))

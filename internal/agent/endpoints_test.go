@@ -63,6 +63,11 @@ func TestAddTwiceChangesOnlyWhatDiffers(t *testing.T) {
 	if created || relabelled.Labels["tier"] != "front" || relabelled.Incarnation != first.Incarnation || relabelled.IPv4 != first.IPv4 {
 		t.Errorf("created %t, %+v", created, relabelled)
 	}
+	req.Mtu = 1400
+	n.add(t, req)
+	if mtu := n.links.mtu[first.HostInterface]; mtu != 1400 {
+		t.Errorf("MTU %d, want the one asked for", mtu)
+	}
 	req.Addresses = []string{"10.9.0.77"}
 	_, _, err := n.eps.Add(t.Context(), tester, req)
 	if connect.CodeOf(err) != connect.CodeAlreadyExists {
@@ -80,7 +85,8 @@ func TestFailedAddLeavesNothing(t *testing.T) {
 	}{
 		"no namespace":        {func() {}, &varvev1.AddEndpointRequest{Name: "x", Netns: "/nowhere"}, connect.CodeInvalidArgument},
 		"no name":             {func() {}, &varvev1.AddEndpointRequest{Netns: ownNetns}, connect.CodeInvalidArgument},
-		"address in use":      {func() {}, &varvev1.AddEndpointRequest{Name: "x", Netns: ownNetns, Addresses: []string{"10.9.0.50"}}, connect.CodeResourceExhausted},
+		"address in use":      {func() {}, &varvev1.AddEndpointRequest{Name: "x", Netns: ownNetns, Addresses: []string{"10.9.0.50"}}, connect.CodeAlreadyExists},
+		"reserved address":    {func() {}, &varvev1.AddEndpointRequest{Name: "x", Netns: ownNetns, Addresses: []string{"240.0.0.1"}}, connect.CodeInvalidArgument},
 		"two of one family":   {func() {}, &varvev1.AddEndpointRequest{Name: "x", Netns: ownNetns, Addresses: []string{"10.9.0.51", "10.9.0.52"}}, connect.CodeInvalidArgument},
 		"no unicast address":  {func() {}, &varvev1.AddEndpointRequest{Name: "x", Netns: ownNetns, Addresses: []string{"224.0.0.1"}}, connect.CodeInvalidArgument},
 		"machine refuses":     {func() { n.links.fail["ensure"] = errors.New("no room") }, request("x"), connect.CodeFailedPrecondition},

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"sync"
@@ -13,6 +14,9 @@ import (
 // endpoints.
 const maxProbes = 1 << 20
 
+// errTaken: the address that was asked for is not free.
+var errTaken = errors.New("address is taken")
+
 // ipam hands out addresses of the node's ranges. What is in use is read from the
 // View, so nothing is lost by a restart; the set held covers only the time
 // between an address's choice and its event.
@@ -22,12 +26,17 @@ type ipam struct {
 	held  map[netip.Addr]bool
 	last  map[netip.Prefix]netip.Addr // where the last search of a range ended
 	gates map[netip.Addr]bool
+	// ranges are the node's, as far as their families are on.
+	ranges []netip.Prefix
 }
 
 func newIPAM(view func() fsm.View, ranges ...netip.Prefix) *ipam {
 	a := &ipam{view: view, held: map[netip.Addr]bool{}, last: map[netip.Prefix]netip.Addr{}, gates: map[netip.Addr]bool{}}
 	for _, r := range ranges {
-		a.gates[gateway(r)] = true
+		if r.IsValid() {
+			a.gates[gateway(r)] = true
+			a.ranges = append(a.ranges, r)
+		}
 	}
 	return a
 }
@@ -62,10 +71,15 @@ func (a *ipam) claim(addr netip.Addr) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.gates[addr] {
-		return fmt.Errorf("address %s: is the gateway; choose another", addr)
+		return fmt.Errorf("address %s: %w: it is the gateway; choose another", addr, errTaken)
+	}
+	for _, r := range a.ranges {
+		if addr == r.Addr() || addr.Is4() && addr == lastOf(r) {
+			return fmt.Errorf("address %s: %w: it is the first or last of range %s; choose another", addr, errTaken, r)
+		}
 	}
 	if a.held[addr] || a.used()[addr] {
-		return fmt.Errorf("address %s: is in use; choose another, or none to be given a free one", addr)
+		return fmt.Errorf("address %s: %w: it is in use; choose another, or none to be given a free one", addr, errTaken)
 	}
 	a.held[addr] = true
 	return nil

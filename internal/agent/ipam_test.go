@@ -64,6 +64,9 @@ func TestClaim(t *testing.T) {
 		{"10.1.2.9", ""},
 		{"10.1.2.9", "in use"},
 		{"192.0.2.1", ""},
+		{"10.1.2.0", "first or last"},
+		{"10.1.2.255", "first or last"},
+		{"10.9.2.255", ""},
 	} {
 		err := a.claim(netip.MustParseAddr(tt.addr))
 		switch {

@@ -23,13 +23,14 @@ type links struct {
 	mu    sync.Mutex
 	have  map[string]int // host interface -> ifindex
 	up    map[string]bool
+	mtu   map[string]int
 	calls []string
 	fail  map[string]error // by call
 	next  int
 }
 
 func newLinks() *links {
-	return &links{have: map[string]int{}, up: map[string]bool{}, fail: map[string]error{}, next: 10}
+	return &links{have: map[string]int{}, up: map[string]bool{}, mtu: map[string]int{}, fail: map[string]error{}, next: 10}
 }
 
 func (l *links) call(name string) error {
@@ -47,6 +48,7 @@ func (l *links) EnsureInterface(_ context.Context, s dataplane.InterfaceSpec) (i
 		l.have[s.HostName] = l.next
 		l.next++
 	}
+	l.mtu[s.HostName] = s.MTU
 	return l.have[s.HostName], nil
 }
 
