@@ -88,11 +88,11 @@ func read(t testing.TB, h *History, first, last log.Revision) []log.Record {
 }
 
 func TestReadBack(t *testing.T) {
-	for _, size := range []int64{2000, 10_000, segmentSize} {
+	for _, size := range []int64{20_000, 60_000, segmentSize} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
 			dir := t.TempDir()
 			records, files := write(t, dir, 3000, size)
-			if size < segmentSize && len(files) < 10 {
+			if size < segmentSize && len(files) < 5 {
 				t.Errorf("%d segments: the test wants many", len(files))
 			}
 			h := open(t, dir, size)
