@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"maps"
 	"sync"
 
@@ -47,6 +48,7 @@ type Dataplane struct {
 	objs    *bpf.Objects
 	node    *namespace
 	mounted bool
+	lock    *os.File // on the directory of pins
 
 	maps   Maps
 	syncer *Syncer
@@ -65,7 +67,7 @@ type Dataplane struct {
 // run, if there are any: what flows goes on, under the rows that are there, and
 // programs on existing interfaces are replaced one by one without a gap. Links of
 // interfaces that are gone are removed. Nothing is written to the maps of rows
-// until Sync.
+// until Sync. ErrPinsBusy if another process has the pins.
 func Open(c Config) (*Dataplane, error) {
 	if c.GatewayMAC == [6]byte{} {
 		c.GatewayMAC = DefaultGatewayMAC
@@ -91,6 +93,9 @@ func (d *Dataplane) open() (err error) {
 		return err
 	}
 	if d.mounted, err = bpf.MountBPFFS(d.config.PinDir); err != nil {
+		return err
+	}
+	if d.lock, err = lockPins(d.config.PinDir); err != nil {
 		return err
 	}
 	if d.objs, err = bpf.Load(bpf.Options{PinDir: d.config.PinDir, MapSizes: d.config.MapSizes}); err != nil {
@@ -139,6 +144,10 @@ func (d *Dataplane) Close() error {
 	if d.node != nil {
 		errs = append(errs, d.node.close())
 		d.node = nil
+	}
+	if d.lock != nil {
+		errs = append(errs, d.lock.Close())
+		d.lock = nil
 	}
 	return errors.Join(errs...)
 }

@@ -9,6 +9,9 @@ var (
 	// ErrMapFull: the rows do not fit a map. Nothing that refers to them was
 	// changed: the old policy holds everywhere. Always inside a *FullError.
 	ErrMapFull = errors.New("map is full")
+	// ErrPinsBusy: another agent runs on this directory of pins. Two would each take
+	// the other's rows and interfaces for what a crash left.
+	ErrPinsBusy = errors.New("another agent uses these BPF pins")
 	// ErrNoNamespace: the container's network namespace does not exist.
 	ErrNoNamespace = errors.New("network namespace does not exist")
 	// ErrForeignInterface: an interface of the name asked for exists and was not
