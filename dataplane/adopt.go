@@ -65,12 +65,16 @@ func (d *Dataplane) Ifindex(endpointID uint32) int {
 	return d.bind[endpointID]
 }
 
-// Capacities is the number of rows that each map takes, by the name of its table.
+// Capacities is the number of rows that each map takes, by its name. The table
+// ipcache is in two maps: full addresses in ipcache, the rest in ipcache_lpm.
 func (d *Dataplane) Capacities() map[string]int {
 	return map[string]int{
-		"endpoints": d.maps.Endpoints.MaxEntries(),
-		"ipcache":   d.maps.IPCache.MaxEntries(),
-		"classes":   d.maps.Classes.MaxEntries(),
-		"policy":    d.maps.Policy.MaxEntries(),
+		"endpoints":   d.maps.Endpoints.MaxEntries(),
+		"ipcache":     d.maps.IPCache.MaxEntries(),
+		"ipcache_lpm": d.maps.IPCacheLPM.MaxEntries(),
+		"classes":     d.maps.Classes.MaxEntries(),
+		"policy":      d.maps.Policy.MaxEntries(),
+		"ct4":         int(d.objs.CT4.MaxEntries()),
+		"ct6":         int(d.objs.CT6.MaxEntries()),
 	}
 }

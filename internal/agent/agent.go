@@ -27,14 +27,20 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	logger := cfg.Logger
+	met, stopMetrics, err := newMetrics(&cfg)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, stopMetrics()) }()
 
+	met.NotReady("the log is being read")
 	identity, err := cluster.LoadOrCreate(cfg.StateDir, cfg.Cluster, cfg.Node)
 	if err != nil {
 		return err
 	}
 	rlog, err := raftlog.Open(ctx, raftlog.Config{
 		Dir: filepath.Join(cfg.StateDir, "log"), Cluster: identity.Cluster, Raft: cluster.RaftConfig(identity),
-		Logger: logger, SnapshotThreshold: cfg.SnapshotThreshold,
+		Logger: logger, SnapshotThreshold: cfg.SnapshotThreshold, Observe: met.ObserveCommit,
 	})
 	if err != nil {
 		return err
@@ -46,6 +52,8 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}()
 	replayed := time.Since(began)
 	logger.Info("log replayed", "revision", rlog.View().Revision(), "took", replayed)
+	met.Bootstrapped(phaseRestore, replayed)
+	met.NotReady("the datapath is being loaded")
 
 	dp, err := dataplane.Open(dataplane.Config{
 		PinDir: cfg.BPFRoot, MapSizes: mapSizes(&cfg), EnableIPv4: cfg.IPv4Range.IsValid(), EnableIPv6: cfg.IPv6Range.IsValid(),
@@ -55,9 +63,12 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, dp.Close()) }()
+	defer met.NotReady("the agent is stopping") // before what scrapes ask is closed
 	if err := dp.SetupNode(ctx, dataplane.NodeSpec{Gateway4: gateway(cfg.IPv4Range), Gateway6: gateway(cfg.IPv6Range)}); err != nil {
 		return err
 	}
+	met.Bootstrapped(phaseBPF, time.Since(began))
+	met.NotReady("the tables are being written")
 
 	fct := &facts{log: rlog, view: rlog.View, cluster: cfg.Cluster, node: cfg.Node}
 	if err := announce(ctx, &cfg, fct); err != nil {
@@ -68,6 +79,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	proj := newProjector(cfg.Node, rlog, func(ctx context.Context, t *projections.Tables) (dataplane.Stats, error) {
 		return dp.Sync(ctx, t, eps.bindings(rlog.View()))
 	}, logger)
+	proj.observe = met.ObserveRound
 	eps = newEndpoints(&cfg, fct, rlog.View, proj.Wait, dp)
 	eps.resync = func(ctx context.Context) error { _, err := proj.round(ctx); return err }
 
@@ -80,6 +92,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return err
 	}
+	met.Bootstrapped(phaseMaps, time.Since(began))
 	eps.recover(ctx)
 
 	mon := newMonitor()
@@ -90,11 +103,13 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	srv, err := apiserver.Listen(apiserver.Config{
 		Socket: cfg.Socket, Group: cfg.Group, Cluster: cfg.Cluster, Node: cfg.Node,
 		Info: func() apiserver.Info { return info },
-		Log:  rlog, Projector: proj, Endpoints: eps, Kernel: dp, Monitor: mon, Logger: logger,
+		Log:  rlog, Projector: proj, Endpoints: eps, Kernel: watchedKernel{dp, met}, Monitor: mon, Logger: logger,
 	})
 	if err != nil {
 		return err
 	}
+	met.Bootstrapped(phaseOverall, time.Since(began))
+	met.Attach(sources(cfg.Node, rlog, dp, proj, eps))
 	logger.Info("enforcing", "revision", proj.Current().Revision, "rows_written", stats.Total(), "took", time.Since(began), "socket", cfg.Socket)
 
 	g, ctx := errgroup.WithContext(ctx)
@@ -102,6 +117,10 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	g.Go(func() error { return ended(ctx, dp.Events(ctx, mon.publish)) })
 	g.Go(func() error { return collect(ctx, dp) })
 	g.Go(func() error { return watchAddresses(ctx, &cfg, fct) })
+	if cfg.PrometheusServeAddr != "" {
+		g.Go(func() error { follow(ctx, met, rlog, proj, logger); return nil })
+		g.Go(func() error { measure(ctx, dp, met, logger); return nil })
+	}
 	g.Go(func() error { return srv.Serve(ctx) })
 	g.Go(func() error {
 		select {

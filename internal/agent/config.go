@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"time"
@@ -42,6 +43,10 @@ type Config struct {
 
 	// SnapshotThreshold is the number of Raft entries between snapshots.
 	SnapshotThreshold uint64
+
+	// PrometheusServeAddr is the TCP address of /metrics and /healthz, which ask
+	// nobody who he is. Empty: none.
+	PrometheusServeAddr string
 
 	Version string
 	Logger  *slog.Logger
@@ -108,6 +113,11 @@ func (c *Config) normalize() error {
 	}
 	if c.MTU < 1280 || c.MTU > 65535 {
 		errs = append(errs, fmt.Errorf("mtu: %d; give 1280 to 65535", c.MTU))
+	}
+	if c.PrometheusServeAddr != "" {
+		if _, _, err := net.SplitHostPort(c.PrometheusServeAddr); err != nil {
+			errs = append(errs, fmt.Errorf("prometheus-serve-addr: %q; give an address and a port such as 127.0.0.1:9962", c.PrometheusServeAddr))
+		}
 	}
 	c.IPv4Range, c.IPv6Range = c.IPv4Range.Masked(), c.IPv6Range.Masked()
 	return errors.Join(errs...)
