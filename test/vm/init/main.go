@@ -1,0 +1,165 @@
+// Command init is the first and only program of a test machine: it mounts what a
+// system has, loads the modules that it was given, runs the test binaries one
+// after the other and switches the machine off.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/varve-net/varve/test/vm/wire"
+)
+
+func main() {
+	// Whatever happens, the machine goes down: its host waits for that.
+	defer func() { _ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF) }()
+	if err := mountAll(); err != nil {
+		fmt.Println("init:", err)
+		return
+	}
+	port, err := openPort()
+	if err != nil {
+		fmt.Println("init:", err)
+		return
+	}
+	if err := run(context.Background(), port); err != nil {
+		io.WriteString(port, wire.Message{Kind: wire.Broke, Text: err.Error()}.Line())
+	} else {
+		io.WriteString(port, wire.Message{Kind: wire.Done}.Line())
+	}
+	_ = drain(port)
+}
+
+func mountAll() error {
+	for _, m := range []struct{ kind, dir string }{
+		{"proc", "/proc"}, {"sysfs", "/sys"}, {"devtmpfs", "/dev"}, {"tmpfs", "/tmp"}, {"tmpfs", "/run"},
+		{"bpf", "/sys/fs/bpf"}, {"cgroup2", "/sys/fs/cgroup"}, {"debugfs", "/sys/kernel/debug"}, {"tracefs", "/sys/kernel/tracing"},
+	} {
+		if err := unix.Mount(m.kind, m.dir, m.kind, 0, ""); err != nil && !errors.Is(err, unix.EBUSY) {
+			return fmt.Errorf("mount %s on %s: %w", m.kind, m.dir, err)
+		}
+	}
+	return nil
+}
+
+// openPort opens the line to the host and makes it raw, so that a newline stays
+// one byte.
+func openPort() (*os.File, error) {
+	f, err := os.OpenFile(wire.Port, os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil, err
+	}
+	t, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", wire.Port, err)
+	}
+	t.Oflag &^= unix.OPOST
+	t.Lflag &^= unix.ECHO | unix.ICANON | unix.ISIG
+	if err := unix.IoctlSetTermios(int(f.Fd()), unix.TCSETS, t); err != nil {
+		return nil, fmt.Errorf("%s: %w", wire.Port, err)
+	}
+	return f, nil
+}
+
+// drain waits until the host has all that was written.
+func drain(f *os.File) error { return unix.IoctlSetInt(int(f.Fd()), unix.TCSBRK, 1) }
+
+func run(ctx context.Context, port io.Writer) error {
+	if err := loadModules(); err != nil {
+		return err
+	}
+	if err := loopbackUp(); err != nil {
+		return err
+	}
+	params, err := parameters()
+	if err != nil {
+		return err
+	}
+	timeout, err := time.ParseDuration(params[wire.TimeoutParam])
+	if err != nil {
+		return fmt.Errorf("kernel parameter %s: %w", wire.TimeoutParam, err)
+	}
+	for pkg := range strings.SplitSeq(params[wire.PackagesParam], ",") {
+		if err := test(ctx, port, pkg, params[wire.RunParam], timeout); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func loadModules() error {
+	files, err := filepath.Glob("/modules/*.ko")
+	if err != nil {
+		return err
+	}
+	for _, file := range files { // sorted: in the order of their dependencies
+		f, err := os.Open(file)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(unix.FinitModule(int(f.Fd()), "", 0), f.Close()); err != nil {
+			return fmt.Errorf("module %s: %w", filepath.Base(file), err)
+		}
+	}
+	return nil
+}
+
+func loopbackUp() error {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("netlink: %w", err)
+	}
+	defer h.Close()
+	lo, err := h.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("loopback: %w", err)
+	}
+	return h.LinkSetUp(lo)
+}
+
+func parameters() (map[string]string, error) {
+	line, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return nil, err
+	}
+	params := make(map[string]string)
+	for field := range strings.FieldsSeq(string(line)) {
+		key, value, _ := strings.Cut(field, "=")
+		params[key] = value
+	}
+	return params, nil
+}
+
+// test runs one binary. That tests fail is no error.
+func test(ctx context.Context, port io.Writer, pkg, pattern string, timeout time.Duration) error {
+	if _, err := io.WriteString(port, wire.Message{Kind: wire.Start, Package: pkg}.Line()); err != nil {
+		return err
+	}
+	dir := filepath.Join("/src", pkg)
+	cmd := exec.CommandContext(ctx, filepath.Join(dir, "test"), "-test.v=test2json", "-test.timeout="+timeout.String(), "-test.run="+pattern)
+	cmd.Dir = dir
+	cmd.Env = []string{"PATH=/bin", "HOME=/tmp", "TMPDIR=/tmp", fmt.Sprintf("GOMAXPROCS=%d", runtime.NumCPU())}
+	cmd.Stdout, cmd.Stderr = port, port
+	started := time.Now()
+	err := cmd.Run()
+	end := wire.Message{Kind: wire.End, Package: pkg, Took: time.Since(started).Round(10 * time.Millisecond)}
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+		end.Code = max(exit.ExitCode(), 1)
+	} else if err != nil {
+		return fmt.Errorf("tests of %s: %w", pkg, err)
+	}
+	// A line of its own, even if a binary was killed within one.
+	_, err = io.WriteString(port, "\n"+end.Line())
+	return err
+}

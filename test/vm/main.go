@@ -1,0 +1,167 @@
+// Command vm runs the tests that need the kernel on Debian's kernels, in virtual
+// machines with software emulation, so that neither /dev/kvm nor a reboot is
+// needed. It prints what `go test -json` would, with a package named after its
+// kernel, for hack/testreport to judge.
+//
+//	go run ./test/vm -kernels bookworm,trixie | go run ./hack/testreport
+//
+// A machine has no disk and no network: its root is an initramfs of the test
+// binaries, an init (package init here) and the few modules that they need.
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// config is what the flags say.
+type config struct {
+	cache    string
+	suites   []string // of Debian, whose kernels are booted one after the other
+	packages []string // directories from the module's root
+	run      string   // of the tests: the flag of the same name
+	timeout  time.Duration
+	boot     time.Duration
+	memoryMB int
+	cpus     int
+	keep     bool
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil {
+		fmt.Fprintln(os.Stderr, "vm:", err)
+		stop()
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	c, err := parse(args, stderr)
+	if errors.Is(err, flag.ErrHelp) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	work, err := os.MkdirTemp("", "varve-vm-")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if !c.keep {
+			_ = os.RemoveAll(work)
+		}
+	}()
+	if err := build(ctx, work, c.packages); err != nil {
+		return err
+	}
+	var errs []error
+	for _, suite := range c.suites {
+		if err := test(ctx, c, suite, work, stdout, stderr); err != nil {
+			err = fmt.Errorf("kernel of %s: %w", suite, err)
+			errs = append(errs, err, reportFailure(stdout, suite, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func parse(args []string, stderr io.Writer) (config, error) {
+	var c config
+	fs := flag.NewFlagSet("vm", flag.ContinueOnError)
+	fs.SetOutput(stderr)
+	suites := fs.String("kernels", "bookworm,trixie", "Debian's suites whose kernels are booted")
+	packages := fs.String("packages", "bpf,dataplane", "directories of the packages to test")
+	fs.StringVar(&c.cache, "cache", "", "where unpacked kernels are kept; empty: varve/vm in the user's cache directory. Remove it to get newer ones")
+	fs.StringVar(&c.run, "run", "", "only tests that match")
+	fs.DurationVar(&c.timeout, "timeout", 10*time.Minute, "for all of a kernel's tests")
+	fs.DurationVar(&c.boot, "boot-timeout", 2*time.Minute, "until the first test starts")
+	fs.IntVar(&c.memoryMB, "memory", 1536, "of a machine, in MiB")
+	fs.IntVar(&c.cpus, "cpus", 2, "of a machine")
+	fs.BoolVar(&c.keep, "keep", false, "keep initramfs and console output, and say where")
+	if err := fs.Parse(args); err != nil {
+		return c, err
+	}
+	c.suites, c.packages = strings.Split(*suites, ","), strings.Split(*packages, ",")
+	if c.cache == "" {
+		dir, err := os.UserCacheDir()
+		if err != nil {
+			return c, fmt.Errorf("%w: give one by -cache", err)
+		}
+		c.cache = filepath.Join(dir, "varve", "vm")
+	}
+	return c, os.MkdirAll(c.cache, 0o755)
+}
+
+// test boots one kernel and passes on what its tests say.
+func test(ctx context.Context, c config, suite, work string, stdout, stderr io.Writer) error {
+	k, err := fetch(ctx, c.cache, suite)
+	if err != nil {
+		return err
+	}
+	m := machine{
+		config: c, kernel: k,
+		initrd:  filepath.Join(work, "initrd-"+suite),
+		console: filepath.Join(work, "console-"+suite),
+	}
+	if err := writeInitramfs(m.initrd, k, work, c.packages); err != nil {
+		return fmt.Errorf("initramfs: %w", err)
+	}
+	if c.keep {
+		fmt.Fprintf(stderr, "vm: %s, %s\n", m.initrd, m.console)
+	}
+	fmt.Fprintf(stderr, "vm: booting Linux %s\n", k.version)
+	started := time.Now()
+	if err := m.run(ctx, stdout); err != nil {
+		fmt.Fprintf(stderr, "vm: the end of the console of Linux %s:\n%s\n", k.version, tail(m.console, 60))
+		return err
+	}
+	fmt.Fprintf(stderr, "vm: Linux %s done after %s\n", k.version, time.Since(started).Round(time.Second))
+	return nil
+}
+
+// event is a line of `go test -json`.
+type event struct {
+	Action  string
+	Package string
+	Output  string `json:",omitempty"`
+}
+
+func emit(w io.Writer, e event) error {
+	line, err := json.Marshal(e)
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(append(line, '\n'))
+	return err
+}
+
+// reportFailure makes the report fail, also if it is read by another process
+// that does not see this one's exit status.
+func reportFailure(w io.Writer, suite string, err error) error {
+	return errors.Join(
+		emit(w, event{Action: "output", Package: suite, Output: "FAIL\t" + suite + ": " + err.Error() + "\n"}),
+		emit(w, event{Action: "fail", Package: suite}))
+}
+
+func tail(file string, lines int) []byte {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return []byte(err.Error())
+	}
+	all := bytes.Split(bytes.TrimSpace(b), []byte("\n"))
+	return bytes.Join(all[max(0, len(all)-lines):], []byte("\n"))
+}
