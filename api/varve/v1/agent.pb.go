@@ -889,7 +889,7 @@ type PolicyRow struct {
 	Protocol      string                 `protobuf:"bytes,4,opt,name=protocol,proto3" json:"protocol,omitempty"`
 	Ports         string                 `protobuf:"bytes,5,opt,name=ports,proto3" json:"ports,omitempty"`
 	Verdict       string                 `protobuf:"bytes,6,opt,name=verdict,proto3" json:"verdict,omitempty"`
-	Rules         []string               `protobuf:"bytes,7,rep,name=rules,proto3" json:"rules,omitempty"` // "CiliumNetworkPolicy default/web ingress[0]"
+	Rules         []string               `protobuf:"bytes,7,rep,name=rules,proto3" json:"rules,omitempty"` // "cnp/default/web ingress[0]"
 	Revisions     []uint64               `protobuf:"varint,8,rep,packed,name=revisions,proto3" json:"revisions,omitempty"`
 	Endpoints     []string               `protobuf:"bytes,9,rep,name=endpoints,proto3" json:"endpoints,omitempty"` // that use the table
 	Row           string                 `protobuf:"bytes,10,opt,name=row,proto3" json:"row,omitempty"`            // hex
