@@ -63,6 +63,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, dp.Close()) }()
+	if err := refuseForeign(ctx, &cfg, rlog.View(), dp); err != nil {
+		return err
+	}
 	defer met.NotReady("the agent is stopping") // before what scrapes ask is closed
 	if err := dp.SetupNode(ctx, dataplane.NodeSpec{Gateway4: gateway(cfg.IPv4Range), Gateway6: gateway(cfg.IPv6Range)}); err != nil {
 		return err
