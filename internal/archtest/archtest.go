@@ -77,7 +77,7 @@ var Forbidden = slices.Concat(
 // folders are the top of every subtree that an arrow may point to.
 var folders = []string{
 	"log/eventpb", "log/raftlog", "log/history", "log", "policy", "fsm", "projections", "bpf/abi", "bpf",
-	"dataplane", "cluster", "api", "cmd", "internal",
+	"dataplane", "cluster", "api", "cmd", "internal", "test",
 }
 
 // only forbids from every folder but the allowed ones and itself. Allowing a
