@@ -36,7 +36,11 @@ type Config struct {
 	EnableIPv4, EnableIPv6 bool
 	NewFlowEvents          bool // an event for each admitted flow
 	// Netns is the path of the node's network namespace; empty: this process's.
-	Netns  string
+	Netns string
+	// Owner identifies the log that the tables come from: letters, digits and
+	// underscores. Pins with containers on them are not taken from another owner.
+	// Empty: not checked.
+	Owner  string
 	Logger *slog.Logger // nil: none
 }
 
@@ -67,7 +71,8 @@ type Dataplane struct {
 // run, if there are any: what flows goes on, under the rows that are there, and
 // programs on existing interfaces are replaced one by one without a gap. Links of
 // interfaces that are gone are removed. Nothing is written to the maps of rows
-// until Sync. ErrPinsBusy if another process has the pins.
+// until Sync. ErrPinsBusy if another process has the pins, ErrPinsForeign if they
+// belong to another owner.
 func Open(c Config) (*Dataplane, error) {
 	if c.GatewayMAC == [6]byte{} {
 		c.GatewayMAC = DefaultGatewayMAC
@@ -101,6 +106,9 @@ func (d *Dataplane) open() (err error) {
 	if d.objs, err = bpf.Load(bpf.Options{PinDir: d.config.PinDir, MapSizes: d.config.MapSizes}); err != nil {
 		return err
 	}
+	if err := d.claim(); err != nil {
+		return err
+	}
 	d.maps = kernelMaps(d.objs)
 	d.syncer = NewSyncer(d.maps)
 	settings := abi.DefaultConfig(d.config.GatewayMAC)
@@ -110,6 +118,22 @@ func (d *Dataplane) open() (err error) {
 		return err
 	}
 	return d.takeOver()
+}
+
+// claim takes the pins for our log, once the links of interfaces that are gone
+// are out of the way.
+func (d *Dataplane) claim() error {
+	if err := d.node.do(func() error {
+		_, err := d.objs.PruneLinks()
+		return err
+	}); err != nil {
+		return err
+	}
+	connected, err := d.ListInterfaces(context.Background())
+	if err != nil {
+		return err
+	}
+	return claimPins(d.config.PinDir, d.config.Owner, connected)
 }
 
 // takeOver puts this binary's programs on the interfaces of an earlier run.
@@ -156,7 +180,12 @@ func (d *Dataplane) Close() error {
 // bpffs if this process mounted it. Interfaces are removed by RemoveInterface
 // before; those left over lose their programs and go unguarded.
 func (d *Dataplane) Destroy() error {
-	errs := []error{d.Close(), bpf.RemoveAll(d.config.PinDir)}
+	removeAll := func() error { return bpf.RemoveAll(d.config.PinDir) }
+	if node := d.node; node != nil {
+		inner := removeAll
+		removeAll = func() error { return node.do(inner) }
+	}
+	errs := []error{removeAll(), d.Close()}
 	if d.mounted {
 		errs = append(errs, bpf.UnmountBPFFS(d.config.PinDir))
 		d.mounted = false
@@ -207,7 +236,10 @@ func (d *Dataplane) RemoveInterface(ctx context.Context, hostName string) error 
 	}
 	d.pins.Lock()
 	defer d.pins.Unlock()
-	if _, err := d.objs.PruneLinks(); err != nil {
+	if err := d.node.do(func() error {
+		_, err := d.objs.PruneLinks()
+		return err
+	}); err != nil {
 		return fmt.Errorf("interface %s: %w", hostName, err)
 	}
 	return nil

@@ -12,6 +12,9 @@ var (
 	// ErrPinsBusy: another agent runs on this directory of pins. Two would each take
 	// the other's rows and interfaces for what a crash left.
 	ErrPinsBusy = errors.New("another agent uses these BPF pins")
+	// ErrPinsForeign: the pins, and the containers that hang on them, belong to the
+	// log of another state directory.
+	ErrPinsForeign = errors.New("BPF pins belong to another log")
 	// ErrNoNamespace: the container's network namespace does not exist.
 	ErrNoNamespace = errors.New("network namespace does not exist")
 	// ErrForeignInterface: an interface of the name asked for exists and was not

@@ -57,15 +57,12 @@ func Run(ctx context.Context, cfg Config) (err error) {
 
 	dp, err := dataplane.Open(dataplane.Config{
 		PinDir: cfg.BPFRoot, MapSizes: mapSizes(&cfg), EnableIPv4: cfg.IPv4Range.IsValid(), EnableIPv6: cfg.IPv6Range.IsValid(),
-		NewFlowEvents: true, Logger: logger,
+		NewFlowEvents: true, Owner: identity.ServerID, Logger: logger,
 	})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, dp.Close()) }()
-	if err := refuseForeign(ctx, &cfg, rlog.View(), dp); err != nil {
-		return err
-	}
 	defer met.NotReady("the agent is stopping") // before what scrapes ask is closed
 	if err := dp.SetupNode(ctx, dataplane.NodeSpec{Gateway4: gateway(cfg.IPv4Range), Gateway6: gateway(cfg.IPv6Range)}); err != nil {
 		return err

@@ -2,26 +2,11 @@ package agent
 
 import (
 	"context"
-	"fmt"
 	"strings"
 
 	"github.com/varve-net/varve/dataplane"
 	"github.com/varve-net/varve/fsm"
 )
-
-// refuseForeign keeps an empty log away from containers that another one has
-// connected: it knows none of them, and would take all for what a crash left.
-func refuseForeign(ctx context.Context, cfg *Config, view fsm.View, links interfaces) error {
-	if view.Revision() > 0 {
-		return nil
-	}
-	have, err := links.ListInterfaces(ctx)
-	if err != nil || len(have) == 0 {
-		return err
-	}
-	return fmt.Errorf("state-dir %s: the log is empty, but containers are connected under %s (%d interfaces, such as %s): give the state-dir of before, or another bpf-root; to disconnect them, `ip link del` each",
-		cfg.StateDir, cfg.BPFRoot, len(have), have[0])
-}
 
 // adopt finds the interfaces of the endpoints in the log, without touching what
 // is whole: under traffic this changes nothing but the programs behind the links.
