@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -19,6 +21,9 @@ type NodeSpec struct {
 	// on the loopback interface, since every host side needs them and none owns
 	// them.
 	Gateway4, Gateway6 netip.Addr
+	// Ranges are what endpoints get their addresses from. An address of a range
+	// that no endpoint has is unreachable, not routed out of the node.
+	Ranges []netip.Prefix
 }
 
 func (s NodeSpec) gateways() []netip.Addr {
@@ -54,7 +59,21 @@ func setupNode(ctx context.Context, node *namespace, s NodeSpec) error {
 			return fmt.Errorf("node: gateway %s on loopback: %w", g, err)
 		}
 	}
+	for _, r := range s.Ranges {
+		if err := node.handle.RouteReplace(unreachable(r)); err != nil {
+			return fmt.Errorf("node: range %s: %w", r, err)
+		}
+	}
 	return forward(ctx, node, s)
+}
+
+// unreachable is the route for the addresses of a range that nobody has. It loses
+// against every other route for the same range.
+func unreachable(r netip.Prefix) *netlink.Route {
+	return &netlink.Route{
+		Dst:  &net.IPNet{IP: r.Addr().AsSlice(), Mask: net.CIDRMask(r.Bits(), r.Addr().BitLen())},
+		Type: unix.RTN_UNREACHABLE, Priority: math.MaxInt32, Protocol: unix.RTPROT_STATIC,
+	}
 }
 
 // forward makes the node a router. Linux stops taking router advertisements on
@@ -100,6 +119,11 @@ func teardownNode(node *namespace, s NodeSpec) error {
 		err := node.handle.AddrDel(lo, &netlink.Addr{IPNet: single(g)})
 		if err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
 			return fmt.Errorf("node: gateway %s: %w", g, err)
+		}
+	}
+	for _, r := range s.Ranges {
+		if err := node.handle.RouteDel(unreachable(r)); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("node: range %s: %w", r, err)
 		}
 	}
 	return nil

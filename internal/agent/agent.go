@@ -55,6 +55,13 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	met.Bootstrapped(phaseRestore, replayed)
 	met.NotReady("the datapath is being loaded")
 
+	// Before anything of the machine is touched: another agent may answer there.
+	listener, err := apiserver.Bind(cfg.Socket, cfg.Group)
+	if err != nil {
+		return err
+	}
+	defer listener.Close()
+
 	dp, err := dataplane.Open(dataplane.Config{
 		PinDir: cfg.BPFRoot, MapSizes: mapSizes(&cfg), EnableIPv4: cfg.IPv4Range.IsValid(), EnableIPv6: cfg.IPv6Range.IsValid(),
 		NewFlowEvents: true, Owner: identity.ServerID, Logger: logger,
@@ -64,7 +71,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}
 	defer func() { err = errors.Join(err, dp.Close()) }()
 	defer met.NotReady("the agent is stopping") // before what scrapes ask is closed
-	if err := dp.SetupNode(ctx, dataplane.NodeSpec{Gateway4: gateway(cfg.IPv4Range), Gateway6: gateway(cfg.IPv6Range)}); err != nil {
+	if err := dp.SetupNode(ctx, nodeSpec(&cfg)); err != nil {
 		return err
 	}
 	met.Bootstrapped(phaseBPF, time.Since(began))
@@ -100,14 +107,11 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		Version: cfg.Version, Cluster: cfg.Cluster, Node: cfg.Node, PID: os.Getpid(), StartedUnixNS: began.UnixNano(),
 		ReplayedEvents: rlog.Replayed(), ReplayNS: int64(replayed), BootstrapNS: int64(time.Since(began)), BootstrapWritten: uint64(stats.Total()),
 	}
-	srv, err := apiserver.Listen(apiserver.Config{
-		Socket: cfg.Socket, Group: cfg.Group, Cluster: cfg.Cluster, Node: cfg.Node,
+	srv := apiserver.New(apiserver.Config{
+		Listener: listener, Group: cfg.Group, Cluster: cfg.Cluster, Node: cfg.Node,
 		Info: func() apiserver.Info { return info },
 		Log:  rlog, Projector: proj, Endpoints: eps, Kernel: watchedKernel{dp, met}, Monitor: mon, Logger: logger,
 	})
-	if err != nil {
-		return err
-	}
 	met.Bootstrapped(phaseOverall, time.Since(began))
 	met.Attach(sources(cfg.Node, rlog, dp, proj, eps))
 	logger.Info("enforcing", "revision", proj.Current().Revision, "rows_written", stats.Total(), "took", time.Since(began), "socket", cfg.Socket)

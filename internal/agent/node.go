@@ -10,6 +10,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"github.com/varve-net/varve/dataplane"
 	"github.com/varve-net/varve/internal/apiserver"
 	"github.com/varve-net/varve/log/eventpb"
 )
@@ -70,6 +71,17 @@ func hostAddresses() ([]netip.Addr, error) {
 		}
 	}
 	return out, nil
+}
+
+// nodeSpec is what the host itself needs.
+func nodeSpec(cfg *Config) dataplane.NodeSpec {
+	s := dataplane.NodeSpec{Gateway4: gateway(cfg.IPv4Range), Gateway6: gateway(cfg.IPv6Range)}
+	for _, r := range []netip.Prefix{cfg.IPv4Range, cfg.IPv6Range} {
+		if r.IsValid() {
+			s.Ranges = append(s.Ranges, r)
+		}
+	}
+	return s
 }
 
 // watchAddresses keeps the node's facts true while the host gets and loses

@@ -66,7 +66,7 @@ func TestListenRefusesASocketInUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	if _, err := listenUnix(path, ""); err == nil || !strings.Contains(err.Error(), "another agent answers") {
+	if _, err := Bind(path, ""); err == nil || !strings.Contains(err.Error(), "another agent answers") {
 		t.Fatalf("got %v", err)
 	}
 }
@@ -79,7 +79,7 @@ func TestListenReplacesADeadSocket(t *testing.T) {
 	}
 	l.SetUnlinkOnClose(false)
 	l.Close()
-	l2, err := listenUnix(path, "")
+	l2, err := Bind(path, "")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -49,14 +49,15 @@ func newKit(t *testing.T) *kit {
 		t.Fatal(err)
 	}
 	k := &kit{log: rlog, socket: filepath.Join(dir, "varve.sock")}
-	srv, err := Listen(Config{
-		Socket: k.socket, Cluster: testCluster, Node: testNode, Logger: logger,
-		Info: func() Info { return Info{Version: "test", Cluster: testCluster, Node: testNode, PID: os.Getpid()} },
-		Log:  rlog, Projector: projector{rlog}, Endpoints: endpoints{}, Kernel: kernel{}, Monitor: monitor{},
-	})
+	listener, err := Bind(k.socket, "")
 	if err != nil {
 		t.Fatal(err)
 	}
+	srv := New(Config{
+		Listener: listener, Cluster: testCluster, Node: testNode, Logger: logger,
+		Info: func() Info { return Info{Version: "test", Cluster: testCluster, Node: testNode, PID: os.Getpid()} },
+		Log:  rlog, Projector: projector{rlog}, Endpoints: endpoints{}, Kernel: kernel{}, Monitor: monitor{},
+	})
 	ctx, stop := context.WithCancel(context.Background())
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(ctx) }()

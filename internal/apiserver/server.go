@@ -37,11 +37,11 @@ var services = []string{
 
 // Config is all a Server needs.
 type Config struct {
-	Socket  string // path; its directory is made if need be
-	Group   string // members of it may call beside root; "" for root only
-	Cluster string
-	Node    string
-	Info    func() Info
+	Listener net.Listener // from Bind
+	Group    string       // members of it may call beside root; "" for root only
+	Cluster  string
+	Node     string
+	Info     func() Info
 
 	Log       Log
 	Projector Projector
@@ -54,13 +54,11 @@ type Config struct {
 // Server answers the API.
 type Server struct {
 	Config
-	http     *http.Server
-	listener net.Listener
+	http *http.Server
 }
 
-// Listen opens the socket. It replaces one that a dead agent left behind, and
-// refuses to take one on which somebody answers.
-func Listen(cfg Config) (*Server, error) {
+// New makes a server that is ready to Serve.
+func New(cfg Config) *Server {
 	s := &Server{Config: cfg}
 	mux := http.NewServeMux()
 	opts := connect.WithReadMaxBytes(maxRequestBytes)
@@ -88,12 +86,13 @@ func Listen(cfg Config) (*Server, error) {
 		ReadHeaderTimeout: 10 * time.Second,
 		ErrorLog:          slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug),
 	}
-	var err error
-	s.listener, err = listenUnix(cfg.Socket, cfg.Group)
-	return s, err
+	return s
 }
 
-func listenUnix(path, group string) (net.Listener, error) {
+// Bind opens the unix socket at path for its owner and a group; its directory is
+// made if need be. It replaces a socket that a dead agent left behind, and refuses
+// to take one on which somebody answers. Who connects from now on waits for Serve.
+func Bind(path, group string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("socket directory: %w", err)
 	}
@@ -144,11 +143,8 @@ func (s *Server) Serve(ctx context.Context) error {
 	})
 	defer stop()
 	s.http.BaseContext = func(net.Listener) context.Context { return ctx }
-	if err := s.http.Serve(s.listener); err != nil && !errors.Is(err, http.ErrServerClosed) {
+	if err := s.http.Serve(s.Listener); err != nil && !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("api: %w", err)
 	}
 	return nil
 }
-
-// Close releases the socket of a server that was never served.
-func (s *Server) Close() error { return s.listener.Close() }
