@@ -110,6 +110,7 @@ func (s *State) live(c *change, pb *eventpb.EndpointRef, incarnation uint64) (st
 func (s *State) removeEndpoint(c *change, key string, e *Endpoint) {
 	s.release(e.Identity, c.rev, c.now)
 	s.disown(e)
+	s.note(Change{Kind: ChangeEndpoint, namespace: e.Ref.Namespace, name: e.Ref.Name})
 	remove(s, s.endpoints, key)
 }
 

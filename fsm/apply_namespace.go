@@ -73,6 +73,7 @@ func (s *State) namespaceDeleted(d *eventpb.NamespaceDeleted) error {
 		return fmt.Errorf("namespace %s: endpoint %s is in it; delete its endpoints first", d.Name, live.Ref)
 	}
 	s.know(d.Name, nil)
+	s.note(Change{Kind: ChangeNamespace, name: d.Name})
 	remove(s, s.namespaces, d.Name)
 	return nil
 }

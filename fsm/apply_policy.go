@@ -31,6 +31,7 @@ func (s *State) policyDeleted(d *eventpb.PolicyDeleted) error {
 	if _, ok := lookup(s.policies, key); !ok {
 		return fmt.Errorf("policy %s: does not exist", ref)
 	}
+	s.notePolicy(ref)
 	remove(s, s.policies, key)
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/varve-net/varve/log"
+	"github.com/varve-net/varve/policy"
 )
 
 // The canonical bytes of a row: every field in a fixed order, numbers as uvarint,
@@ -164,19 +165,30 @@ func remove[K cmp.Ordered, T any](s *State, t *table[K, T], key K) {
 }
 
 func (s *State) putNamespace(n Namespace) {
+	s.note(Change{Kind: ChangeNamespace, name: n.Name})
 	put(s, s.namespaces, "namespace", n.Name, n, canonNamespace)
 }
 
-func (s *State) putNode(n Node) { put(s, s.nodes, "node", n.Name, n, canonNode) }
+func (s *State) putNode(n Node) {
+	s.note(Change{Kind: ChangeNode, name: n.Name})
+	put(s, s.nodes, "node", n.Name, n, canonNode)
+}
 
 func (s *State) putIdentity(i Identity) {
+	s.note(Change{Kind: ChangeIdentity, identity: i.ID})
 	put(s, s.identities, "identity", i.ID, i, canonIdentity)
 }
 
 func (s *State) putEndpoint(key string, e Endpoint) {
+	s.note(Change{Kind: ChangeEndpoint, namespace: e.Ref.Namespace, name: e.Ref.Name})
 	put(s, s.endpoints, "endpoint", key, e, canonEndpoint)
 }
 
 func (s *State) putPolicy(p Policy) {
+	s.notePolicy(p.Policy.Ref)
 	put(s, s.policies, "policy", policyKey(p.Policy.Ref), p, canonPolicy)
+}
+
+func (s *State) notePolicy(r policy.Ref) {
+	s.note(Change{Kind: ChangePolicy, policyKind: r.Kind, namespace: r.Namespace, name: r.Name})
 }

@@ -251,6 +251,7 @@ func (s *State) collect(rev log.Revision, now int64) {
 		delete(s.releasedAt, i.ID)
 		s.scratch = labelKey(s.scratch[:0], i.Labels)
 		delete(s.byLabels, string(s.scratch))
+		s.note(Change{Kind: ChangeIdentity, identity: i.ID})
 		remove(s, s.tables.identities, i.ID)
 	}
 }

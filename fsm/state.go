@@ -101,6 +101,7 @@ func (s *State) Apply(event []byte) (log.Record, log.Result, error) {
 		return log.Record{}, log.Result{}, fmt.Errorf("revision %d: %w", s.revision+1, err)
 	}
 	c := change{event: e, rev: s.revision + 1, now: max(s.timeNS, e.TimeUnixNs)}
+	s.begin(c.rev)
 
 	var fingerprint log.Hash
 	remember := e.RequestId != "" && len(e.RequestId) <= maxRequestID

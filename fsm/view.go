@@ -28,6 +28,8 @@ type tables struct {
 	endpoints  *table[string, Endpoint] // by EndpointRef.key
 	policies   *table[string, Policy]   // by policyKey
 	requests   *table[log.Revision, request]
+
+	journal
 }
 
 // cell is a row and its part of the digest, kept so that removing it needs no
@@ -53,6 +55,7 @@ func newTables(cluster string) tables {
 		endpoints:    btree.NewMap[string, *cell[Endpoint]](endpointDegree),
 		policies:     new(table[string, Policy]),
 		requests:     new(table[log.Revision, request]),
+		journal:      newJournal(),
 	}
 }
 

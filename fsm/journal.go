@@ -1,0 +1,115 @@
+package fsm
+
+import (
+	"github.com/varve-net/varve/log"
+	"github.com/varve-net/varve/policy"
+)
+
+// ChangeKind says of which table a row changed.
+type ChangeKind uint8
+
+// Kinds of changes.
+const (
+	ChangeNamespace ChangeKind = iota + 1
+	ChangeNode
+	ChangeIdentity
+	ChangeEndpoint
+	ChangePolicy
+)
+
+// Change names a row that an event made, changed or removed. What it was and is
+// now, the two Views tell.
+type Change struct {
+	Revision log.Revision
+	Kind     ChangeKind
+
+	policyKind policy.Kind
+	identity   uint32
+	namespace  string
+	name       string
+}
+
+// Endpoint is the row's name if it is an endpoint.
+func (c Change) Endpoint() EndpointRef { return EndpointRef{c.namespace, c.name} }
+
+// Policy is the row's name if it is a policy.
+func (c Change) Policy() policy.Ref {
+	return policy.Ref{Kind: c.policyKind, Namespace: c.namespace, Name: c.name}
+}
+
+// Name is the row's name if it is a namespace or a node.
+func (c Change) Name() string { return c.name }
+
+// Identity is the row's number if it is an identity.
+func (c Change) Identity() uint32 { return c.identity }
+
+// journalChanges is how many changes a State remembers at least: more than any
+// reader that keeps up falls behind by, and 1 MiB at most.
+const journalChanges = 8192
+
+// journal remembers the newest changes. It follows from nothing that a replica
+// shares: it is in no digest and in no snapshot.
+//
+//	changes  [ old ......................... new ]
+//	         ^ all with Revision > after         ^ Views end here
+//
+// Only the State appends. What a View can see of the slice is never written again.
+type journal struct {
+	// lineage is the State's own: revisions of another one are not comparable.
+	lineage *lineage
+	// now is the revision that changes get; 0 before the first event, so that
+	// loading a snapshot is no change.
+	now     log.Revision
+	after   log.Revision
+	changes []Change
+}
+
+type lineage struct{ _ byte }
+
+func newJournal() journal { return journal{lineage: new(lineage)} }
+
+// begin is called before an event may change rows.
+func (j *journal) begin(now log.Revision) {
+	if j.now == 0 {
+		j.after = now - 1
+	}
+	j.now = now
+}
+
+func (j *journal) note(c Change) {
+	if j.now == 0 {
+		return
+	}
+	c.Revision = j.now
+	if len(j.changes) == 2*journalChanges {
+		j.after = j.changes[journalChanges-1].Revision
+		j.changes = append(make([]Change, 0, 2*journalChanges), j.changes[journalChanges:]...)
+	}
+	j.changes = append(j.changes, c)
+}
+
+// ChangesSince lists the rows that events after old's revision changed, derived
+// ones included: a namespace's new labels change its endpoints and identities. A
+// row may be listed more than once, and one may be as it was in the end. Not
+// listed: a change of nothing but Identity.Refs. The list is in the order of
+// revisions; do not write to it.
+//
+// false: old is of another State (before a restart, or a snapshot from another
+// node), is newer, or is too old. Then compare the Views as a whole.
+func (v View) ChangesSince(old View) ([]Change, bool) {
+	to, from := v.tables(), old.tables()
+	if to.lineage == nil || to.lineage != from.lineage || from.revision > to.revision {
+		return nil, false
+	}
+	if from.revision == to.revision {
+		return nil, true
+	}
+	if from.revision < to.after {
+		return nil, false
+	}
+	first := len(to.changes)
+	for first > 0 && to.changes[first-1].Revision > from.revision {
+		first--
+	}
+	return to.changes[first:], true
+}
