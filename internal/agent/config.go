@@ -76,6 +76,9 @@ var (
 // for the programs from the moment they expire.
 const gcInterval = 30 * time.Second
 
+// ErrConfig is returned by Run for a setting that cannot work. The message names it.
+var ErrConfig = errors.New("configuration")
+
 // normalize fills what is empty and refuses what cannot work, naming the flag.
 func (c *Config) normalize() error {
 	if c.Node == "" {
@@ -120,7 +123,10 @@ func (c *Config) normalize() error {
 		}
 	}
 	c.IPv4Range, c.IPv6Range = c.IPv4Range.Masked(), c.IPv6Range.Masked()
-	return errors.Join(errs...)
+	if len(errs) > 0 {
+		return fmt.Errorf("%w: %w", ErrConfig, errors.Join(errs...))
+	}
+	return nil
 }
 
 // gateway is the address under which a node's endpoints reach their host: the

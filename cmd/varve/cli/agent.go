@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -50,7 +51,11 @@ keys are named as the flags are, and the default.`),
 			if err := f.fill(&cfg, a.stderr); err != nil {
 				return &exitError{code: exitUsage, err: err}
 			}
-			return runAgent(cmd.Context(), cfg)
+			err := runAgent(cmd.Context(), cfg)
+			if errors.Is(err, agent.ErrConfig) {
+				return &exitError{code: exitUsage, err: err}
+			}
+			return err
 		},
 	}
 	flags := cmd.Flags()

@@ -56,6 +56,10 @@ The exit code is 1 if a case fails.`),
 			if err != nil {
 				return err
 			}
+			if report.Passed+report.Failed+report.Refused == 0 {
+				// A wrong path must not pass a CI run.
+				return usagef("%s: no case in any of the files", strings.Join(args, ", "))
+			}
 			if a.output == formatTable {
 				a.showReport(report, verbose)
 			} else {
