@@ -29,7 +29,7 @@ func TestLifetimes(t *testing.T) {
 	})
 	type step struct {
 		reply bool
-		flags uint8
+		flags uint8 // SCTP: chunk
 		want  int64
 	}
 	for _, tt := range []struct {
@@ -42,16 +42,21 @@ func TestLifetimes(t *testing.T) {
 		{"TCP aborted", tcp, []step{{false, syn, 300}, {true, syn | ack, 4000}, {false, rst, 100}}},
 		{"TCP reused after FIN", tcp, []step{{false, syn, 300}, {true, fin | ack, 4000}, {false, syn, 300}}},
 		{"UDP", udp, []step{{false, 0, 200}, {true, 0, 200}, {false, 0, 200}}},
-		{"SCTP", sctp, []step{{false, 0, 200}, {true, 0, 200}}},
+		{"SCTP orderly", sctp, []step{{false, 1, 300}, {true, 2, 4000}, {false, 0, 4000}, {false, 7, 4000}, {true, 8, 100}, {false, 14, 100}}},
+		{"SCTP aborted", sctp, []step{{false, 1, 300}, {true, 2, 4000}, {true, 6, 100}}},
+		{"SCTP again after SHUTDOWN", sctp, []step{{false, 1, 300}, {true, 2, 4000}, {false, 7, 4000}, {false, 1, 300}}},
+		{"SCTP restart of a live one", sctp, []step{{false, 1, 300}, {true, 2, 4000}, {false, 1, 4000}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			families(t, func(t *testing.T, v family) {
 				w.forget()
 				for i, s := range tt.steps {
+					request, reply := v.out(w.a, v.of(w.b), tt.proto, 40000, 80, s.flags), v.out(w.b, v.of(w.a), tt.proto, 80, 40000, s.flags)
+					request.chunk, reply.chunk = s.flags, s.flags
 					if s.reply {
-						w.from(w.b, v.out(w.b, v.of(w.a), tt.proto, 80, 40000, s.flags)).accepted(t, redirected, abi.Egress, abi.Ingress)
+						w.from(w.b, reply).accepted(t, redirected, abi.Egress, abi.Ingress)
 					} else {
-						w.from(w.a, v.out(w.a, v.of(w.b), tt.proto, 40000, 80, s.flags)).accepted(t, redirected, abi.Egress, abi.Ingress)
+						w.from(w.a, request).accepted(t, redirected, abi.Egress, abi.Ingress)
 					}
 					if got := w.lifetime(); got > s.want+1 || got < s.want-2 {
 						t.Errorf("step %d: %d s left, want %d", i, got, s.want)
@@ -87,18 +92,22 @@ func TestReplyNeedsNoRule(t *testing.T) {
 func TestOpeningFromTheOtherSide(t *testing.T) {
 	w := newWorld(t, smallSizes())
 	families(t, func(t *testing.T, v family) {
-		w.forget()
-		w.enforce(&w.b, abi.Egress)
-		w.from(w.a, v.out(w.a, v.of(w.b), tcp, 40000, 80, syn)).accepted(t, redirected, abi.Egress, abi.Ingress)
-		was := w.flow()
-		w.from(w.b, v.out(w.b, v.of(w.a), tcp, 80, 40000, syn)).refused(t, abi.PolicyDefaultDeny, abi.Egress)
-		if w.flow() != was {
-			t.Errorf("a refused SYN changed the flow: %+v, was %+v", w.flow(), was)
-		}
-		w.enforce(&w.b, abi.Egress, allow(abi.ClassPod, tcp, 40000))
-		w.from(w.b, v.out(w.b, v.of(w.a), tcp, 80, 40000, syn)).accepted(t, redirected, abi.Egress, abi.Ingress)
-		if f := w.flow(); f.Flags != abi.CTOrigin {
-			t.Errorf("flags %d, want the flow to be b's", f.Flags)
+		for _, proto := range []uint8{tcp, sctp} {
+			w.forget()
+			w.enforce(&w.b, abi.Egress)
+			ab, ba := v.out(w.a, v.of(w.b), proto, 40000, 80, syn), v.out(w.b, v.of(w.a), proto, 80, 40000, syn)
+			ab.chunk, ba.chunk = 1, 1
+			w.from(w.a, ab).accepted(t, redirected, abi.Egress, abi.Ingress)
+			was := w.flow()
+			w.from(w.b, ba).refused(t, abi.PolicyDefaultDeny, abi.Egress)
+			if w.flow() != was {
+				t.Errorf("a refused packet changed the flow: %+v, was %+v", w.flow(), was)
+			}
+			w.enforce(&w.b, abi.Egress, allow(abi.ClassPod, proto, 40000))
+			w.from(w.b, ba).accepted(t, redirected, abi.Egress, abi.Ingress)
+			if f := w.flow(); f.Flags != abi.CTOrigin {
+				t.Errorf("flags %d, want the flow to be b's", f.Flags)
+			}
 		}
 	})
 }

@@ -12,6 +12,7 @@
 #include "abi.h"
 #include "conntrack.h"
 #include "event.h"
+#include "held.h"
 #include "ipcache.h"
 #include "maps.h"
 #include "neighbour.h"
@@ -186,6 +187,47 @@ __noinline int slow(struct __sk_buff *skb, const struct packet *p, struct ct_val
 	return judge_again(skb, p, own, ct);
 }
 
+/* A fragment whose first has not come. */
+static __noinline int hold(struct __sk_buff *skb, const struct packet *p)
+{
+	const struct endpoint_value *own = endpoint_find(p->ifindex);
+	int reason;
+
+	if (!own)
+		return drop_early(skb, p, 0, REASON_NO_ENDPOINT);
+	reason = check_owner(skb, p, own);
+	if (!reason)
+		reason = held_put(skb, p) ? REASON_FRAGMENT_HELD : REASON_FRAGMENT;
+	return drop_early(skb, p, own->id, reason);
+}
+
+/* A first fragment that others wait for: all come again, in order. */
+static __noinline int release(struct __sk_buff *skb, const struct packet *p)
+{
+	int held = drop_early(skb, p, 0, REASON_FRAGMENT_HELD);
+
+	held_release(skb, p);
+	return held;
+}
+
+/* What is no flow: an answer of the parser other than 0. */
+static __noinline int not_a_flow(struct __sk_buff *skb, struct packet *p, int parsed)
+{
+	bool egress = p->direction == DIR_EGRESS;
+
+	switch (parsed) {
+	case PARSED_ARP:
+		return egress ? arp_from_container(skb, p) : pass(skb, DIR_INGRESS);
+	case PARSED_ND:
+		return egress ? nd_from_container(skb, p) : nd_to_container(skb, p);
+	case PARSED_HOLD:
+		return hold(skb, p);
+	case PARSED_RELEASE:
+		return release(skb, p);
+	}
+	return drop_early(skb, p, 0, parsed);
+}
+
 /* An established packet costs one hash lookup: the entry knows both ends. */
 static __always_inline int flow(struct __sk_buff *skb, struct packet *p, const struct config *cfg)
 {
@@ -216,40 +258,27 @@ static __always_inline int flow(struct __sk_buff *skb, struct packet *p, const s
 	return deliver(skb, p, cfg, &ct->side[(src ^ 1) & 1]);
 }
 
-SEC("tc") int from_container(struct __sk_buff *skb)
+/* The path of a packet at either hook. */
+static __always_inline int judge_packet(struct __sk_buff *skb, enum direction direction)
 {
-	struct packet p = { .direction = DIR_EGRESS, .ifindex = skb->ifindex };
+	struct packet p = { .direction = direction, .ifindex = skb->ifindex };
 	const struct config *cfg = config_get();
 	int parsed;
 
 	if (!cfg)
 		return TC_ACT_SHOT;
 	parsed = parse(skb, &p, cfg);
-	if (parsed == PARSED_ARP)
-		return arp_from_container(skb, &p);
-	if (parsed == PARSED_ND)
-		return nd_from_container(skb, &p);
-	if (parsed)
-		return drop_early(skb, &p, 0, parsed);
-	return flow(skb, &p, cfg);
+	return parsed ? not_a_flow(skb, &p, parsed) : flow(skb, &p, cfg);
+}
+
+SEC("tc") int from_container(struct __sk_buff *skb)
+{
+	return judge_packet(skb, DIR_EGRESS);
 }
 
 SEC("tc") int to_container(struct __sk_buff *skb)
 {
-	struct packet p = { .direction = DIR_INGRESS, .ifindex = skb->ifindex };
-	const struct config *cfg = config_get();
-	int parsed;
-
-	if (!cfg)
-		return TC_ACT_SHOT;
-	parsed = parse(skb, &p, cfg);
-	if (parsed == PARSED_ARP)
-		return pass(skb, DIR_INGRESS);
-	if (parsed == PARSED_ND)
-		return nd_to_container(skb, &p);
-	if (parsed)
-		return drop_early(skb, &p, 0, parsed);
-	return flow(skb, &p, cfg);
+	return judge_packet(skb, DIR_INGRESS);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

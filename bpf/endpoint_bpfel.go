@@ -24,6 +24,12 @@ type endpointClassValue struct {
 	Class uint64
 }
 
+type endpointClock struct {
+	_                structs.HostLayout
+	MonotonicSeconds uint32
+	Jiffy            uint32
+}
+
 type endpointConfig struct {
 	_                     structs.HostLayout
 	GatewayMac            [6]uint8
@@ -131,9 +137,45 @@ type endpointEvent struct {
 	Pad       uint16
 }
 
+type endpointFragmentKey struct {
+	_         structs.HostLayout
+	Src       [16]uint8
+	Dst       [16]uint8
+	Id        uint32
+	Ifindex   uint32
+	Protocol  uint8
+	Direction uint8
+	Pad       uint16
+}
+
+type endpointFragmentValue struct {
+	_          structs.HostLayout
+	Expires    uint32
+	SrcPort    uint16
+	DstPort    uint16
+	PolicyPort uint16
+	Protocol   uint8
+	Flags      uint8
+	IcmpType   uint8
+	IcmpCode   uint8
+	Known      uint8
+	Pad        uint8
+}
+
 type endpointGenerations struct {
 	_    structs.HostLayout
 	Slot [4096]uint32
+}
+
+type endpointHeldValue struct {
+	_       structs.HostLayout
+	State   uint32
+	Expires uint32
+	Length  uint32
+	Pad     uint32
+	Key     endpointFragmentKey
+	Pad2    uint32
+	Frame   [9216]uint8
 }
 
 type endpointIpcacheKey struct {
@@ -176,13 +218,16 @@ type endpointPolicyValue struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	endpointMapClasses        = "classes"
+	endpointMapClock          = "clock"
 	endpointMapConfig         = "config"
 	endpointMapCounters       = "counters"
 	endpointMapCt4            = "ct4"
 	endpointMapCt6            = "ct6"
 	endpointMapEndpoints      = "endpoints"
 	endpointMapEvents         = "events"
+	endpointMapFragments      = "fragments"
 	endpointMapGenerations    = "generations"
+	endpointMapHeld           = "held"
 	endpointMapIpcache        = "ipcache"
 	endpointMapIpcacheLpm     = "ipcache_lpm"
 	endpointMapPolicy         = "policy"
@@ -241,13 +286,16 @@ type endpointProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type endpointMapSpecs struct {
 	Classes     *ebpf.MapSpec `ebpf:"classes"`
+	Clock       *ebpf.MapSpec `ebpf:"clock"`
 	Config      *ebpf.MapSpec `ebpf:"config"`
 	Counters    *ebpf.MapSpec `ebpf:"counters"`
 	Ct4         *ebpf.MapSpec `ebpf:"ct4"`
 	Ct6         *ebpf.MapSpec `ebpf:"ct6"`
 	Endpoints   *ebpf.MapSpec `ebpf:"endpoints"`
 	Events      *ebpf.MapSpec `ebpf:"events"`
+	Fragments   *ebpf.MapSpec `ebpf:"fragments"`
 	Generations *ebpf.MapSpec `ebpf:"generations"`
+	Held        *ebpf.MapSpec `ebpf:"held"`
 	Ipcache     *ebpf.MapSpec `ebpf:"ipcache"`
 	IpcacheLpm  *ebpf.MapSpec `ebpf:"ipcache_lpm"`
 	Policy      *ebpf.MapSpec `ebpf:"policy"`
@@ -280,13 +328,16 @@ func (o *endpointObjects) Close() error {
 // It can be passed to loadEndpointObjects or ebpf.CollectionSpec.LoadAndAssign.
 type endpointMaps struct {
 	Classes     *ebpf.Map `ebpf:"classes"`
+	Clock       *ebpf.Map `ebpf:"clock"`
 	Config      *ebpf.Map `ebpf:"config"`
 	Counters    *ebpf.Map `ebpf:"counters"`
 	Ct4         *ebpf.Map `ebpf:"ct4"`
 	Ct6         *ebpf.Map `ebpf:"ct6"`
 	Endpoints   *ebpf.Map `ebpf:"endpoints"`
 	Events      *ebpf.Map `ebpf:"events"`
+	Fragments   *ebpf.Map `ebpf:"fragments"`
 	Generations *ebpf.Map `ebpf:"generations"`
+	Held        *ebpf.Map `ebpf:"held"`
 	Ipcache     *ebpf.Map `ebpf:"ipcache"`
 	IpcacheLpm  *ebpf.Map `ebpf:"ipcache_lpm"`
 	Policy      *ebpf.Map `ebpf:"policy"`
@@ -295,13 +346,16 @@ type endpointMaps struct {
 func (m *endpointMaps) Close() error {
 	return _EndpointClose(
 		m.Classes,
+		m.Clock,
 		m.Config,
 		m.Counters,
 		m.Ct4,
 		m.Ct6,
 		m.Endpoints,
 		m.Events,
+		m.Fragments,
 		m.Generations,
+		m.Held,
 		m.Ipcache,
 		m.IpcacheLpm,
 		m.Policy,

@@ -35,6 +35,10 @@ func TestLayout(t *testing.T) {
 		"ct_value":        reflect.TypeFor[abi.CTValue](),
 		"generations":     reflect.TypeFor[abi.Generations](),
 		"config":          reflect.TypeFor[abi.Config](),
+		"fragment_key":    reflect.TypeFor[abi.FragmentKey](),
+		"fragment_value":  reflect.TypeFor[abi.FragmentValue](),
+		"held_value":      reflect.TypeFor[abi.HeldValue](),
+		"clock":           reflect.TypeFor[abi.Clock](),
 		"counter_value":   reflect.TypeFor[abi.CounterValue](),
 		"event":           reflect.TypeFor[abi.Event](),
 	} {
@@ -108,6 +112,9 @@ func TestMapTypes(t *testing.T) {
 		"generations": {4, reflect.TypeFor[abi.Generations]().Size()},
 		"config":      {4, reflect.TypeFor[abi.Config]().Size()},
 		"counters":    {4, reflect.TypeFor[abi.CounterValue]().Size()},
+		"fragments":   {reflect.TypeFor[abi.FragmentKey]().Size(), reflect.TypeFor[abi.FragmentValue]().Size()},
+		"held":        {4, reflect.TypeFor[abi.HeldValue]().Size()},
+		"clock":       {4, reflect.TypeFor[abi.Clock]().Size()},
 		"events":      {0, 0},
 	}
 	if len(spec.Maps) != len(want) {

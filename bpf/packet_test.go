@@ -36,6 +36,9 @@ type frame struct {
 	flags            uint8 // TCP
 	icmpType, code   uint8
 	id               uint16 // of an ICMP echo
+	chunk            uint8  // type of the first of SCTP; 0 is data
+	options          []byte // of IPv4, padded to 4 bytes, or IPv6 extension headers
+	next             uint8  // protocol of the first extension header
 	hops             uint8
 	payload          []byte         // after the L4 header
 	raw              []byte         // after the Ethernet header, in place of everything
@@ -88,7 +91,7 @@ func (f frame) l4() []byte {
 		binary.BigEndian.PutUint16(b[6:], f.l4Checksum(b))
 		return b
 	case sctp:
-		return slices.Concat(be16(f.srcPort), be16(f.dstPort), make([]byte, 8), f.payload)
+		return slices.Concat(be16(f.srcPort), be16(f.dstPort), make([]byte, 8), []byte{f.chunk, 0, 0, 4}, f.payload)
 	case icmp4:
 		b := slices.Concat([]byte{f.icmpType, f.code, 0, 0}, be16(f.id), be16(1), f.payload)
 		binary.BigEndian.PutUint16(b[2:], ^sum(b, 0))
@@ -103,16 +106,21 @@ func (f frame) l4() []byte {
 
 func (f frame) ipv4(l4 []byte) []byte {
 	src, dst := f.src.As4(), f.dst.As4()
-	h := slices.Concat([]byte{0x45, 0}, be16(uint16(20+len(l4))), []byte{0, 1, 0x40, 0, or(f.hops, 64), f.proto, 0, 0},
-		src[:], dst[:])
+	length := 20 + len(f.options)
+	h := slices.Concat([]byte{0x40 | uint8(length/4), 0}, be16(uint16(length+len(l4))), []byte{0, 1, 0x40, 0, or(f.hops, 64), f.proto, 0, 0},
+		src[:], dst[:], f.options)
 	binary.BigEndian.PutUint16(h[10:], ^sum(h, 0))
 	return append(h, l4...)
 }
 
 func (f frame) ipv6(l4 []byte) []byte {
 	src, dst := f.src.As16(), f.dst.As16()
-	return slices.Concat([]byte{0x60, 0, 0, 0}, be16(uint16(len(l4))), []byte{f.proto, or(f.hops, 64)},
-		src[:], dst[:], l4)
+	next := f.proto
+	if f.options != nil {
+		next = f.next
+	}
+	return slices.Concat([]byte{0x60, 0, 0, 0}, be16(uint16(len(f.options)+len(l4))), []byte{next, or(f.hops, 64)},
+		src[:], dst[:], f.options, l4)
 }
 
 // l4Checksum is the checksum over the pseudo-header and b.

@@ -124,6 +124,7 @@ func TestDropReasons(t *testing.T) {
 	cut := func(n int) func(*frame) {
 		return func(f *frame) { et := f.bytes(); f.raw = et[14:n]; f.etherType = uint16(et[12])<<8 | uint16(et[13]) }
 	}
+	mapped := w.a.v4.As16()
 	nowhere := w.a
 	nowhere.ifindex = 1 // the loopback: no endpoint
 
@@ -141,9 +142,6 @@ func TestDropReasons(t *testing.T) {
 			{"IPv4 ICMP cut", with(with(v4, func(f *frame) { f.proto = icmp4 }), cut(40)), abi.Malformed},
 			{"IPv4 version", with(v4, set(14, 0x55)), abi.Malformed},
 			{"IPv4 short header", with(v4, set(14, 0x44)), abi.Malformed},
-			{"IPv4 options", with(v4, set(14, 0x46)), abi.IPv4Options},
-			{"first fragment", with(v4, set(20, 0x20, 0)), abi.Fragment},
-			{"later fragment", with(v4, set(20, 0, 9)), abi.Fragment},
 			{"GRE", with(v4, func(f *frame) { f.proto = gre }), abi.UnknownProtocol},
 			{"ICMPv6 in IPv4", with(v4, func(f *frame) { f.proto = icmp6 }), abi.UnknownProtocol},
 			{"IPv4 multicast", with(v4, func(f *frame) { f.dst = netip.MustParseAddr("224.0.0.251") }), abi.Multicast},
@@ -154,10 +152,10 @@ func TestDropReasons(t *testing.T) {
 			{"IPv6 ICMP cut", with(with(v6, func(f *frame) { f.proto = icmp6 }), cut(60)), abi.Malformed},
 			{"IPv6 ICMP gone", with(with(v6, func(f *frame) { f.proto = icmp6 }), cut(54)), abi.Malformed},
 			{"IPv6 version", with(v6, set(14, 0x45)), abi.Malformed},
-			{"IPv6 fragment", with(v6, func(f *frame) { f.proto = 44 }), abi.Fragment},
-			{"hop-by-hop", with(v6, func(f *frame) { f.proto = 0 }), abi.ExtensionHeader},
-			{"routing header", with(v6, func(f *frame) { f.proto = 43 }), abi.ExtensionHeader},
-			{"destination options", with(v6, func(f *frame) { f.proto = 60 }), abi.ExtensionHeader},
+			{"IPv6 SCTP cut", with(with(v6, func(f *frame) { f.proto = sctp }), cut(66)), abi.Malformed},
+			{"IPv4 SCTP cut", with(with(v4, func(f *frame) { f.proto = sctp }), cut(46)), abi.Malformed},
+			{"IPv4-mapped source", with(v6, set(22, mapped[:]...)), abi.Malformed},
+			{"IPv4-mapped destination", with(v6, set(38, mapped[:]...)), abi.Malformed},
 			{"authentication header", with(v6, func(f *frame) { f.proto = 51 }), abi.ExtensionHeader},
 			{"no next header", with(v6, func(f *frame) { f.proto = 59 }), abi.UnknownProtocol},
 			{"ICMPv4 in IPv6", with(v6, func(f *frame) { f.proto = icmp4 }), abi.UnknownProtocol},

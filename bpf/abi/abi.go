@@ -231,7 +231,7 @@ type Config struct {
 	EnableIPv6            bool
 	NewFlowEvents         bool // an EventNewFlow for each flow admitted
 	_                     [3]uint8
-	TCPEstablishedSeconds uint32
+	TCPEstablishedSeconds uint32 // TCP: also SCTP
 	TCPSynSeconds         uint32 // nothing has come back yet
 	TCPClosingSeconds     uint32 // RST, or FIN from both sides
 	OtherSeconds          uint32
@@ -248,6 +248,55 @@ func DefaultConfig(gatewayMAC [6]byte) Config {
 		TCPClosingSeconds:     10,
 		OtherSeconds:          60,
 	}
+}
+
+// FragmentKey is a datagram that arrives in fragments at one hook.
+type FragmentKey struct {
+	Src       Addr
+	Dst       Addr
+	ID        uint32 // bytes as on the wire
+	Ifindex   uint32
+	Protocol  uint8 // 0 for IPv6
+	Direction Direction
+	_         uint16
+}
+
+// FragmentValue is what its first fragment said, if Known is not 0.
+type FragmentValue struct {
+	ExpiresSeconds uint32 // of CLOCK_MONOTONIC
+	SrcPortBE      [2]byte
+	DstPortBE      [2]byte
+	PolicyPortBE   [2]byte
+	Protocol       uint8
+	Flags          uint8
+	ICMPType       uint8
+	ICMPCode       uint8
+	Known          uint8
+	_              uint8
+}
+
+// HeldSlots is the size of the held map, and HeldBytes that of the longest frame
+// it takes.
+const (
+	HeldSlots uint32 = 256
+	HeldBytes        = 9216
+)
+
+// HeldValue is a fragment that came before its first.
+type HeldValue struct {
+	State          uint32 // 0 free, 1 busy, 2 full
+	ExpiresSeconds uint32
+	Length         uint32
+	_              uint32
+	Key            FragmentKey
+	_              uint32
+	Frame          [HeldBytes]byte
+}
+
+// Clock is the only element of the clock map.
+type Clock struct {
+	MonotonicSeconds uint32
+	Jiffy            uint32 // when they were read
 }
 
 // CounterSlots is the size of the counters map, and CounterLostEvents the index

@@ -25,9 +25,11 @@ const (
 	IPv4Options        Reason = 15
 	DisabledFamily     Reason = 16
 	NeighbourUnhandled Reason = 17
+	FragmentTiny       Reason = 18
+	FragmentHeld       Reason = 19 // no drop: it comes again, and is counted again, after its first
 
 	// ReasonCount is one more than the highest reason.
-	ReasonCount = 18
+	ReasonCount = 20
 )
 
 var reasonNames = [ReasonCount]string{
@@ -36,6 +38,7 @@ var reasonNames = [ReasonCount]string{
 	"fragment", "extension header", "unknown protocol", "no endpoint",
 	"conntrack full", "unsolicited ICMP", "multicast", "IPv4 options",
 	"disabled address family", "neighbour request",
+	"tiny or overlapping fragment", "fragment held",
 }
 
 // String is the reason as people read it.

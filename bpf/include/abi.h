@@ -135,7 +135,7 @@ struct ct6_key {
 struct ct_side {
 	__u32 ifindex; /* host veth of a local endpoint, 0: not local; local to this boot */
 	__u8 mac[6];
-	__u8 tcp; /* flags seen from this side: CT_TCP_* */
+	__u8 tcp; /* seen from this side: CT_TCP_*; SCTP: INIT, SHUTDOWN, ABORT likewise */
 	__u8 pad;
 };
 
@@ -179,10 +179,63 @@ struct config {
 	__u8 enable_ipv6;
 	__u8 new_flow_events; /* EVENT_NEW_FLOW for each flow admitted */
 	__u8 pad[3];
-	__u32 tcp_established_seconds; /* lifetimes of an idle flow */
+	__u32 tcp_established_seconds; /* lifetimes of an idle flow; tcp_*: also SCTP's */
 	__u32 tcp_syn_seconds;	       /* nothing has come back yet */
 	__u32 tcp_closing_seconds;     /* RST, or FIN from both sides */
 	__u32 other_seconds;
+};
+
+/*
+ * What the first fragment of a datagram said, for those that follow. A datagram
+ * whose first has not come, but others have, has a row with known 0.
+ */
+struct fragment_key {
+	__u8 src[16]; /* IPv4 as ::ffff:a.b.c.d */
+	__u8 dst[16];
+	__u32 id;	/* bytes as on the wire */
+	__u32 ifindex;	/* where it was seen, and at which hook */
+	__u8 protocol;	/* IPv4 only: of IPv6, fragments need not agree on it */
+	__u8 direction; /* enum direction */
+	__u16 pad;
+};
+
+struct fragment_value {
+	__u32 expires; /* seconds of CLOCK_MONOTONIC */
+	__be16 src_port;
+	__be16 dst_port;
+	__be16 policy_port;
+	__u8 protocol;
+	__u8 flags; /* as the parser's */
+	__u8 icmp_type;
+	__u8 icmp_code;
+	__u8 known;
+	__u8 pad;
+};
+
+/* Fragments that came before their first, in no order. */
+#define HELD_SLOTS 256
+#define HELD_BYTES 9216
+
+enum held_state {
+	HELD_FREE = 0,
+	HELD_BUSY = 1, /* one CPU reads or writes it */
+	HELD_FULL = 2,
+};
+
+struct held_value {
+	__u32 state; /* enum held_state, changed atomically */
+	__u32 expires;
+	__u32 length;
+	__u32 pad;
+	struct fragment_key key;
+	__u32 pad2;
+	__u8 frame[HELD_BYTES];
+};
+
+/* The only element of the map `clock`: written and read as one. */
+struct clock {
+	__u32 monotonic_seconds;
+	__u32 jiffy; /* when they were read */
 };
 
 /* The map `counters` is indexed by reason * 2 + direction. */
@@ -210,7 +263,7 @@ enum reason {
 	REASON_SPOOFED_ADDRESS = 5,
 	REASON_UNKNOWN_ETHERTYPE = 6,
 	REASON_MALFORMED = 7,
-	REASON_FRAGMENT = 8,
+	REASON_FRAGMENT = 8, /* its first was not seen, and it could not be held */
 	REASON_EXTENSION_HEADER = 9,
 	REASON_UNKNOWN_PROTOCOL = 10,
 	REASON_NO_ENDPOINT = 11, /* the interface has no row */
@@ -220,6 +273,8 @@ enum reason {
 	REASON_IPV4_OPTIONS = 15,
 	REASON_DISABLED_FAMILY = 16,
 	REASON_NEIGHBOUR = 17, /* ARP or ND that asks for nothing we answer */
+	REASON_FRAGMENT_TINY = 18, /* cuts or overwrites a transport header */
+	REASON_FRAGMENT_HELD = 19, /* before its first: put aside, comes again after it */
 	REASON_MAX,
 };
 

@@ -9,13 +9,25 @@
 #pragma once
 
 #include "maps.h"
-#include "parse.h"
+#include "packet.h"
 
 #define NS_PER_SECOND 1000000000ULL
 
+/* Of CLOCK_MONOTONIC, late by a jiffy at most. */
 static __always_inline __u32 now_seconds(void)
 {
-	return bpf_ktime_get_coarse_ns() / NS_PER_SECOND;
+	__u32 zero = 0, jiffy = bpf_jiffies64(), seconds;
+	struct clock *c = bpf_map_lookup_elem(&clock, &zero);
+	__u64 word;
+
+	if (!c)
+		return 0;
+	word = *(volatile __u64 *)c;
+	if (word >> 32 == jiffy && (__u32)word)
+		return (__u32)word;
+	seconds = bpf_ktime_get_coarse_ns() / NS_PER_SECOND;
+	*(volatile __u64 *)c = seconds | (__u64)jiffy << 32;
+	return seconds;
 }
 
 /* abi.Addr.GenerationSlot */
@@ -155,7 +167,7 @@ static __always_inline bool ct_opens_anew(const struct ct_value *ct, const struc
 static __always_inline __u32 ct_lifetime(const struct config *cfg, __u8 protocol, __u8 tcp0,
 					 __u8 tcp1, __u32 flags)
 {
-	if (protocol != PROTO_TCP)
+	if (protocol != PROTO_TCP && protocol != PROTO_SCTP)
 		return cfg->other_seconds;
 	if (((tcp0 | tcp1) & CT_TCP_RST) || (tcp0 & tcp1 & CT_TCP_FIN))
 		return cfg->tcp_closing_seconds;

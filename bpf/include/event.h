@@ -7,7 +7,7 @@
 #pragma once
 
 #include "maps.h"
-#include "parse.h"
+#include "packet.h"
 
 #define TC_ACT_OK 0
 #define TC_ACT_SHOT 2
@@ -68,10 +68,11 @@ static __noinline void emit(struct __sk_buff *skb, const struct packet *p, const
 	bpf_ringbuf_submit(e, 0);
 }
 
-/* Noise that every interface makes on its own is counted, but is no event. */
+/* What every interface does on its own, or is no drop yet, is counted but is no event. */
 static __always_inline bool is_noise(enum reason reason)
 {
-	return reason == REASON_MULTICAST || reason == REASON_NEIGHBOUR;
+	return reason == REASON_MULTICAST || reason == REASON_NEIGHBOUR ||
+	       reason == REASON_FRAGMENT_HELD;
 }
 
 /* The one way out for a packet that goes no further. Global: verified once. */

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "maps.h"
-#include "parse.h"
+#include "packet.h"
 
 static __always_inline const struct config *config_get(void)
 {
