@@ -62,7 +62,7 @@ func New(address string, opts ...Option) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	var o options
+	o := options{connect: []connect.ClientOption{connect.WithCodec(Codec())}}
 	for _, opt := range opts {
 		opt(&o)
 	}

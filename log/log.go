@@ -63,6 +63,22 @@ type Appender interface {
 	Append(ctx context.Context, events ...*eventpb.Event) ([]Result, error)
 }
 
+// Proposer is an Appender that takes the next group before the one before is
+// durable. Groups get their revisions in the order in which they were proposed.
+type Proposer interface {
+	// Propose is Append without the wait. Its error is one for which Append would
+	// have proposed nothing.
+	Propose(ctx context.Context, events ...*eventpb.Event) (Pending, error)
+}
+
+// Pending is a group that was proposed.
+type Pending interface {
+	// Wait returns what Append would have. It is called once.
+	Wait(ctx context.Context) ([]Result, error)
+	// Ready reports whether Wait will return at once.
+	Ready() bool
+}
+
 // Reader reads committed records.
 type Reader interface {
 	// Head is the last committed and applied revision and its chain value.

@@ -65,7 +65,7 @@ func appendError(err error) error {
 	switch {
 	case errors.Is(err, log.ErrNoSpace):
 		code = connect.CodeResourceExhausted
-	case errors.Is(err, log.ErrTooLarge):
+	case errors.Is(err, log.ErrTooLarge), errors.Is(err, log.ErrInvalid):
 		code = connect.CodeInvalidArgument
 	case errors.Is(err, log.ErrForbidden):
 		code = connect.CodePermissionDenied

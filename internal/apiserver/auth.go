@@ -24,27 +24,41 @@ type Actor struct {
 // Proto is the actor as an event carries it.
 func (a Actor) Proto() *eventpb.Actor { return &eventpb.Actor{Role: a.Role, Name: a.Name} }
 
-type credentialKey struct{}
+// peer is who is at the other end of a connection, and whether he may call. It is
+// found out once a connection: the kernel knows the credentials as of connect(2),
+// and membership in a group counts from then on, as for any process.
+type peer struct {
+	actor Actor
+	err   error // why he may not
+}
 
-// withPeerCredentials is an http.Server's ConnContext: it asks the kernel once,
-// at accept, who is at the other end of a unix socket.
-func withPeerCredentials(ctx context.Context, c net.Conn) context.Context {
+type peerKey struct{}
+
+// identify is an http.Server's ConnContext.
+func (a authenticator) identify(ctx context.Context, c net.Conn) context.Context {
+	var p peer
+	p.actor, p.err = a.actor(peerCredentials(c))
+	return context.WithValue(ctx, peerKey{}, &p)
+}
+
+// peerCredentials asks the kernel who connected; nil if c is no unix socket.
+func peerCredentials(c net.Conn) *unix.Ucred {
 	uc, ok := c.(*net.UnixConn)
 	if !ok {
-		return ctx
+		return nil
 	}
 	raw, err := uc.SyscallConn()
 	if err != nil {
-		return ctx
+		return nil
 	}
 	var cred *unix.Ucred
 	var credErr error
 	if err := raw.Control(func(fd uintptr) {
 		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
 	}); err != nil || credErr != nil {
-		return ctx
+		return nil
 	}
-	return context.WithValue(ctx, credentialKey{}, cred)
+	return cred
 }
 
 // authenticator decides whom the socket lets in: root, the agent's own user and
@@ -54,10 +68,9 @@ type authenticator struct {
 	group string // members may call, "" for none
 }
 
-// actor turns a connection's credentials into an Actor.
-func (a authenticator) actor(ctx context.Context) (Actor, error) {
-	cred, ok := ctx.Value(credentialKey{}).(*unix.Ucred)
-	if !ok {
+// actor turns a connection's credentials, nil for none, into an Actor.
+func (a authenticator) actor(cred *unix.Ucred) (Actor, error) {
+	if cred == nil {
 		return Actor{}, connect.NewError(connect.CodeUnauthenticated, fmt.Errorf("the connection carries no credential: connect over the agent's unix socket"))
 	}
 	name := fmt.Sprintf("unix:uid=%d,gid=%d,pid=%d", cred.Uid, cred.Gid, cred.Pid)
@@ -86,12 +99,15 @@ func (a authenticator) member(cred *unix.Ucred) bool {
 	return err == nil && slices.Contains(ids, g.Gid)
 }
 
-type actorKey struct{}
+// errUnidentified is of a request that came over no connection of the server.
+var errUnidentified = connect.NewError(connect.CodeUnauthenticated, fmt.Errorf("the request came over no connection of the agent's socket"))
 
 // ActorFrom is the authenticated caller of a handler.
 func ActorFrom(ctx context.Context) Actor {
-	a, _ := ctx.Value(actorKey{}).(Actor)
-	return a
+	if p, ok := ctx.Value(peerKey{}).(*peer); ok && p.err == nil {
+		return p.actor
+	}
+	return Actor{}
 }
 
 // authenticate wraps h so that it is reached only by authenticated callers. It
@@ -99,15 +115,18 @@ func ActorFrom(ctx context.Context) Actor {
 func (a authenticator) authenticate(h http.Handler) http.Handler {
 	errors := connect.NewErrorWriter()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		actor, err := a.actor(r.Context())
-		if err != nil {
-			if errors.IsSupported(r) {
-				_ = errors.Write(w, r, err)
-				return
-			}
-			http.Error(w, err.Error(), http.StatusForbidden)
+		err := error(errUnidentified)
+		if p, ok := r.Context().Value(peerKey{}).(*peer); ok {
+			err = p.err
+		}
+		if err == nil {
+			h.ServeHTTP(w, r)
 			return
 		}
-		h.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), actorKey{}, actor)))
+		if errors.IsSupported(r) {
+			_ = errors.Write(w, r, err)
+			return
+		}
+		http.Error(w, err.Error(), http.StatusForbidden)
 	})
 }

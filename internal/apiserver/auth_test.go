@@ -1,7 +1,6 @@
 package apiserver
 
 import (
-	"context"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -20,16 +19,16 @@ func TestOnlyRootOwnerAndGroupAreLetIn(t *testing.T) {
 	a := authenticator{uid: 1000, group: "no-such-group"}
 	for _, tt := range []struct {
 		name string
-		ctx  context.Context
+		cred *unix.Ucred
 		want connect.Code // 0: let in
 	}{
-		{"root", context.WithValue(t.Context(), credentialKey{}, &unix.Ucred{Uid: 0}), 0},
-		{"the agent's user", context.WithValue(t.Context(), credentialKey{}, &unix.Ucred{Uid: 1000}), 0},
-		{"another user", context.WithValue(t.Context(), credentialKey{}, &unix.Ucred{Uid: 1001, Gid: 1001}), connect.CodePermissionDenied},
-		{"no credential", t.Context(), connect.CodeUnauthenticated},
+		{"root", &unix.Ucred{Uid: 0}, 0},
+		{"the agent's user", &unix.Ucred{Uid: 1000}, 0},
+		{"another user", &unix.Ucred{Uid: 1001, Gid: 1001}, connect.CodePermissionDenied},
+		{"no credential", nil, connect.CodeUnauthenticated},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			actor, err := a.actor(tt.ctx)
+			actor, err := a.actor(tt.cred)
 			switch {
 			case tt.want == 0 && (err != nil || actor.Role != eventpb.Role_ROLE_ADMIN):
 				t.Errorf("%+v, %v", actor, err)
@@ -42,7 +41,7 @@ func TestOnlyRootOwnerAndGroupAreLetIn(t *testing.T) {
 
 func TestGroupMembersAreLetIn(t *testing.T) {
 	a := authenticator{uid: 1000, group: "root"} // gid 0 exists everywhere
-	if _, err := a.actor(context.WithValue(t.Context(), credentialKey{}, &unix.Ucred{Uid: 4711, Gid: 0})); err != nil {
+	if _, err := a.actor(&unix.Ucred{Uid: 4711, Gid: 0}); err != nil {
 		t.Error(err)
 	}
 }

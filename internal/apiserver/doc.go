@@ -18,6 +18,7 @@ import (
 // Log is the replicated log and the state it has led to.
 type Log interface {
 	log.Appender
+	log.Proposer
 	log.Reader
 	View() fsm.View
 }

@@ -20,11 +20,26 @@ import (
 type logService struct{ *Server }
 
 func (s logService) Append(ctx context.Context, req *connect.Request[varvev1.AppendRequest]) (*connect.Response[varvev1.AppendResponse], error) {
-	if len(req.Msg.Events) == 0 {
+	events, err := s.group(ctx, req.Msg)
+	if err != nil {
+		return nil, err
+	}
+	results, err := s.Log.Append(ctx, events...)
+	if err != nil {
+		return nil, appendError(err)
+	}
+	resp := &varvev1.AppendResponse{}
+	resp.Results, resp.Head = resultsProto(results)
+	return connect.NewResponse(resp), nil
+}
+
+// group makes the events that a client asks to append as one.
+func (s logService) group(ctx context.Context, req *varvev1.AppendRequest) ([]*eventpb.Event, error) {
+	if len(req.Events) == 0 {
 		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("events: empty; give at least one"))
 	}
-	events := make([]*eventpb.Event, len(req.Msg.Events))
-	for i, e := range req.Msg.Events {
+	events := make([]*eventpb.Event, len(req.Events))
+	for i, e := range req.Events {
 		// What a client says of these is not taken, and must not be half taken.
 		e = &eventpb.Event{Payload: e.GetPayload(), RequestId: e.GetRequestId(), ExpectedRevision: e.ExpectedRevision}
 		if err := s.fillPolicy(e.GetPolicySet()); err != nil {
@@ -35,18 +50,16 @@ func (s logService) Append(ctx context.Context, req *connect.Request[varvev1.App
 			return nil, fieldError(i, err)
 		}
 	}
-	results, err := s.Log.Append(ctx, events...)
-	if err != nil {
-		return nil, appendError(err)
+	return events, nil
+}
+
+func resultsProto(results []log.Result) (out []*varvev1.AppendResult, head uint64) {
+	out = make([]*varvev1.AppendResult, len(results))
+	for i, r := range results {
+		out[i] = &varvev1.AppendResult{Outcome: varvev1.Outcome(r.Outcome), Revision: uint64(r.Revision), Reason: r.Reason}
+		head = max(head, uint64(r.Head))
 	}
-	resp := &varvev1.AppendResponse{}
-	for _, r := range results {
-		resp.Results = append(resp.Results, &varvev1.AppendResult{
-			Outcome: varvev1.Outcome(r.Outcome), Revision: uint64(r.Revision), Reason: r.Reason,
-		})
-		resp.Head = max(resp.Head, uint64(r.Head))
-	}
-	return connect.NewResponse(resp), nil
+	return out, head
 }
 
 // fillPolicy lets a client append a policy by its manifest alone; what is

@@ -18,6 +18,7 @@ import (
 	"connectrpc.com/grpchealth"
 	"connectrpc.com/grpcreflect"
 
+	"github.com/varve-net/varve/api"
 	"github.com/varve-net/varve/api/varve/v1/varvev1connect"
 )
 
@@ -27,6 +28,9 @@ const maxRequestBytes = 16 << 20
 
 // shutdownGrace is how long unary calls may take to end once the server stops.
 const shutdownGrace = 2 * time.Second
+
+// maxStreams is how many calls of one connection are answered at once.
+const maxStreams = 1000
 
 // services are all that the server answers.
 var services = []string{
@@ -61,7 +65,7 @@ type Server struct {
 func New(cfg Config) *Server {
 	s := &Server{Config: cfg}
 	mux := http.NewServeMux()
-	opts := connect.WithReadMaxBytes(maxRequestBytes)
+	opts := connect.WithHandlerOptions(connect.WithReadMaxBytes(maxRequestBytes), connect.WithCodec(api.Codec()))
 	mux.Handle(varvev1connect.NewLogServiceHandler(logService{s}, opts))
 	mux.Handle(varvev1connect.NewPolicyServiceHandler(policyService{s}, opts))
 	mux.Handle(varvev1connect.NewEndpointServiceHandler(endpointService{s}, opts))
@@ -79,9 +83,11 @@ func New(cfg Config) *Server {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
+	auth := authenticator{uid: uint32(os.Geteuid()), group: cfg.Group}
 	s.http = &http.Server{
-		Handler:           authenticator{uid: uint32(os.Geteuid()), group: cfg.Group}.authenticate(mux),
-		ConnContext:       withPeerCredentials,
+		Handler:           auth.authenticate(mux),
+		ConnContext:       auth.identify,
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
 		Protocols:         protocols,
 		ReadHeaderTimeout: 10 * time.Second,
 		ErrorLog:          slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug),

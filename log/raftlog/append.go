@@ -15,6 +15,16 @@ import (
 // one Raft entry, log.ErrInvalid for no events or a nil one, log.ErrClosed, or
 // what Err returns once the log has stopped by itself.
 func (l *Log) Append(ctx context.Context, events ...*eventpb.Event) ([]log.Result, error) {
+	p, err := l.Propose(ctx, events...)
+	if err != nil {
+		return nil, err
+	}
+	return p.Wait(ctx)
+}
+
+// Propose implements log.Proposer. A group whose ctx has ended when its turn comes
+// is not proposed.
+func (l *Log) Propose(ctx context.Context, events ...*eventpb.Event) (log.Pending, error) {
 	r, err := l.request(ctx, events)
 	if err != nil {
 		return nil, fmt.Errorf("append: %w", err)
@@ -22,16 +32,35 @@ func (l *Log) Append(ctx context.Context, events ...*eventpb.Event) ([]log.Resul
 	if err := l.queue.put(r); err != nil {
 		return nil, fmt.Errorf("append: %w", err)
 	}
+	return r, nil
+}
+
+// Ready implements log.Pending.
+func (r *request) Ready() bool { return len(r.answer) > 0 }
+
+// Wait implements log.Pending.
+func (r *request) Wait(ctx context.Context) ([]log.Result, error) {
 	select {
 	case a := <-r.answer:
 		return a.unpack()
+	default:
+	}
+	select {
+	case a := <-r.answer:
+		return a.unpack()
+	case <-r.ctx.Done(): // it may have been left out of its entry
+		return r.ended(r.ctx)
 	case <-ctx.Done():
-		select {
-		case a := <-r.answer: // what is known counts more
-			return a.unpack()
-		default:
-			return nil, fmt.Errorf("append: %w", ctx.Err())
-		}
+		return r.ended(ctx)
+	}
+}
+
+func (r *request) ended(ctx context.Context) ([]log.Result, error) {
+	select {
+	case a := <-r.answer: // what is known counts more
+		return a.unpack()
+	default:
+		return nil, fmt.Errorf("append: %w", ctx.Err())
 	}
 }
 

@@ -56,6 +56,7 @@ type Log struct {
 
 var (
 	_ log.Appender = (*Log)(nil)
+	_ log.Proposer = (*Log)(nil)
 	_ log.Reader   = (*Log)(nil)
 )
 

@@ -239,6 +239,216 @@ func (x *AppendResponse) GetHead() uint64 {
 	return 0
 }
 
+type AppendStreamRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Several groups in one message cost less than a message each, and mean the same.
+	Groups        []*AppendRequest `protobuf:"bytes,1,rep,name=groups,proto3" json:"groups,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AppendStreamRequest) Reset() {
+	*x = AppendStreamRequest{}
+	mi := &file_api_varve_v1_log_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AppendStreamRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AppendStreamRequest) ProtoMessage() {}
+
+func (x *AppendStreamRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_log_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AppendStreamRequest.ProtoReflect.Descriptor instead.
+func (*AppendStreamRequest) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_log_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *AppendStreamRequest) GetGroups() []*AppendRequest {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+type AppendStreamResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Answers       []*AppendAnswer        `protobuf:"bytes,1,rep,name=answers,proto3" json:"answers,omitempty"` // one a group, in the order of the groups
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AppendStreamResponse) Reset() {
+	*x = AppendStreamResponse{}
+	mi := &file_api_varve_v1_log_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AppendStreamResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AppendStreamResponse) ProtoMessage() {}
+
+func (x *AppendStreamResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_log_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AppendStreamResponse.ProtoReflect.Descriptor instead.
+func (*AppendStreamResponse) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_log_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *AppendStreamResponse) GetAnswers() []*AppendAnswer {
+	if x != nil {
+		return x.Answers
+	}
+	return nil
+}
+
+type AppendAnswer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Results       []*AppendResult        `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"` // one an event; none with an error
+	Head          uint64                 `protobuf:"varint,2,opt,name=head,proto3" json:"head,omitempty"`      // the log's last revision afterwards
+	Error         *AppendError           `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`     // set if nothing of the group was recorded, or that is not known
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AppendAnswer) Reset() {
+	*x = AppendAnswer{}
+	mi := &file_api_varve_v1_log_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AppendAnswer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AppendAnswer) ProtoMessage() {}
+
+func (x *AppendAnswer) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_log_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AppendAnswer.ProtoReflect.Descriptor instead.
+func (*AppendAnswer) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_log_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *AppendAnswer) GetResults() []*AppendResult {
+	if x != nil {
+		return x.Results
+	}
+	return nil
+}
+
+func (x *AppendAnswer) GetHead() uint64 {
+	if x != nil {
+		return x.Head
+	}
+	return 0
+}
+
+func (x *AppendAnswer) GetError() *AppendError {
+	if x != nil {
+		return x.Error
+	}
+	return nil
+}
+
+// AppendError is the error that Append would have ended with.
+type AppendError struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Code          uint32                 `protobuf:"varint,1,opt,name=code,proto3" json:"code,omitempty"` // as of gRPC: 3 is invalid_argument
+	Message       string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	PolicyErrors  []*PolicyError         `protobuf:"bytes,3,rep,name=policy_errors,json=policyErrors,proto3" json:"policy_errors,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AppendError) Reset() {
+	*x = AppendError{}
+	mi := &file_api_varve_v1_log_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AppendError) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AppendError) ProtoMessage() {}
+
+func (x *AppendError) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_log_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AppendError.ProtoReflect.Descriptor instead.
+func (*AppendError) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_log_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *AppendError) GetCode() uint32 {
+	if x != nil {
+		return x.Code
+	}
+	return 0
+}
+
+func (x *AppendError) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *AppendError) GetPolicyErrors() []*PolicyError {
+	if x != nil {
+		return x.PolicyErrors
+	}
+	return nil
+}
+
 type Filter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Streams with one of these prefixes, e.g. "policy/"; empty: all.
@@ -251,7 +461,7 @@ type Filter struct {
 
 func (x *Filter) Reset() {
 	*x = Filter{}
-	mi := &file_api_varve_v1_log_proto_msgTypes[3]
+	mi := &file_api_varve_v1_log_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -263,7 +473,7 @@ func (x *Filter) String() string {
 func (*Filter) ProtoMessage() {}
 
 func (x *Filter) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_log_proto_msgTypes[3]
+	mi := &file_api_varve_v1_log_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -276,7 +486,7 @@ func (x *Filter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Filter.ProtoReflect.Descriptor instead.
 func (*Filter) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_log_proto_rawDescGZIP(), []int{3}
+	return file_api_varve_v1_log_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Filter) GetStreamPrefixes() []string {
@@ -304,7 +514,7 @@ type ReadRequest struct {
 
 func (x *ReadRequest) Reset() {
 	*x = ReadRequest{}
-	mi := &file_api_varve_v1_log_proto_msgTypes[4]
+	mi := &file_api_varve_v1_log_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -316,7 +526,7 @@ func (x *ReadRequest) String() string {
 func (*ReadRequest) ProtoMessage() {}
 
 func (x *ReadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_log_proto_msgTypes[4]
+	mi := &file_api_varve_v1_log_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -329,7 +539,7 @@ func (x *ReadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadRequest.ProtoReflect.Descriptor instead.
 func (*ReadRequest) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_log_proto_rawDescGZIP(), []int{4}
+	return file_api_varve_v1_log_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ReadRequest) GetFirst() uint64 {
@@ -365,7 +575,7 @@ type SubscribeRequest struct {
 
 func (x *SubscribeRequest) Reset() {
 	*x = SubscribeRequest{}
-	mi := &file_api_varve_v1_log_proto_msgTypes[5]
+	mi := &file_api_varve_v1_log_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -377,7 +587,7 @@ func (x *SubscribeRequest) String() string {
 func (*SubscribeRequest) ProtoMessage() {}
 
 func (x *SubscribeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_log_proto_msgTypes[5]
+	mi := &file_api_varve_v1_log_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -390,7 +600,7 @@ func (x *SubscribeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeRequest.ProtoReflect.Descriptor instead.
 func (*SubscribeRequest) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_log_proto_rawDescGZIP(), []int{5}
+	return file_api_varve_v1_log_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SubscribeRequest) GetAfter() uint64 {
@@ -430,7 +640,7 @@ type Record struct {
 
 func (x *Record) Reset() {
 	*x = Record{}
-	mi := &file_api_varve_v1_log_proto_msgTypes[6]
+	mi := &file_api_varve_v1_log_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -442,7 +652,7 @@ func (x *Record) String() string {
 func (*Record) ProtoMessage() {}
 
 func (x *Record) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_log_proto_msgTypes[6]
+	mi := &file_api_varve_v1_log_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -455,7 +665,7 @@ func (x *Record) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Record.ProtoReflect.Descriptor instead.
 func (*Record) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_log_proto_rawDescGZIP(), []int{6}
+	return file_api_varve_v1_log_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Record) GetRevision() uint64 {
@@ -522,7 +732,7 @@ type VerifyRequest struct {
 
 func (x *VerifyRequest) Reset() {
 	*x = VerifyRequest{}
-	mi := &file_api_varve_v1_log_proto_msgTypes[7]
+	mi := &file_api_varve_v1_log_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -534,7 +744,7 @@ func (x *VerifyRequest) String() string {
 func (*VerifyRequest) ProtoMessage() {}
 
 func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_log_proto_msgTypes[7]
+	mi := &file_api_varve_v1_log_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -547,7 +757,7 @@ func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyRequest.ProtoReflect.Descriptor instead.
 func (*VerifyRequest) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_log_proto_rawDescGZIP(), []int{7}
+	return file_api_varve_v1_log_proto_rawDescGZIP(), []int{11}
 }
 
 type VerifyResponse struct {
@@ -569,7 +779,7 @@ type VerifyResponse struct {
 
 func (x *VerifyResponse) Reset() {
 	*x = VerifyResponse{}
-	mi := &file_api_varve_v1_log_proto_msgTypes[8]
+	mi := &file_api_varve_v1_log_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -581,7 +791,7 @@ func (x *VerifyResponse) String() string {
 func (*VerifyResponse) ProtoMessage() {}
 
 func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_log_proto_msgTypes[8]
+	mi := &file_api_varve_v1_log_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -594,7 +804,7 @@ func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyResponse.ProtoReflect.Descriptor instead.
 func (*VerifyResponse) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_log_proto_rawDescGZIP(), []int{8}
+	return file_api_varve_v1_log_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *VerifyResponse) GetFirst() uint64 {
@@ -657,7 +867,7 @@ var File_api_varve_v1_log_proto protoreflect.FileDescriptor
 
 const file_api_varve_v1_log_proto_rawDesc = "" +
 	"\n" +
-	"\x16api/varve/v1/log.proto\x12\bvarve.v1\x1a\x17log/eventpb/event.proto\">\n" +
+	"\x16api/varve/v1/log.proto\x12\bvarve.v1\x1a\x19api/varve/v1/policy.proto\x1a\x17log/eventpb/event.proto\">\n" +
 	"\rAppendRequest\x12-\n" +
 	"\x06events\x18\x01 \x03(\v2\x15.varve.event.v1.EventR\x06events\"o\n" +
 	"\fAppendResult\x12+\n" +
@@ -666,7 +876,19 @@ const file_api_varve_v1_log_proto_rawDesc = "" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\"V\n" +
 	"\x0eAppendResponse\x120\n" +
 	"\aresults\x18\x01 \x03(\v2\x16.varve.v1.AppendResultR\aresults\x12\x12\n" +
-	"\x04head\x18\x02 \x01(\x04R\x04head\"G\n" +
+	"\x04head\x18\x02 \x01(\x04R\x04head\"F\n" +
+	"\x13AppendStreamRequest\x12/\n" +
+	"\x06groups\x18\x01 \x03(\v2\x17.varve.v1.AppendRequestR\x06groups\"H\n" +
+	"\x14AppendStreamResponse\x120\n" +
+	"\aanswers\x18\x01 \x03(\v2\x16.varve.v1.AppendAnswerR\aanswers\"\x81\x01\n" +
+	"\fAppendAnswer\x120\n" +
+	"\aresults\x18\x01 \x03(\v2\x16.varve.v1.AppendResultR\aresults\x12\x12\n" +
+	"\x04head\x18\x02 \x01(\x04R\x04head\x12+\n" +
+	"\x05error\x18\x03 \x01(\v2\x15.varve.v1.AppendErrorR\x05error\"w\n" +
+	"\vAppendError\x12\x12\n" +
+	"\x04code\x18\x01 \x01(\rR\x04code\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\x12:\n" +
+	"\rpolicy_errors\x18\x03 \x03(\v2\x15.varve.v1.PolicyErrorR\fpolicyErrors\"G\n" +
 	"\x06Filter\x12'\n" +
 	"\x0fstream_prefixes\x18\x01 \x03(\tR\x0estreamPrefixes\x12\x14\n" +
 	"\x05kinds\x18\x02 \x03(\tR\x05kinds\"a\n" +
@@ -704,10 +926,11 @@ const file_api_varve_v1_log_proto_rawDesc = "" +
 	"\x0fOUTCOME_APPLIED\x10\x01\x12\x14\n" +
 	"\x10OUTCOME_REJECTED\x10\x02\x12\x14\n" +
 	"\x10OUTCOME_CONFLICT\x10\x03\x12\x12\n" +
-	"\x0eOUTCOME_REPEAT\x10\x042\x85\x02\n" +
+	"\x0eOUTCOME_REPEAT\x10\x042\xd8\x02\n" +
 	"\n" +
 	"LogService\x12;\n" +
-	"\x06Append\x12\x17.varve.v1.AppendRequest\x1a\x18.varve.v1.AppendResponse\x126\n" +
+	"\x06Append\x12\x17.varve.v1.AppendRequest\x1a\x18.varve.v1.AppendResponse\x12Q\n" +
+	"\fAppendStream\x12\x1d.varve.v1.AppendStreamRequest\x1a\x1e.varve.v1.AppendStreamResponse(\x010\x01\x126\n" +
 	"\x04Read\x12\x15.varve.v1.ReadRequest\x1a\x10.varve.v1.Record\"\x03\x90\x02\x010\x01\x12@\n" +
 	"\tSubscribe\x12\x1a.varve.v1.SubscribeRequest\x1a\x10.varve.v1.Record\"\x03\x90\x02\x010\x01\x12@\n" +
 	"\x06Verify\x12\x17.varve.v1.VerifyRequest\x1a\x18.varve.v1.VerifyResponse\"\x03\x90\x02\x01B1Z/github.com/varve-net/varve/api/varve/v1;varvev1b\x06proto3"
@@ -725,41 +948,53 @@ func file_api_varve_v1_log_proto_rawDescGZIP() []byte {
 }
 
 var file_api_varve_v1_log_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_api_varve_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_api_varve_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_api_varve_v1_log_proto_goTypes = []any{
-	(Outcome)(0),             // 0: varve.v1.Outcome
-	(*AppendRequest)(nil),    // 1: varve.v1.AppendRequest
-	(*AppendResult)(nil),     // 2: varve.v1.AppendResult
-	(*AppendResponse)(nil),   // 3: varve.v1.AppendResponse
-	(*Filter)(nil),           // 4: varve.v1.Filter
-	(*ReadRequest)(nil),      // 5: varve.v1.ReadRequest
-	(*SubscribeRequest)(nil), // 6: varve.v1.SubscribeRequest
-	(*Record)(nil),           // 7: varve.v1.Record
-	(*VerifyRequest)(nil),    // 8: varve.v1.VerifyRequest
-	(*VerifyResponse)(nil),   // 9: varve.v1.VerifyResponse
-	(*eventpb.Event)(nil),    // 10: varve.event.v1.Event
+	(Outcome)(0),                 // 0: varve.v1.Outcome
+	(*AppendRequest)(nil),        // 1: varve.v1.AppendRequest
+	(*AppendResult)(nil),         // 2: varve.v1.AppendResult
+	(*AppendResponse)(nil),       // 3: varve.v1.AppendResponse
+	(*AppendStreamRequest)(nil),  // 4: varve.v1.AppendStreamRequest
+	(*AppendStreamResponse)(nil), // 5: varve.v1.AppendStreamResponse
+	(*AppendAnswer)(nil),         // 6: varve.v1.AppendAnswer
+	(*AppendError)(nil),          // 7: varve.v1.AppendError
+	(*Filter)(nil),               // 8: varve.v1.Filter
+	(*ReadRequest)(nil),          // 9: varve.v1.ReadRequest
+	(*SubscribeRequest)(nil),     // 10: varve.v1.SubscribeRequest
+	(*Record)(nil),               // 11: varve.v1.Record
+	(*VerifyRequest)(nil),        // 12: varve.v1.VerifyRequest
+	(*VerifyResponse)(nil),       // 13: varve.v1.VerifyResponse
+	(*eventpb.Event)(nil),        // 14: varve.event.v1.Event
+	(*PolicyError)(nil),          // 15: varve.v1.PolicyError
 }
 var file_api_varve_v1_log_proto_depIdxs = []int32{
-	10, // 0: varve.v1.AppendRequest.events:type_name -> varve.event.v1.Event
+	14, // 0: varve.v1.AppendRequest.events:type_name -> varve.event.v1.Event
 	0,  // 1: varve.v1.AppendResult.outcome:type_name -> varve.v1.Outcome
 	2,  // 2: varve.v1.AppendResponse.results:type_name -> varve.v1.AppendResult
-	4,  // 3: varve.v1.ReadRequest.filter:type_name -> varve.v1.Filter
-	4,  // 4: varve.v1.SubscribeRequest.filter:type_name -> varve.v1.Filter
-	0,  // 5: varve.v1.Record.outcome:type_name -> varve.v1.Outcome
-	10, // 6: varve.v1.Record.event:type_name -> varve.event.v1.Event
-	1,  // 7: varve.v1.LogService.Append:input_type -> varve.v1.AppendRequest
-	5,  // 8: varve.v1.LogService.Read:input_type -> varve.v1.ReadRequest
-	6,  // 9: varve.v1.LogService.Subscribe:input_type -> varve.v1.SubscribeRequest
-	8,  // 10: varve.v1.LogService.Verify:input_type -> varve.v1.VerifyRequest
-	3,  // 11: varve.v1.LogService.Append:output_type -> varve.v1.AppendResponse
-	7,  // 12: varve.v1.LogService.Read:output_type -> varve.v1.Record
-	7,  // 13: varve.v1.LogService.Subscribe:output_type -> varve.v1.Record
-	9,  // 14: varve.v1.LogService.Verify:output_type -> varve.v1.VerifyResponse
-	11, // [11:15] is the sub-list for method output_type
-	7,  // [7:11] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	1,  // 3: varve.v1.AppendStreamRequest.groups:type_name -> varve.v1.AppendRequest
+	6,  // 4: varve.v1.AppendStreamResponse.answers:type_name -> varve.v1.AppendAnswer
+	2,  // 5: varve.v1.AppendAnswer.results:type_name -> varve.v1.AppendResult
+	7,  // 6: varve.v1.AppendAnswer.error:type_name -> varve.v1.AppendError
+	15, // 7: varve.v1.AppendError.policy_errors:type_name -> varve.v1.PolicyError
+	8,  // 8: varve.v1.ReadRequest.filter:type_name -> varve.v1.Filter
+	8,  // 9: varve.v1.SubscribeRequest.filter:type_name -> varve.v1.Filter
+	0,  // 10: varve.v1.Record.outcome:type_name -> varve.v1.Outcome
+	14, // 11: varve.v1.Record.event:type_name -> varve.event.v1.Event
+	1,  // 12: varve.v1.LogService.Append:input_type -> varve.v1.AppendRequest
+	4,  // 13: varve.v1.LogService.AppendStream:input_type -> varve.v1.AppendStreamRequest
+	9,  // 14: varve.v1.LogService.Read:input_type -> varve.v1.ReadRequest
+	10, // 15: varve.v1.LogService.Subscribe:input_type -> varve.v1.SubscribeRequest
+	12, // 16: varve.v1.LogService.Verify:input_type -> varve.v1.VerifyRequest
+	3,  // 17: varve.v1.LogService.Append:output_type -> varve.v1.AppendResponse
+	5,  // 18: varve.v1.LogService.AppendStream:output_type -> varve.v1.AppendStreamResponse
+	11, // 19: varve.v1.LogService.Read:output_type -> varve.v1.Record
+	11, // 20: varve.v1.LogService.Subscribe:output_type -> varve.v1.Record
+	13, // 21: varve.v1.LogService.Verify:output_type -> varve.v1.VerifyResponse
+	17, // [17:22] is the sub-list for method output_type
+	12, // [12:17] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_api_varve_v1_log_proto_init() }
@@ -767,14 +1002,15 @@ func file_api_varve_v1_log_proto_init() {
 	if File_api_varve_v1_log_proto != nil {
 		return
 	}
-	file_api_varve_v1_log_proto_msgTypes[5].OneofWrappers = []any{}
+	file_api_varve_v1_policy_proto_init()
+	file_api_varve_v1_log_proto_msgTypes[9].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_varve_v1_log_proto_rawDesc), len(file_api_varve_v1_log_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   9,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -51,7 +51,7 @@ func startFakeAgent(t *testing.T) *fakeAgent {
 		t.Fatal(err)
 	}
 	mux := http.NewServeMux()
-	mux.Handle(varvev1connect.NewLogServiceHandler(fakeLog{f}))
+	mux.Handle(varvev1connect.NewLogServiceHandler(fakeLog{fakeAgent: f}))
 	mux.Handle(varvev1connect.NewPolicyServiceHandler(fakePolicies{f}))
 	mux.Handle(varvev1connect.NewEndpointServiceHandler(fakeEndpoints{f}))
 	mux.Handle(varvev1connect.NewNamespaceServiceHandler(fakeNamespaces{f}))
@@ -151,7 +151,11 @@ func stream[Req, Resp any, PResp interface {
 	return nil
 }
 
-type fakeLog struct{ *fakeAgent }
+// fakeLog has no AppendStream: no command uses it.
+type fakeLog struct {
+	*fakeAgent
+	varvev1connect.UnimplementedLogServiceHandler
+}
 
 func (f fakeLog) Append(_ context.Context, r *connect.Request[varvev1.AppendRequest]) (*connect.Response[varvev1.AppendResponse], error) {
 	return unary[varvev1.AppendRequest, varvev1.AppendResponse](f.fakeAgent, r)

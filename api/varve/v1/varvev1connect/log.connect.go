@@ -37,6 +37,8 @@ const (
 const (
 	// LogServiceAppendProcedure is the fully-qualified name of the LogService's Append RPC.
 	LogServiceAppendProcedure = "/varve.v1.LogService/Append"
+	// LogServiceAppendStreamProcedure is the fully-qualified name of the LogService's AppendStream RPC.
+	LogServiceAppendStreamProcedure = "/varve.v1.LogService/AppendStream"
 	// LogServiceReadProcedure is the fully-qualified name of the LogService's Read RPC.
 	LogServiceReadProcedure = "/varve.v1.LogService/Read"
 	// LogServiceSubscribeProcedure is the fully-qualified name of the LogService's Subscribe RPC.
@@ -50,6 +52,19 @@ type LogServiceClient interface {
 	// Append proposes events as one atomic group. It returns once they are durable
 	// and applied. A conflict, a rejection or a repeat is an outcome, not an error.
 	Append(context.Context, *connect.Request[v1.AppendRequest]) (*connect.Response[v1.AppendResponse], error)
+	// AppendStream appends group after group without waiting for the answers: as
+	// many as the client sends are on their way at once, and the answers come in
+	// the order of the groups. Each group is checked, authorised and proposed
+	// exactly as by Append, and is atomic by itself; groups get revisions in their
+	// order. A group that is refused is answered with its error and neither ends
+	// the stream nor holds back those behind it: where one must not stand without
+	// another, put them into one group or give an expected revision. The server
+	// reads on only while less than 8 MiB of groups wait for their answers. After
+	// the client's last group the server answers what is left and ends.
+	//
+	// When the stream breaks, groups without an answer may or may not have been
+	// recorded: repeat them with the same request ids.
+	AppendStream(context.Context) *connect.BidiStreamForClient[v1.AppendStreamRequest, v1.AppendStreamResponse]
 	// Read returns the records from first to last, both inclusive, and ends.
 	Read(context.Context, *connect.Request[v1.ReadRequest]) (*connect.ServerStreamForClient[v1.Record], error)
 	// Subscribe returns every record after a revision: those that exist, then
@@ -74,6 +89,12 @@ func NewLogServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...
 			httpClient,
 			baseURL+LogServiceAppendProcedure,
 			connect.WithSchema(logServiceMethods.ByName("Append")),
+			connect.WithClientOptions(opts...),
+		),
+		appendStream: connect.NewClient[v1.AppendStreamRequest, v1.AppendStreamResponse](
+			httpClient,
+			baseURL+LogServiceAppendStreamProcedure,
+			connect.WithSchema(logServiceMethods.ByName("AppendStream")),
 			connect.WithClientOptions(opts...),
 		),
 		read: connect.NewClient[v1.ReadRequest, v1.Record](
@@ -102,15 +123,21 @@ func NewLogServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...
 
 // logServiceClient implements LogServiceClient.
 type logServiceClient struct {
-	append    *connect.Client[v1.AppendRequest, v1.AppendResponse]
-	read      *connect.Client[v1.ReadRequest, v1.Record]
-	subscribe *connect.Client[v1.SubscribeRequest, v1.Record]
-	verify    *connect.Client[v1.VerifyRequest, v1.VerifyResponse]
+	append       *connect.Client[v1.AppendRequest, v1.AppendResponse]
+	appendStream *connect.Client[v1.AppendStreamRequest, v1.AppendStreamResponse]
+	read         *connect.Client[v1.ReadRequest, v1.Record]
+	subscribe    *connect.Client[v1.SubscribeRequest, v1.Record]
+	verify       *connect.Client[v1.VerifyRequest, v1.VerifyResponse]
 }
 
 // Append calls varve.v1.LogService.Append.
 func (c *logServiceClient) Append(ctx context.Context, req *connect.Request[v1.AppendRequest]) (*connect.Response[v1.AppendResponse], error) {
 	return c.append.CallUnary(ctx, req)
+}
+
+// AppendStream calls varve.v1.LogService.AppendStream.
+func (c *logServiceClient) AppendStream(ctx context.Context) *connect.BidiStreamForClient[v1.AppendStreamRequest, v1.AppendStreamResponse] {
+	return c.appendStream.CallBidiStream(ctx)
 }
 
 // Read calls varve.v1.LogService.Read.
@@ -133,6 +160,19 @@ type LogServiceHandler interface {
 	// Append proposes events as one atomic group. It returns once they are durable
 	// and applied. A conflict, a rejection or a repeat is an outcome, not an error.
 	Append(context.Context, *connect.Request[v1.AppendRequest]) (*connect.Response[v1.AppendResponse], error)
+	// AppendStream appends group after group without waiting for the answers: as
+	// many as the client sends are on their way at once, and the answers come in
+	// the order of the groups. Each group is checked, authorised and proposed
+	// exactly as by Append, and is atomic by itself; groups get revisions in their
+	// order. A group that is refused is answered with its error and neither ends
+	// the stream nor holds back those behind it: where one must not stand without
+	// another, put them into one group or give an expected revision. The server
+	// reads on only while less than 8 MiB of groups wait for their answers. After
+	// the client's last group the server answers what is left and ends.
+	//
+	// When the stream breaks, groups without an answer may or may not have been
+	// recorded: repeat them with the same request ids.
+	AppendStream(context.Context, *connect.BidiStream[v1.AppendStreamRequest, v1.AppendStreamResponse]) error
 	// Read returns the records from first to last, both inclusive, and ends.
 	Read(context.Context, *connect.Request[v1.ReadRequest], *connect.ServerStream[v1.Record]) error
 	// Subscribe returns every record after a revision: those that exist, then
@@ -153,6 +193,12 @@ func NewLogServiceHandler(svc LogServiceHandler, opts ...connect.HandlerOption) 
 		LogServiceAppendProcedure,
 		svc.Append,
 		connect.WithSchema(logServiceMethods.ByName("Append")),
+		connect.WithHandlerOptions(opts...),
+	)
+	logServiceAppendStreamHandler := connect.NewBidiStreamHandler(
+		LogServiceAppendStreamProcedure,
+		svc.AppendStream,
+		connect.WithSchema(logServiceMethods.ByName("AppendStream")),
 		connect.WithHandlerOptions(opts...),
 	)
 	logServiceReadHandler := connect.NewServerStreamHandler(
@@ -180,6 +226,8 @@ func NewLogServiceHandler(svc LogServiceHandler, opts ...connect.HandlerOption) 
 		switch r.URL.Path {
 		case LogServiceAppendProcedure:
 			logServiceAppendHandler.ServeHTTP(w, r)
+		case LogServiceAppendStreamProcedure:
+			logServiceAppendStreamHandler.ServeHTTP(w, r)
 		case LogServiceReadProcedure:
 			logServiceReadHandler.ServeHTTP(w, r)
 		case LogServiceSubscribeProcedure:
@@ -197,6 +245,10 @@ type UnimplementedLogServiceHandler struct{}
 
 func (UnimplementedLogServiceHandler) Append(context.Context, *connect.Request[v1.AppendRequest]) (*connect.Response[v1.AppendResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("varve.v1.LogService.Append is not implemented"))
+}
+
+func (UnimplementedLogServiceHandler) AppendStream(context.Context, *connect.BidiStream[v1.AppendStreamRequest, v1.AppendStreamResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("varve.v1.LogService.AppendStream is not implemented"))
 }
 
 func (UnimplementedLogServiceHandler) Read(context.Context, *connect.Request[v1.ReadRequest], *connect.ServerStream[v1.Record]) error {
