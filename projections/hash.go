@@ -1,7 +1,9 @@
 package projections
 
 import (
+	"bytes"
 	"encoding/binary"
+	"math/bits"
 
 	"github.com/varve-net/varve/bpf/abi"
 	"github.com/varve-net/varve/log"
@@ -10,13 +12,16 @@ import (
 // The bytes below are the ABI's on a little-endian machine, on every machine, so
 // that digests of different architectures agree.
 
-var le = binary.LittleEndian
+var (
+	le = binary.LittleEndian
+	be = binary.BigEndian
+)
 
 var (
-	endpointCodec = codec[EndpointKey, abi.EndpointValue]{"endpoints", appendEndpointKey, appendEndpointValue}
-	ipcacheCodec  = codec[Prefix, abi.IPCacheValue]{"ipcache", appendPrefix, appendIPCacheValue}
-	classCodec    = codec[abi.ClassKey, abi.ClassValue]{"classes", appendClassKey, appendClassValue}
-	policyCodec   = codec[abi.PolicyKey, abi.PolicyValue]{"policy", appendPolicyKey, appendPolicyValue}
+	endpointCodec = codec[EndpointKey, abi.EndpointValue]{"endpoints", appendEndpointKey, appendEndpointValue, lessEndpointKey}
+	ipcacheCodec  = codec[Prefix, abi.IPCacheValue]{"ipcache", appendPrefix, appendIPCacheValue, lessPrefix}
+	classCodec    = codec[abi.ClassKey, abi.ClassValue]{"classes", appendClassKey, appendClassValue, lessClassKey}
+	policyCodec   = codec[abi.PolicyKey, abi.PolicyValue]{"policy", appendPolicyKey, appendPolicyValue, lessPolicyKey}
 )
 
 // HashEndpoint is the hash of an endpoint row, log.RowHash over the table's name
@@ -85,3 +90,39 @@ func appendPolicyValue(b []byte, v abi.PolicyValue) []byte {
 	b = le.AppendUint64(b, v.Row)
 	return append(b, byte(v.Verdict), 0, 0, 0, 0, 0, 0, 0)
 }
+
+// Numbers are little-endian in the bytes, so their first byte is the least.
+
+func lessEndpointKey(a, b *EndpointKey) bool { return before32(a.ID, b.ID) }
+
+func lessPrefix(a, b *Prefix) bool {
+	if a.PrefixLen != b.PrefixLen {
+		return before32(a.PrefixLen, b.PrefixLen)
+	}
+	return bytes.Compare(a.Addr[:], b.Addr[:]) < 0
+}
+
+func lessClassKey(a, b *abi.ClassKey) bool {
+	if a.Scope != b.Scope {
+		return before64(a.Scope, b.Scope)
+	}
+	return before64(a.Peer, b.Peer)
+}
+
+func lessPolicyKey(a, b *abi.PolicyKey) bool {
+	switch {
+	case a.Table != b.Table:
+		return before64(a.Table, b.Table)
+	case a.Class != b.Class:
+		return before64(a.Class, b.Class)
+	case a.PortBE != b.PortBE:
+		return be.Uint16(a.PortBE[:]) < be.Uint16(b.PortBE[:])
+	case a.Protocol != b.Protocol:
+		return a.Protocol < b.Protocol
+	}
+	return a.PortBits < b.PortBits
+}
+
+func before32(a, b uint32) bool { return bits.ReverseBytes32(a) < bits.ReverseBytes32(b) }
+
+func before64(a, b uint64) bool { return bits.ReverseBytes64(a) < bits.ReverseBytes64(b) }

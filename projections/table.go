@@ -1,11 +1,12 @@
 package projections
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"iter"
 	"slices"
+
+	"github.com/tidwall/btree"
 
 	"github.com/varve-net/varve/bpf/abi"
 	"github.com/varve-net/varve/log"
@@ -31,6 +32,7 @@ type codec[K, V comparable] struct {
 	name  string
 	key   func([]byte, K) []byte
 	value func([]byte, V) []byte
+	less  func(a, b *K) bool // the order of the keys' bytes
 }
 
 func (c *codec[K, V]) hash(key K, value V) log.Hash {
@@ -38,61 +40,100 @@ func (c *codec[K, V]) hash(key K, value V) log.Hash {
 	return log.RowHash(c.name, c.key(keyBytes[:0], key), c.value(valueBytes[:0], value))
 }
 
+// cell is a row and what it adds to the digest, kept so that removing the row
+// needs no second hash. It never changes.
+type cell[K, V comparable] struct {
+	Row[K, V]
+	hash log.Hash
+}
+
+// entry has the key beside the pointer, for the sake of searches.
+type entry[K, V comparable] struct {
+	key  K
+	cell *cell[K, V]
+}
+
+type tree[K, V comparable] = btree.BTreeG[entry[K, V]]
+
+// treeDegree makes nodes of at most 15 rows: a change copies the nodes on its
+// path, and most changes are of few rows far apart.
+const treeDegree = 8
+
+func (c *codec[K, V]) newTree() *tree[K, V] {
+	return btree.NewBTreeGOptions(func(a, b entry[K, V]) bool { return c.less(&a.key, &b.key) },
+		btree.Options{NoLocks: true, Degree: treeDegree})
+}
+
 // Table is an immutable set of rows in the order of their keys' bytes. The zero
-// Table is empty. It is safe for concurrent use.
+// Table is empty. It is safe for concurrent use. Tables that follow on each other
+// share all that did not change.
 type Table[K, V comparable] struct {
-	rows   []*Row[K, V]
-	index  map[K]int
+	tree   *tree[K, V] // nil: empty
 	digest log.Hash
 }
 
 // Len is the number of rows.
-func (t *Table[K, V]) Len() int { return len(t.rows) }
+func (t *Table[K, V]) Len() int {
+	if t.tree == nil {
+		return 0
+	}
+	return t.tree.Len()
+}
 
 // All yields the rows in order. They are shared: do not change them.
-func (t *Table[K, V]) All() iter.Seq[*Row[K, V]] { return slices.Values(t.rows) }
+func (t *Table[K, V]) All() iter.Seq[*Row[K, V]] {
+	return func(yield func(*Row[K, V]) bool) {
+		if t.tree != nil {
+			t.tree.Scan(func(e entry[K, V]) bool { return yield(&e.cell.Row) })
+		}
+	}
+}
 
 // Get finds the row with key k.
 func (t *Table[K, V]) Get(k K) (*Row[K, V], bool) {
-	i, ok := t.index[k]
+	if t.tree == nil {
+		return nil, false
+	}
+	e, ok := t.tree.Get(entry[K, V]{key: k})
 	if !ok {
 		return nil, false
 	}
-	return t.rows[i], true
+	return &e.cell.Row, true
 }
 
 // Digest is the sum of the hashes of all rows, causes not included. An empty
 // table's is zero.
 func (t *Table[K, V]) Digest() log.Hash { return t.digest }
 
-// newTable sorts rows, which it keeps, and sums them up.
+// newTable sorts rows and sums them up.
 func newTable[K, V comparable](c *codec[K, V], rows []*Row[K, V]) (Table[K, V], error) {
-	type keyed struct {
-		bytes []byte
-		row   *Row[K, V]
-	}
-	sorted := make([]keyed, len(rows))
+	entries := make([]entry[K, V], len(rows))
 	for i, r := range rows {
-		sorted[i] = keyed{c.key(nil, r.Key), r}
+		entries[i] = entry[K, V]{r.Key, &cell[K, V]{*r, c.hash(r.Key, r.Value)}}
 	}
-	slices.SortFunc(sorted, func(a, b keyed) int { return bytes.Compare(a.bytes, b.bytes) })
-
-	t := Table[K, V]{rows: rows, index: make(map[K]int, len(rows))}
-	var digest log.Digest
-	for i, k := range sorted {
-		if _, dup := t.index[k.row.Key]; dup {
-			return Table[K, V]{}, fmt.Errorf("table %s, key %+v: %w", c.name, k.row.Key, ErrDuplicateKey)
+	slices.SortFunc(entries, func(a, b entry[K, V]) int {
+		switch {
+		case c.less(&a.key, &b.key):
+			return -1
+		case c.less(&b.key, &a.key):
+			return 1
 		}
-		t.rows[i] = k.row
-		t.index[k.row.Key] = i
-		digest.Add(c.hash(k.row.Key, k.row.Value))
+		return 0
+	})
+	t := Table[K, V]{tree: c.newTree()}
+	var digest log.Digest
+	for _, e := range entries {
+		if _, dup := t.tree.Load(e); dup {
+			return Table[K, V]{}, fmt.Errorf("table %s, key %+v: %w", c.name, e.key, ErrDuplicateKey)
+		}
+		digest.Add(e.cell.hash)
 	}
 	t.digest = digest.Sum()
 	return t, nil
 }
 
-// NewEndpoints makes an endpoint table of rows, in any order, and keeps the
-// slice. ErrDuplicateKey if two have the same key.
+// NewEndpoints makes an endpoint table of rows, in any order.
+// ErrDuplicateKey if two have the same key.
 func NewEndpoints(rows []*Row[EndpointKey, abi.EndpointValue]) (Table[EndpointKey, abi.EndpointValue], error) {
 	return newTable(&endpointCodec, rows)
 }
