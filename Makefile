@@ -37,6 +37,10 @@ test: deps-test ## Vet and run every test, those that need the kernel too (as ro
 	@# The report decides: a skip fails too, and a failed build shows in it.
 	@{ CGO_ENABLED=1 $(GO) test -json -race -count=1 -timeout $(TEST_TIMEOUT) ./... || true; } | $(GO) run ./hack/testreport
 
+.PHONY: test-vm
+test-vm: deps-vm ## Run the kernel tests on Debian's 6.1 and 6.12 in emulated machines; VM="-run=regexp -kernels=bookworm" narrow them
+	@{ $(GO) run ./test/vm $(VM) || true; } | $(GO) run ./hack/testreport
+
 .PHONY: bench
 bench: deps-go ## Run the Go benchmarks; BENCH=regexp PKG=./fsm/... narrow them
 	$(GO) test -run '^$$' -bench '$(or $(BENCH),.)' -benchmem $(or $(PKG),./...) | grep -Ev 'no test files|^ok|^PASS'
@@ -87,15 +91,17 @@ clean: ## Remove what was built
 	rm -rf varve $(BIN)
 
 .PHONY: deps
-deps: deps-test deps-generate deps-format ## Install what any target needs and this machine lacks (Debian, as root)
+deps: deps-test deps-vm deps-generate deps-format ## Install what any target needs and this machine lacks (Debian, as root)
 
-.PHONY: deps-go deps-demo deps-test deps-generate deps-format
+.PHONY: deps-go deps-demo deps-test deps-vm deps-generate deps-format
 deps-go:
 	@GO=$(GO) hack/deps.sh go
 deps-demo:
 	@GO=$(GO) hack/deps.sh go root
 deps-test:
 	@GO=$(GO) hack/deps.sh go root race net
+deps-vm:
+	@GO=$(GO) hack/deps.sh go net vm
 deps-generate:
 	@GO=$(GO) hack/deps.sh go generate
 deps-format:

@@ -12,25 +12,57 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/pin"
+	"github.com/vishvananda/netlink"
 )
 
 // hook is one of the two places of an interface that carry a program.
 type hook struct {
 	suffix string
-	attach ebpf.AttachType
+	attach ebpf.AttachType // TCX
+	parent uint32          // clsact
 }
 
 var (
-	hookFrom = hook{"from", ebpf.AttachTCXIngress}
-	hookTo   = hook{"to", ebpf.AttachTCXEgress}
+	hookFrom = hook{"from", ebpf.AttachTCXIngress, netlink.HANDLE_MIN_INGRESS}
+	hookTo   = hook{"to", ebpf.AttachTCXEgress, netlink.HANDLE_MIN_EGRESS}
 )
+
+// holder is what keeps a program on a hook, and is pinned.
+type holder interface {
+	// live tells whether it is on that hook of that interface.
+	live(ifindex int, h hook) (bool, error)
+	// detach takes the program off; no error if it is off.
+	detach(ifindex int, h hook) error
+	Close() error
+}
+
+// openPin opens what is pinned for a hook; fs.ErrNotExist if nothing is.
+func openPin(path string) (holder, error) {
+	pinned, err := pin.Load(path, nil)
+	if err != nil {
+		return nil, err
+	}
+	switch p := pinned.(type) {
+	case *ebpf.Program:
+		return &filter{p}, nil
+	case link.Link:
+		return &tcxLink{p}, nil
+	}
+	return nil, errors.Join(errors.New("neither a link nor a program: remove the pin"), pinned.Close())
+}
 
 // Attach puts both programs on the host side of a veth pair, an interface of the
 // caller's network namespace (the calling goroutine must be locked to its thread
-// if that is not the process's own). Where a link is pinned already, its program
-// is replaced atomically: there is no packet that meets neither the old nor the
-// new one. Idempotent. to_container goes first, so that no reply to a packet of
-// the container is seen by nobody.
+// if that is not the process's own). Where ours are already, they are replaced
+// atomically: there is no packet that meets neither the old nor the new ones.
+// Idempotent. to_container goes first, so that no reply to a packet of the
+// container is seen by nobody.
+//
+// They go by TCX, and by filters on a clsact qdisc if the kernel has no TCX (it
+// came with 6.6); where filters are and TCX is to be had, it takes over from them.
+//
+// Errors: ErrForeignFilter.
 func (o *Objects) Attach(ifindex int) error {
 	if err := o.attach(ifindex, hookTo, o.ToContainer); err != nil {
 		return fmt.Errorf("interface %d: %s: %w", ifindex, hookTo.attach, err)
@@ -42,56 +74,93 @@ func (o *Objects) Attach(ifindex int) error {
 }
 
 func (o *Objects) attach(ifindex int, h hook, prog *ebpf.Program) error {
-	pin := o.linkPin(ifindex, h)
-	l, err := link.LoadPinnedLink(pin, nil)
-	switch {
-	case err == nil:
-		current, err := linkIfindex(l)
-		if err != nil {
-			return errors.Join(err, l.Close())
-		}
-		if current == ifindex {
-			return errors.Join(l.Update(prog), l.Close())
-		}
-		// The interface it was made for is gone and its number is in use again.
-		if err := errors.Join(l.Unpin(), l.Close()); err != nil {
-			return fmt.Errorf("stale pin: %w", err)
-		}
-	case !errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("pin %s: %w", pin, err)
+	path := o.linkPin(ifindex, h)
+	held, err := openPin(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return o.attachNew(ifindex, h, prog, nil)
 	}
-	l, err = link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: prog, Attach: h.attach})
 	if err != nil {
-		return err
+		return fmt.Errorf("pin %s: %w", path, err)
 	}
-	// Closing a link that is not pinned detaches it.
-	return errors.Join(l.Pin(pin), l.Close())
+	live, err := held.live(ifindex, h)
+	switch l, isLink := held.(*tcxLink); {
+	case err != nil:
+	case live && isLink:
+		err = l.Update(prog)
+	case live:
+		err = o.attachNew(ifindex, h, prog, held)
+	default:
+		// The interface it was made for is gone and its number is in use again.
+		if err = os.Remove(path); err != nil {
+			err = fmt.Errorf("stale pin: %w", err)
+			break
+		}
+		err = o.attachNew(ifindex, h, prog, nil)
+	}
+	return errors.Join(err, held.Close())
 }
 
-// Detach takes both programs off an interface and removes their pins, the
-// container's way out first. It is no error if there is nothing to detach, or if
-// the interface has gone.
+// attachNew attaches by the best way that there is. old is the filter that is
+// pinned and runs, nil if there is none.
+func (o *Objects) attachNew(ifindex int, h hook, prog *ebpf.Program, old holder) error {
+	if o.clsact {
+		return o.attachFilter(ifindex, h, prog)
+	}
+	err := o.attachTCX(ifindex, h, prog)
+	if errors.Is(err, ebpf.ErrNotSupported) {
+		return o.attachFilter(ifindex, h, prog)
+	}
+	if err != nil || old == nil {
+		return err
+	}
+	// What TCX lets pass does not reach the filter any more.
+	return old.detach(ifindex, h)
+}
+
+// pinHolder pins p for a hook, in one step also if something is pinned there.
+func (o *Objects) pinHolder(p pin.Pinner, ifindex int, h hook) error {
+	path := o.linkPin(ifindex, h)
+	next := filepath.Join(o.dir, "next", filepath.Base(path))
+	if err := os.MkdirAll(filepath.Dir(next), 0o700); err != nil {
+		return fmt.Errorf("pin: %w", err)
+	}
+	if err := os.Remove(next); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("pin left by a crash: %w", err)
+	}
+	if err := p.Pin(next); err != nil {
+		return err
+	}
+	if err := os.Rename(next, path); err != nil {
+		return errors.Join(fmt.Errorf("pin: %w", err), os.Remove(next))
+	}
+	return nil
+}
+
+// Detach takes both programs off an interface of the caller's network namespace
+// and removes their pins, the container's way out first. It is no error if there
+// is nothing to detach, or if the interface has gone.
 func (o *Objects) Detach(ifindex int) error {
 	for _, h := range []hook{hookFrom, hookTo} {
-		if err := removeLink(o.linkPin(ifindex, h)); err != nil {
+		if err := removePin(o.linkPin(ifindex, h), ifindex, h); err != nil {
 			return fmt.Errorf("interface %d: %s: %w", ifindex, h.attach, err)
 		}
 	}
 	return nil
 }
 
-// Attached lists the interfaces that have both links, in ascending order. An
+// Attached lists the interfaces that have both programs, in ascending order. An
 // interface that has lost one (a crash between the two) is not listed, so that
-// whoever compares this with what should be attaches it again.
+// whoever compares this with what should be attaches it again. Call it, like
+// Attach, in the interfaces' network namespace.
 func (o *Objects) Attached() ([]int, error) {
-	links, err := o.links()
+	pins, err := o.pins()
 	if err != nil {
 		return nil, err
 	}
 	hooks := make(map[int]int)
-	for _, l := range links {
-		if l.live {
-			hooks[l.ifindex]++
+	for _, p := range pins {
+		if p.live {
+			hooks[p.ifindex]++
 		}
 	}
 	var attached []int
@@ -104,86 +173,83 @@ func (o *Objects) Attached() ([]int, error) {
 	return attached, nil
 }
 
-// PruneLinks removes the pins of links whose interface is gone, and returns the
-// interfaces' numbers, in ascending order.
+// PruneLinks removes the pins of what is on no interface any more, and returns
+// the interfaces' numbers, in ascending order. Call it, like Attach, in the
+// interfaces' network namespace.
 func (o *Objects) PruneLinks() ([]int, error) {
-	links, err := o.links()
+	pins, err := o.pins()
 	if err != nil {
 		return nil, err
 	}
 	var pruned []int
-	for _, l := range links {
-		if l.live {
+	for _, p := range pins {
+		if p.live {
 			continue
 		}
-		if err := removeLink(l.pin); err != nil {
-			return pruned, fmt.Errorf("pin %s: %w", l.pin, err)
+		if err := removePin(p.path, p.ifindex, p.hook); err != nil {
+			return pruned, fmt.Errorf("pin %s: %w", p.path, err)
 		}
-		pruned = append(pruned, l.ifindex)
+		pruned = append(pruned, p.ifindex)
 	}
 	slices.Sort(pruned)
 	return slices.Compact(pruned), nil
 }
 
-type pinnedLink struct {
-	pin     string
+type hookPin struct {
+	path    string
 	ifindex int
-	live    bool // still attached to the interface the pin is named after
+	hook    hook
+	live    bool // on the interface the pin is named after
 }
 
-func (o *Objects) links() ([]pinnedLink, error) {
+func (o *Objects) pins() ([]hookPin, error) {
 	dir := filepath.Join(o.dir, "links")
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("links: %w", err)
 	}
-	var links []pinnedLink
+	var pins []hookPin
 	for _, e := range entries {
-		number, _, _ := strings.Cut(e.Name(), "-")
-		ifindex, err := strconv.Atoi(number)
+		p, err := parsePin(filepath.Join(dir, e.Name()))
 		if err != nil {
-			return nil, fmt.Errorf("links: %s is not a pin of ours: remove it", filepath.Join(dir, e.Name()))
+			return nil, fmt.Errorf("links: %w", err)
 		}
-		p := pinnedLink{pin: filepath.Join(dir, e.Name()), ifindex: ifindex}
-		l, err := link.LoadPinnedLink(p.pin, nil)
+		held, err := openPin(p.path)
 		if err != nil {
-			return nil, fmt.Errorf("pin %s: %w", p.pin, err)
+			return nil, fmt.Errorf("pin %s: %w", p.path, err)
 		}
-		current, err := linkIfindex(l)
-		if err := errors.Join(err, l.Close()); err != nil {
-			return nil, fmt.Errorf("pin %s: %w", p.pin, err)
+		p.live, err = held.live(p.ifindex, p.hook)
+		if err := errors.Join(err, held.Close()); err != nil {
+			return nil, fmt.Errorf("pin %s: %w", p.path, err)
 		}
-		p.live = current == ifindex
-		links = append(links, p)
+		pins = append(pins, p)
 	}
-	return links, nil
+	return pins, nil
 }
 
-// linkIfindex is the interface that a link is attached to, 0 once it is gone.
-func linkIfindex(l link.Link) (int, error) {
-	info, err := l.Info()
-	if err != nil {
-		return 0, fmt.Errorf("link info: %w", err)
+// parsePin reads a pin's name, such as 7-from.
+func parsePin(path string) (hookPin, error) {
+	number, suffix, _ := strings.Cut(filepath.Base(path), "-")
+	ifindex, err := strconv.Atoi(number)
+	for _, h := range []hook{hookFrom, hookTo} {
+		if err == nil && h.suffix == suffix {
+			return hookPin{path: path, ifindex: ifindex, hook: h}, nil
+		}
 	}
-	tcx := info.TCX()
-	if tcx == nil {
-		return 0, errors.New("link info: not a TCX link: remove the pin")
-	}
-	return int(tcx.Ifindex), nil
+	return hookPin{}, fmt.Errorf("%s is not a pin of ours: remove it", path)
 }
 
-// removeLink unpins and detaches. Detaching explicitly matters: another process
+// removePin unpins and detaches. Detaching explicitly matters: another process
 // may hold the link open, and the program must stop all the same.
-func removeLink(pin string) error {
-	l, err := link.LoadPinnedLink(pin, nil)
+func removePin(path string, ifindex int, h hook) error {
+	held, err := openPin(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	err = l.Detach()
-	return errors.Join(err, l.Unpin(), l.Close())
+	return errors.Join(held.detach(ifindex, h), os.Remove(path), held.Close())
 }
 
 func (o *Objects) linkPin(ifindex int, h hook) string {

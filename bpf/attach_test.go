@@ -5,11 +5,14 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/varve-net/varve/bpf/abi"
 	"github.com/varve-net/varve/internal/testns"
@@ -23,27 +26,114 @@ func do(t *testing.T, ns *testns.NS, fn func() error) {
 	}
 }
 
-// attachedProgram is the program that a pinned link runs.
-func attachedProgram(t *testing.T, o *Objects, ifindex int, h hook) (link.ID, ebpf.ProgramID) {
+// hasTCX tells whether the kernel does, by trying.
+var hasTCX = sync.OnceValues(func() (bool, error) {
+	ns, err := testns.New("probe")
+	if err != nil {
+		return false, err
+	}
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.SchedCLS, License: "BSD", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, passed), asm.Return()},
+	})
+	if err != nil {
+		return false, errors.Join(err, ns.Close())
+	}
+	err = ns.Do(func() error {
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		l, err := link.AttachTCX(link.TCXOptions{Interface: lo.Attrs().Index, Program: prog, Attach: ebpf.AttachTCXIngress})
+		if err != nil {
+			return err
+		}
+		return l.Close()
+	})
+	has := !errors.Is(err, ebpf.ErrNotSupported)
+	if !has {
+		err = nil
+	}
+	return has, errors.Join(err, prog.Close(), ns.Close())
+})
+
+func kernelHasTCX(t *testing.T) bool {
 	t.Helper()
-	l, err := link.LoadPinnedLink(o.linkPin(ifindex, h), nil)
+	has, err := hasTCX()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	info, err := l.Info()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return info.ID, info.Program
+	return has
 }
 
-func TestAttach(t *testing.T) {
-	w := newWorld(t, smallSizes())
+// eachWay runs a test for each way to attach that the kernel has. The rest of
+// this package's tests take the better one.
+func eachWay(t *testing.T, test func(t *testing.T, w *world)) {
+	t.Helper()
+	ways := map[string]bool{"clsact": true}
+	if kernelHasTCX(t) {
+		ways["TCX"] = false
+	}
+	for name, clsact := range ways {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, smallSizes())
+			w.o.clsact = clsact
+			test(t, w)
+		})
+	}
+}
+
+// attachedProgram is the program that a hook runs, and the TCX link by which it
+// does, 0 if it is a filter.
+func attachedProgram(t *testing.T, w *world, ifindex int, h hook) (id link.ID, prog ebpf.ProgramID) {
+	t.Helper()
+	held, err := openPin(w.o.linkPin(ifindex, h))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	if l, ok := held.(*tcxLink); ok {
+		info, err := l.Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.ID, info.Program
+	}
+	do(t, w.ns, func() error {
+		nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			return err
+		}
+		defer nl.Close()
+		f, err := first(nl, ifindex, h)
+		if f != nil {
+			prog = ebpf.ProgramID(f.(*netlink.BpfFilter).Id)
+		}
+		return err
+	})
+	return 0, prog
+}
+
+func programID(t *testing.T, p *ebpf.Program) ebpf.ProgramID {
+	t.Helper()
+	info, err := p.Info()
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, _ := info.ID()
+	return id
+}
+
+func TestAttach(t *testing.T) { eachWay(t, testAttach) }
+
+func testAttach(t *testing.T, w *world) {
 	ifindex := int(w.a.ifindex)
 	want := func(attached ...int) {
 		t.Helper()
-		got, err := w.o.Attached()
+		var got []int
+		err := w.ns.Do(func() (err error) {
+			got, err = w.o.Attached()
+			return err
+		})
 		if err != nil || !slices.Equal(got, attached) {
 			t.Errorf("attached %v (%v), want %v", got, err, attached)
 		}
@@ -53,19 +143,15 @@ func TestAttach(t *testing.T) {
 	want(ifindex)
 	links := make(map[hook]link.ID)
 	for h, prog := range map[hook]*ebpf.Program{hookFrom: w.o.FromContainer, hookTo: w.o.ToContainer} {
-		info, err := prog.Info()
-		if err != nil {
-			t.Fatal(err)
-		}
-		id, _ := info.ID()
+		id := programID(t, prog)
 		var got ebpf.ProgramID
-		if links[h], got = attachedProgram(t, w.o, ifindex, h); got != id {
+		if links[h], got = attachedProgram(t, w, ifindex, h); got != id {
 			t.Errorf("%s runs program %d, want %d", h.suffix, got, id)
 		}
 	}
 
 	// Another process: the same maps, other programs, the same links.
-	next, err := Load(Options{PinDir: filepath.Dir(w.o.dir)})
+	next, err := Load(Options{PinDir: filepath.Dir(w.o.dir), Clsact: w.o.clsact})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,12 +164,8 @@ func TestAttach(t *testing.T) {
 	}
 	do(t, w.ns, func() error { return errors.Join(next.Attach(ifindex), next.Attach(ifindex)) })
 	for h, prog := range map[hook]*ebpf.Program{hookFrom: next.FromContainer, hookTo: next.ToContainer} {
-		info, err := prog.Info()
-		if err != nil {
-			t.Fatal(err)
-		}
-		id, _ := info.ID()
-		if l, got := attachedProgram(t, next, ifindex, h); got != id || l != links[h] {
+		id := programID(t, prog)
+		if l, got := attachedProgram(t, w, ifindex, h); got != id || l != links[h] {
 			t.Errorf("%s: link %d program %d, want link %d program %d", h.suffix, l, got, links[h], id)
 		}
 	}
@@ -119,16 +201,18 @@ func TestAttach(t *testing.T) {
 		}
 		return netlink.LinkDel(l)
 	})
-	pruned, err := w.o.PruneLinks()
+	var pruned []int
+	err = w.ns.Do(func() (err error) {
+		pruned, err = w.o.PruneLinks()
+		return err
+	})
 	if err != nil || !slices.Equal(pruned, []int{ifindex}) {
 		t.Errorf("pruned %v (%v), want %d", pruned, err, ifindex)
 	}
 	want(int(w.b.ifindex))
 
 	for range 2 {
-		if err := w.o.Detach(int(w.b.ifindex)); err != nil {
-			t.Fatal(err)
-		}
+		do(t, w.ns, func() error { return w.o.Detach(int(w.b.ifindex)) })
 		want()
 	}
 	do(t, w.ns, func() error {
@@ -141,15 +225,14 @@ func TestAttach(t *testing.T) {
 }
 
 // TestDetachGone: an interface that went away with its links pinned.
-func TestDetachGone(t *testing.T) {
-	w := newWorld(t, smallSizes())
+func TestDetachGone(t *testing.T) { eachWay(t, testDetachGone) }
+
+func testDetachGone(t *testing.T, w *world) {
 	do(t, w.ns, func() error {
 		l, err := netlink.LinkByIndex(int(w.a.ifindex))
 		return errors.Join(err, w.o.Attach(int(w.a.ifindex)), netlink.LinkDel(l))
 	})
-	if err := w.o.Detach(int(w.a.ifindex)); err != nil {
-		t.Fatal(err)
-	}
+	do(t, w.ns, func() error { return w.o.Detach(int(w.a.ifindex)) })
 	if left, err := filepath.Glob(filepath.Join(w.o.dir, "links", "*")); err != nil || len(left) != 0 {
 		t.Errorf("left behind: %v (%v)", left, err)
 	}
@@ -231,8 +314,9 @@ func TestMountBPFFS(t *testing.T) {
 }
 
 // TestRemoveAll takes out layouts and nothing else.
-func TestRemoveAll(t *testing.T) {
-	w := newWorld(t, smallSizes())
+func TestRemoveAll(t *testing.T) { eachWay(t, testRemoveAll) }
+
+func testRemoveAll(t *testing.T, w *world) {
 	do(t, w.ns, func() error { return w.o.Attach(int(w.a.ifindex)) })
 	dir := filepath.Dir(w.o.dir)
 	other := filepath.Join(dir, "various")
@@ -241,9 +325,7 @@ func TestRemoveAll(t *testing.T) {
 	}
 	defer os.Remove(other)
 	for range 2 {
-		if err := RemoveAll(dir); err != nil {
-			t.Fatal(err)
-		}
+		do(t, w.ns, func() error { return RemoveAll(dir) })
 	}
 	if _, err := os.Stat(w.o.dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("%s is still there (%v)", w.o.dir, err)
@@ -254,14 +336,111 @@ func TestRemoveAll(t *testing.T) {
 	if err := RemoveAll(filepath.Join(dir, "none")); err != nil {
 		t.Error(err)
 	}
+	if n := programs(t, w, int(w.a.ifindex), hookFrom); n != 0 {
+		t.Errorf("%d programs are still attached", n)
+	}
+}
+
+// programs counts those on a hook, by TCX and by filters.
+func programs(t *testing.T, w *world, ifindex int, h hook) (n int) {
+	t.Helper()
 	do(t, w.ns, func() error {
-		q, err := link.QueryPrograms(link.QueryOptions{Target: int(w.a.ifindex), Attach: ebpf.AttachTCXIngress})
+		if kernelHasTCX(t) {
+			q, err := link.QueryPrograms(link.QueryOptions{Target: ifindex, Attach: h.attach})
+			if err != nil {
+				return err
+			}
+			n = len(q.Programs)
+		}
+		l, err := netlink.LinkByIndex(ifindex)
 		if err != nil {
 			return err
 		}
-		if len(q.Programs) != 0 {
-			t.Errorf("%d programs are still attached", len(q.Programs))
-		}
-		return nil
+		filters, err := netlink.FilterList(l, h.parent)
+		n += len(filters)
+		return err
 	})
+	return n
+}
+
+// TestTakeOverFilters: programs go by filters until a binary comes that uses
+// TCX, and the other way round a link is kept.
+func TestTakeOverFilters(t *testing.T) {
+	w := newWorld(t, smallSizes())
+	ifindex := int(w.a.ifindex)
+	both := []hook{hookFrom, hookTo}
+	w.o.clsact = true
+	do(t, w.ns, func() error { return w.o.Attach(ifindex) })
+	w.o.clsact = false
+	do(t, w.ns, func() error { return errors.Join(w.o.Attach(ifindex), w.o.Attach(ifindex)) })
+	tcx := kernelHasTCX(t)
+	links := make(map[hook]link.ID)
+	for _, h := range both {
+		if links[h], _ = attachedProgram(t, w, ifindex, h); (links[h] != 0) != tcx {
+			t.Errorf("%s: link %d, kernel has TCX: %v", h.suffix, links[h], tcx)
+		}
+		if n := programs(t, w, ifindex, h); n != 1 {
+			t.Errorf("%s: %d programs, want 1", h.suffix, n)
+		}
+	}
+	w.o.clsact = true
+	do(t, w.ns, func() error { return w.o.Attach(ifindex) })
+	for _, h := range both {
+		if l, _ := attachedProgram(t, w, ifindex, h); l != links[h] {
+			t.Errorf("%s: link %d, want %d", h.suffix, l, links[h])
+		}
+		if n := programs(t, w, ifindex, h); n != 1 {
+			t.Errorf("%s: %d programs, want 1", h.suffix, n)
+		}
+	}
+}
+
+// TestPinLeftByACrash: whatever it is, the next Attach clears it away.
+func TestPinLeftByACrash(t *testing.T) {
+	eachWay(t, func(t *testing.T, w *world) {
+		ifindex := int(w.a.ifindex)
+		next := filepath.Join(w.o.dir, "next", filepath.Base(w.o.linkPin(ifindex, hookFrom)))
+		if err := os.MkdirAll(filepath.Dir(next), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		other, err := w.o.ToContainer.Clone()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer other.Close()
+		if err := other.Pin(next); err != nil {
+			t.Fatal(err)
+		}
+		do(t, w.ns, func() error { return w.o.Attach(ifindex) })
+		if _, err := os.Stat(next); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s is still there (%v)", next, err)
+		}
+		if _, got := attachedProgram(t, w, ifindex, hookFrom); got != programID(t, w.o.FromContainer) {
+			t.Errorf("program %d, want %d", got, programID(t, w.o.FromContainer))
+		}
+	})
+}
+
+// TestForeignFilter: a filter in our place is left alone, and another's elsewhere
+// does not matter.
+func TestForeignFilter(t *testing.T) {
+	w := newWorld(t, smallSizes())
+	ifindex := int(w.a.ifindex)
+	w.o.clsact = true
+	do(t, w.ns, func() error { return w.o.Attach(ifindex) })
+	theirs := func(priority uint16) netlink.Filter {
+		a := filterAttrs(ifindex, hookTo)
+		a.Priority = priority
+		return &netlink.BpfFilter{FilterAttrs: a, Fd: w.o.ToContainer.FD(), Name: "theirs", DirectAction: true}
+	}
+	do(t, w.ns, func() error {
+		return errors.Join(netlink.FilterAdd(theirs(2)), w.o.Attach(ifindex), w.o.Detach(ifindex), netlink.FilterAdd(theirs(filterPriority)))
+	})
+	if err := w.ns.Do(func() error { return w.o.Attach(ifindex) }); !errors.Is(err, ErrForeignFilter) {
+		t.Errorf("error %v, want %v", err, ErrForeignFilter)
+	}
+	do(t, w.ns, func() error { return w.o.Detach(ifindex) })
+	if n := programs(t, w, ifindex, hookTo); n != 2 {
+		t.Errorf("%d filters are left, want their 2", n)
+	}
 }

@@ -58,9 +58,10 @@ func onBPFFS(dir string) (bool, error) {
 }
 
 // RemoveAll takes everything pinned below pinDir, of any layout, out of the
-// kernel: links are detached first, ways out of containers before ways in, then
-// maps are unpinned. Containers lose their network. It is no error if there is
-// nothing. Other files in pinDir are left alone.
+// kernel: programs are detached first, ways out of containers before ways in,
+// then maps are unpinned. Containers lose their network. Call it, like Attach, in
+// the interfaces' network namespace. It is no error if there is nothing. Other
+// files in pinDir are left alone.
 func RemoveAll(pinDir string) error {
 	layouts, err := os.ReadDir(pinDir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -82,14 +83,18 @@ func RemoveAll(pinDir string) error {
 }
 
 func removeLayout(dir string) error {
-	for _, pattern := range []string{"links/*-" + hookFrom.suffix, "links/*-" + hookTo.suffix} {
-		pins, err := filepath.Glob(filepath.Join(dir, pattern))
+	for _, h := range []hook{hookFrom, hookTo} {
+		paths, err := filepath.Glob(filepath.Join(dir, "links", "*-"+h.suffix))
 		if err != nil {
 			return err
 		}
-		for _, pin := range pins {
-			if err := removeLink(pin); err != nil {
-				return fmt.Errorf("%s: %w", pin, err)
+		for _, path := range paths {
+			p, err := parsePin(path)
+			if err != nil {
+				return err
+			}
+			if err := removePin(p.path, p.ifindex, p.hook); err != nil {
+				return fmt.Errorf("%s: %w", path, err)
 			}
 		}
 	}

@@ -8,6 +8,10 @@
 //	PIN/v1/maps/ct4            each map
 //	PIN/v1/links/7-from        TCX ingress of interface 7: from_container
 //	PIN/v1/links/7-to          TCX egress of interface 7: to_container
+//	PIN/v1/next/7-to           one of them for the moment before it has that name
+//
+// On a kernel without TCX the pins of links are those of the programs that
+// interface 7's filters run.
 //
 // Nothing here is undone by Close: packets flow, and policy holds, while no
 // process of ours runs. RemoveAll is what takes it out of the kernel.

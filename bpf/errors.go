@@ -9,6 +9,9 @@ var (
 	// these programs need. RemoveAll clears the pins; traffic stops until they
 	// are built anew.
 	ErrIncompatiblePin = errors.New("pinned map is incompatible: remove the pins, or ask for the size that the pinned map has")
+	// ErrForeignFilter: on a kernel without TCX, another's filter is where ours has
+	// to be. Remove it, or give it another priority.
+	ErrForeignFilter = errors.New("the first place on the interface's clsact qdisc is taken by another's filter: remove it or give it another priority")
 	// ErrUnknownMap: Options.MapSizes names no map, or one of fixed size.
 	ErrUnknownMap = errors.New("no such map, or one of fixed size")
 )

@@ -21,6 +21,8 @@ type Options struct {
 	// a power of two and a multiple of the page size). A map that is not named
 	// keeps the size of its pin or, without one, its default.
 	MapSizes map[string]uint32
+	// Clsact attaches by filters on a clsact qdisc even if the kernel has TCX.
+	Clsact bool
 }
 
 // Objects are the loaded programs and the maps they use. Safe for concurrent
@@ -41,8 +43,9 @@ type Objects struct {
 	FromContainer *ebpf.Program
 	ToContainer   *ebpf.Program
 
-	dir string // PinDir/v1
-	gen *generations
+	dir    string // PinDir/v1
+	clsact bool   // of Options
+	gen    *generations
 }
 
 // fixed are the maps whose number of entries is part of the layout.
@@ -101,7 +104,7 @@ func Load(opts Options) (*Objects, error) {
 		Classes: o.Classes, Policy: o.Policy, CT4: o.CT4, CT6: o.CT6,
 		Generations: o.Generations, Config: o.Config, Counters: o.Counters,
 		Events: o.Events, FromContainer: o.FromContainer, ToContainer: o.ToContainer,
-		dir: dir,
+		dir: dir, clsact: opts.Clsact,
 	}
 	if objs.gen, err = mapGenerations(o.Generations); err != nil {
 		return nil, errors.Join(fmt.Errorf("map generations: %w", err), objs.Close())

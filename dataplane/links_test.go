@@ -115,8 +115,11 @@ func TestNothingLeavesBeforeActivate(t *testing.T) {
 	if s := state(); strings.Contains(s, ",UP") || strings.Contains(s, "<UP") {
 		t.Errorf("container side is up: %s", s)
 	}
-	attached, err := w.objs.Attached()
-	w.check(err)
+	var attached []int
+	w.check(w.Dataplane.node.do(func() (err error) {
+		attached, err = w.objs.Attached()
+		return err
+	}))
 	if len(attached) != 1 || attached[0] != w.bind[a.id] {
 		t.Errorf("programs on %v, want %d", attached, w.bind[a.id])
 	}
@@ -162,7 +165,7 @@ func TestHalfMadeInterfaces(t *testing.T) {
 		"no programs": func(w *world, p *pod) {
 			ifindex, err := w.EnsureInterface(context.Background(), p.spec)
 			w.check(err)
-			w.check(w.objs.Detach(ifindex))
+			w.check(w.Dataplane.node.do(func() error { return w.objs.Detach(ifindex) }))
 		},
 		"no routes, other MAC and address": func(w *world, p *pod) {
 			other := p.spec

@@ -2,7 +2,7 @@
 # Installs what a group of targets needs and this machine lacks, from Debian's
 # packages. It does nothing, and asks for nothing, when all of it is there.
 #
-#   hack/deps.sh GROUP...     groups: go, root, race, net, generate, format
+#   hack/deps.sh GROUP...     groups: go, root, race, net, vm, generate, format
 set -euo pipefail
 
 # want COMMAND-OR-FILE PACKAGE notes the package if the thing is missing.
@@ -51,6 +51,13 @@ for group in "$@"; do
 		want ip iproute2
 		want ethtool ethtool
 		;;
+	vm)
+		# Kernels come by apt from wherever this machine gets Debian.
+		want qemu-system-x86_64 qemu-system-x86
+		want xz xz-utils
+		want nsenter util-linux
+		want /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring
+		;;
 	generate)
 		want clang-19 clang-19
 		want llvm-strip-19 llvm-19
@@ -60,7 +67,7 @@ for group in "$@"; do
 		;;
 	format) want clang-format-19 clang-format-19 ;;
 	*)
-		echo "deps: unknown group '$group'; groups are go, root, race, net, generate, format" >&2
+		echo "deps: unknown group '$group'; groups are go, root, race, net, vm, generate, format" >&2
 		exit 2
 		;;
 	esac

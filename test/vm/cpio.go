@@ -15,11 +15,11 @@ import (
 type cpio struct {
 	w     io.Writer
 	inode int
-	dirs  map[string]bool
+	names map[string]bool // of what it has
 	err   error
 }
 
-func newCPIO(w io.Writer) *cpio { return &cpio{w: w, dirs: map[string]bool{".": true}} }
+func newCPIO(w io.Writer) *cpio { return &cpio{w: w, names: map[string]bool{".": true}} }
 
 // Modes of a file's type, as in stat(2).
 const (
@@ -32,6 +32,7 @@ func (c *cpio) entry(name string, mode int, data []byte) {
 		return
 	}
 	c.inode++
+	c.names[name] = true
 	header := fmt.Sprintf("070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x",
 		c.inode, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name)+1, 0)
 	const align = 4
@@ -46,12 +47,13 @@ func (c *cpio) entry(name string, mode int, data []byte) {
 	_, c.err = c.w.Write(make([]byte, -len(data)&(align-1)))
 }
 
+func (c *cpio) has(name string) bool { return c.names[name] }
+
 func (c *cpio) dir(name string) {
-	if c.dirs[name] {
+	if c.has(name) {
 		return
 	}
 	c.dir(path.Dir(name))
-	c.dirs[name] = true
 	c.entry(name, modeDir|0o755, nil)
 }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 )
 
@@ -49,6 +50,7 @@ func testBinary(dir, pkg string) string {
 //	/init
 //	/modules/00-NAME.ko     in the order in which they are loaded
 //	/src/PACKAGE/test       and the package's testdata beside it
+//	/bin/ip ...             of this machine, with the libraries they are linked to
 func writeInitramfs(file string, k kernel, dir string, packages []string) (err error) {
 	f, err := os.Create(file)
 	if err != nil {
@@ -72,8 +74,39 @@ func writeInitramfs(file string, k kernel, dir string, packages []string) (err e
 		c.copy("src/"+p+"/test", 0o755, testBinary(dir, p))
 		c.tree("src/"+p+"/testdata", filepath.Join(p, "testdata"))
 	}
+	for _, name := range commands {
+		if err := addCommand(context.Background(), c, name); err != nil {
+			return fmt.Errorf("command %s: %w", name, err)
+		}
+	}
 	if err := c.close(); err != nil {
 		return err
 	}
 	return buffered.Flush()
+}
+
+// commands are those that tests run inside namespaces.
+var commands = []string{"nsenter", "ip", "ethtool", "cat"}
+
+// library is a line of ldd's: "libc.so.6 => /lib/libc.so.6 (0x7f..)", or only the
+// path, for the loader.
+var library = regexp.MustCompile(`(?m)^\s*(?:\S+ => )?(/\S+) \(0x`)
+
+func addCommand(ctx context.Context, c *cpio, name string) error {
+	file, err := exec.LookPath(name)
+	if err != nil {
+		return err
+	}
+	c.copy("bin/"+name, 0o755, file)
+	libraries, err := output(ctx, "", nil, "ldd", file)
+	if err != nil {
+		return err
+	}
+	for _, m := range library.FindAllSubmatch(libraries, -1) {
+		lib := strings.TrimPrefix(string(m[1]), "/")
+		if !c.has(lib) {
+			c.copy(lib, 0o755, string(m[1]))
+		}
+	}
+	return nil
 }
