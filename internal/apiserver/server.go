@@ -65,7 +65,7 @@ type Server struct {
 func New(cfg Config) *Server {
 	s := &Server{Config: cfg}
 	mux := http.NewServeMux()
-	opts := connect.WithHandlerOptions(connect.WithReadMaxBytes(maxRequestBytes), connect.WithCodec(api.Codec()))
+	opts := connect.WithHandlerOptions(connect.WithReadMaxBytes(maxRequestBytes), connect.WithCodec(api.Codec()), connect.WithCodec(jsonCodec{}))
 	mux.Handle(varvev1connect.NewLogServiceHandler(logService{s}, opts))
 	mux.Handle(varvev1connect.NewPolicyServiceHandler(policyService{s}, opts))
 	mux.Handle(varvev1connect.NewEndpointServiceHandler(endpointService{s}, opts))
