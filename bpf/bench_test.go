@@ -23,8 +23,10 @@ func BenchmarkPacket(b *testing.B) {
 	// The harness gives every run the packet as the last one left it, so a's MAC is
 	// what delivery writes as source.
 	w.a.mac, w.a.value.MAC = gateway, gateway
-	w.enforce(&w.a, abi.Egress, allow(abi.ClassPod, tcp, 80))
-	w.enforce(&w.b, abi.Ingress, allow(abi.ClassPod, tcp, 80))
+	w.enforce(&w.a, abi.Egress, allow(abi.ClassPod, tcp, 80), allow(abi.ClassPod, udp, 80), allow(abi.ClassPod, sctp, 80))
+	w.enforce(&w.b, abi.Ingress, allow(abi.ClassPod, tcp, 80), allow(abi.ClassPod, udp, 80), allow(abi.ClassPod, sctp, 80))
+	datagram := frame{srcMAC: w.a.mac, dstMAC: gateway, src: w.a.v4, dst: w.b.v4, proto: udp, dstPort: 80, payload: make([]byte, 400)}
+	fragments := datagram.split(1, 0, 128)
 
 	for _, bb := range []struct {
 		name      string
@@ -37,6 +39,9 @@ func BenchmarkPacket(b *testing.B) {
 		{"IPv4/established", w.o.FromContainer, w.a, frame{src: w.a.v4, dst: w.b.v4, proto: tcp, dstPort: 80, flags: ack}, abi.Forwarded, abi.Ingress},
 		{"IPv6/established", w.o.FromContainer, w.a, frame{src: w.a.v6, dst: w.b.v6, proto: tcp, dstPort: 80, flags: ack}, abi.Forwarded, abi.Ingress},
 		{"IPv4/to-container", w.o.ToContainer, w.b, frame{src: remote4, dst: w.b.v4, proto: tcp, dstPort: 80, flags: ack}, abi.Forwarded, abi.Ingress},
+		{"IPv4/fragment", w.o.FromContainer, w.a, fragments[1], abi.Forwarded, abi.Ingress},
+		{"IPv4/SCTP", w.o.FromContainer, w.a, frame{src: w.a.v4, dst: w.b.v4, proto: sctp, dstPort: 80}, abi.Forwarded, abi.Ingress},
+		{"IPv6/hop-by-hop", w.o.FromContainer, w.a, frame{src: w.a.v6, dst: w.b.v6, proto: tcp, dstPort: 80, flags: ack, next: hopByHop, options: ext(tcp)}, abi.Forwarded, abi.Ingress},
 		// A SYN on a flow that saw a RST is a new flow each time.
 		{"IPv4/new", w.o.FromContainer, w.a, frame{src: w.a.v4, dst: w.b.v4, proto: tcp, srcPort: 9, dstPort: 80, flags: syn | rst}, abi.Forwarded, abi.Ingress},
 		{"IPv4/denied", w.o.FromContainer, w.a, frame{src: w.a.v4, dst: w.b.v4, proto: tcp, srcPort: 8, dstPort: 81, flags: syn}, abi.PolicyDefaultDeny, abi.Egress},
@@ -44,6 +49,8 @@ func BenchmarkPacket(b *testing.B) {
 		b.Run(bb.name, func(b *testing.B) {
 			f := bb.f
 			f.srcMAC, f.dstMAC = bb.p.mac, gateway
+			w.from(w.a, fragments[0])
+			before := w.counters()[counterName(bb.counted, bb.direction)]
 			data := append(f.bytes(), make([]byte, 64)...)
 			var took time.Duration
 			err := w.ns.Do(func() (err error) {
@@ -56,7 +63,7 @@ func BenchmarkPacket(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			if c := w.counters(); c[counterName(bb.counted, bb.direction)] < uint64(b.N) {
+			if c := w.counters(); c[counterName(bb.counted, bb.direction)]-before < uint64(b.N) {
 				b.Fatalf("not the path it is named after: %v", c)
 			}
 			b.ReportMetric(float64(took.Nanoseconds())/float64(b.N), "ns/packet")
