@@ -61,6 +61,24 @@ static __noinline struct held_value *held_claim(__u32 start, __u32 now)
 }
 
 /*
+ * Whether *length is one of a frame that fits in a slot, told in a way that every
+ * verifier follows: right before the call that reads or writes the frame, since
+ * those before 6.8 forget the bounds of what went by the stack, and by two
+ * comparisons of one register, of which none is with 0.
+ */
+static __always_inline bool held_fits(__u32 *length)
+{
+	__u32 n = *length;
+
+	asm volatile("" : "+r"(n));
+	if (n < sizeof(struct ethernet))
+		return false;
+	asm volatile("" : "+r"(n));
+	*length = n;
+	return n <= HELD_BYTES;
+}
+
+/*
  * Puts the fragment of p aside until its first comes. Whether it is in good hands;
  * it is not if there is no room or it is too long. Global: verified once.
  */
@@ -81,7 +99,7 @@ __noinline int held_put(struct __sk_buff *skb, const struct packet *p)
 	__builtin_memcpy(&s->key, &key, sizeof(key));
 	s->length = length;
 	s->expires = waiting.expires = now + FRAGMENT_SECONDS;
-	if (bpf_skb_load_bytes(skb, 0, s->frame, length)) {
+	if (!held_fits(&length) || bpf_skb_load_bytes(skb, 0, s->frame, length)) {
 		*(volatile __u32 *)&s->state = HELD_FREE;
 		return false;
 	}
@@ -132,7 +150,7 @@ __noinline int held_release(struct __sk_buff *skb, const struct packet *p)
 		}
 		length = s->length;
 		if (length > 0 && length <= HELD_BYTES &&
-		    !bpf_skb_change_tail(skb, length, 0) &&
+		    !bpf_skb_change_tail(skb, length, 0) && held_fits(&length) &&
 		    !bpf_skb_store_bytes(skb, 0, s->frame, length, BPF_F_RECOMPUTE_CSUM))
 			send_again(skb, p->direction);
 		__sync_lock_test_and_set(&s->state, HELD_FREE);
