@@ -21,6 +21,7 @@ func TestConfigRefusesWhatCannotWork(t *testing.T) {
 		{"too small", func(c *Config) { c.IPv4Range = netip.MustParsePrefix("10.0.0.0/31") }, "ipv4-range"},
 		{"wrong family", func(c *Config) { c.IPv6Range = DefaultIPv4Range }, "ipv6-range"},
 		{"mtu", func(c *Config) { c.MTU = 100 }, "mtu"},
+		{"no port", func(c *Config) { c.PrometheusServeAddr = "127.0.0.1" }, "prometheus-serve-addr"},
 		{"no directory", func(c *Config) { c.StateDir = "" }, "state-dir"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

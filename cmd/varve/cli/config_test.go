@@ -60,11 +60,12 @@ bpf-ct-max: 1000
 	}{
 		{name: "defaults", want: func(*agent.Config) {}},
 		{
-			name: "flags", args: []string{"--ipv4-range", "10.1.0.0/16", "--enable-ipv6=false", "--node-ip", "::ffff:192.0.2.9", "--log-format", "json", "--kube-apiserver"},
+			name: "flags", args: []string{"--ipv4-range", "10.1.0.0/16", "--enable-ipv6=false", "--node-ip", "::ffff:192.0.2.9", "--log-format", "json", "--kube-apiserver", "--prometheus-serve-addr", "127.0.0.1:9962"},
 			want: func(c *agent.Config) {
 				c.IPv4Range, c.IPv6Range = netip.MustParsePrefix("10.1.0.0/16"), netip.Prefix{}
 				c.NodeAddresses = []netip.Addr{netip.MustParseAddr("192.0.2.9")}
 				c.KubeAPIServer = true
+				c.PrometheusServeAddr = "127.0.0.1:9962"
 			},
 		},
 		{
