@@ -49,7 +49,7 @@ type Objects struct {
 }
 
 // fixed are the maps whose number of entries is part of the layout.
-var fixed = map[string]bool{"generations": true, "config": true, "counters": true}
+var fixed = map[string]bool{"generations": true, "config": true, "counters": true, "held": true, "clock": true}
 
 // Load loads the programs, with the maps pinned in PinDir where there are any
 // and new, pinned ones for the rest. Programs that run on in the kernel are not

@@ -68,7 +68,13 @@ __noinline int walk(struct __sk_buff *skb, struct chain *c)
 	struct {
 		__u8 next;
 		__u8 length;
-		__be16 offset; /* routing: type, segments left */
+		union {
+			__be16 offset; /* fragment: and its flags */
+			struct {
+				__u8 type;
+				__u8 segments_left;
+			} routing;
+		};
 		__be32 id;
 	} h;
 
@@ -109,8 +115,7 @@ __noinline int walk(struct __sk_buff *skb, struct chain *c)
 				return 0;
 			continue;
 		}
-		/* type in the upper byte, segments left in the lower */
-		if (c->next == PROTO_ROUTING && (!(bpf_ntohs(h.offset) >> 8) || (bpf_ntohs(h.offset) & 0xff)))
+		if (c->next == PROTO_ROUTING && (!h.routing.type || h.routing.segments_left))
 			return REASON_EXTENSION_HEADER;
 		c->at += (h.length + 1) * 8;
 		c->next = h.next;
