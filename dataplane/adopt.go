@@ -25,7 +25,7 @@ func (d *Dataplane) AdoptInterface(ctx context.Context, hostName string) (ifinde
 		return 0, fmt.Errorf("interface %s: %w", hostName, ErrForeignInterface)
 	}
 	ifindex = host.Attrs().Index
-	if err := d.node.do(func() error { return d.objs.Attach(ifindex) }); err != nil {
+	if err := d.node.do(func() error { return d.guard.Attach(ifindex) }); err != nil {
 		return 0, fmt.Errorf("interface %s: attach programs: %w", hostName, err)
 	}
 	return ifindex, nil

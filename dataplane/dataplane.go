@@ -8,9 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"maps"
+	"os"
 	"sync"
+	"sync/atomic"
 
 	"github.com/varve-net/varve/bpf"
 	"github.com/varve-net/varve/bpf/abi"
@@ -56,6 +57,12 @@ type Dataplane struct {
 
 	maps   Maps
 	syncer *Syncer
+
+	settings abi.Config // as written
+	guard    *bpf.Guard
+	rows     *rowChecker
+	syncs    atomic.Uint64 // that wrote, or failed to
+	turn     int           // of SuspectInterfaces
 
 	mu   sync.Mutex
 	bind map[uint32]int // of the last Sync
@@ -117,6 +124,9 @@ func (d *Dataplane) open() (err error) {
 	if err := d.objs.SetConfig(settings); err != nil {
 		return err
 	}
+	d.settings = settings
+	d.guard = bpf.NewGuard(d.objs)
+	d.rows = newRowChecker(d.syncer, d.syncs.Load)
 	return d.takeOver()
 }
 
@@ -148,7 +158,7 @@ func (d *Dataplane) takeOver() error {
 			return err
 		}
 		for _, ifindex := range attached {
-			if err := d.objs.Attach(ifindex); err != nil {
+			if err := d.guard.Attach(ifindex); err != nil {
 				return err
 			}
 		}
@@ -161,6 +171,10 @@ func (d *Dataplane) takeOver() error {
 // go on.
 func (d *Dataplane) Close() error {
 	var errs []error
+	if d.guard != nil {
+		errs = append(errs, d.guard.Close())
+		d.guard = nil
+	}
 	if d.objs != nil {
 		errs = append(errs, d.objs.Close())
 		d.objs = nil
@@ -213,7 +227,7 @@ func (d *Dataplane) EnsureInterface(ctx context.Context, s InterfaceSpec) (ifind
 	return ensureInterface(ctx, d.node, ownerOf(d.config), s, func(ifindex int) error {
 		d.pins.Lock()
 		defer d.pins.Unlock()
-		return d.node.do(func() error { return d.objs.Attach(ifindex) })
+		return d.node.do(func() error { return d.guard.Attach(ifindex) })
 	})
 }
 
@@ -248,6 +262,9 @@ func (d *Dataplane) RemoveInterface(ctx context.Context, hostName string) error 
 // Sync makes the maps equal to desired; see Syncer.Sync.
 func (d *Dataplane) Sync(ctx context.Context, desired *projections.Tables, bind map[uint32]int) (Stats, error) {
 	stats, err := d.syncer.Sync(ctx, desired, bind)
+	if err != nil || stats.Total() > 0 {
+		d.syncs.Add(1)
+	}
 	if err != nil {
 		return stats, fmt.Errorf("sync to revision %d: %w", desired.Revision, err)
 	}

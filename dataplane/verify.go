@@ -106,22 +106,32 @@ func Verify(ctx context.Context, m Maps, desired *projections.Tables, bind map[u
 	}
 	want, unbound := bindRows(desired, bind)
 	n := names(desired.Names)
-	haveExact, haveTrie := split(have.prefixes)
-	wantExact, wantTrie := split(want.prefixes)
-	out := slices.Concat(
-		differences(m.IPCache.Name(), haveExact, wantExact, n.prefix, n.owner),
-		differences(m.IPCacheLPM.Name(), haveTrie, wantTrie, n.prefix, n.owner),
-		differences(m.Endpoints.Name(), have.endpoints, want.endpoints, n.endpointKey, n.endpoint),
-		differences(m.Classes.Name(), have.classes, want.classes, n.classKey, n.class),
-		differences(m.Policy.Name(), have.policy, want.policy, n.policyKey, n.policy),
-	)
+	out := compareRows(m, have, want, n)
 	for _, id := range unbound {
 		row, _ := desired.Endpoints.Get(projections.EndpointKey{ID: id})
 		out = append(out, Difference{
 			Map: m.Endpoints.Name(), Kind: Missing, Key: fmt.Sprintf("endpoint %d without interface", id), Want: n.endpoint(row.Value),
 		})
 	}
-	slices.SortFunc(out, func(a, b Difference) int {
+	sortDifferences(out)
+	return out, nil
+}
+
+// compareRows compares all maps row by row.
+func compareRows(m Maps, have, want *rows, n names) []Difference {
+	haveExact, haveTrie := split(have.prefixes)
+	wantExact, wantTrie := split(want.prefixes)
+	return slices.Concat(
+		differences(m.IPCache.Name(), haveExact, wantExact, n.prefix, n.owner),
+		differences(m.IPCacheLPM.Name(), haveTrie, wantTrie, n.prefix, n.owner),
+		differences(m.Endpoints.Name(), have.endpoints, want.endpoints, n.endpointKey, n.endpoint),
+		differences(m.Classes.Name(), have.classes, want.classes, n.classKey, n.class),
+		differences(m.Policy.Name(), have.policy, want.policy, n.policyKey, n.policy),
+	)
+}
+
+func sortDifferences(ds []Difference) {
+	slices.SortFunc(ds, func(a, b Difference) int {
 		if c := strings.Compare(a.Map, b.Map); c != 0 {
 			return c
 		}
@@ -130,7 +140,6 @@ func Verify(ctx context.Context, m Maps, desired *projections.Tables, bind map[u
 		}
 		return int(a.Kind) - int(b.Kind)
 	})
-	return out, nil
 }
 
 func differences[K, V comparable](name string, have, want map[K]V, key func(K) string, value func(V) string) []Difference {

@@ -138,6 +138,7 @@ type rule struct {
 	peer      string
 	protocol  uint8 // 0: every one
 	port      uint16
+	deny      bool
 }
 
 // open lets everything through between pods and from the host.
@@ -218,7 +219,11 @@ func (w *world) ref(out *modelTables, p *pod, d abi.Direction, rules []rule) abi
 		if r.protocol != 0 {
 			key.PortBE, key.PortBits = [2]byte{byte(r.port >> 8), byte(r.port)}, 16
 		}
-		out.policy[key] = abi.PolicyValue{Row: uint64(i + 1), Verdict: abi.VerdictAllow}
+		verdict := abi.VerdictAllow
+		if r.deny {
+			verdict = abi.VerdictDeny
+		}
+		out.policy[key] = abi.PolicyValue{Row: uint64(i + 1), Verdict: verdict}
 	}
 	return ref
 }
