@@ -145,6 +145,19 @@ func contains(sorted []string, v string) bool {
 	return ok
 }
 
+// Within yields, for each requirement that a label of one source has one of some
+// values, that label. A set that has none of the values does not match, so an
+// index of sets by label finds all that can. The values are sorted; do not write
+// to them.
+func (s Selector) Within(yield func(source, key string, values []string) bool) {
+	for i := range s.reqs {
+		r := &s.reqs[i]
+		if r.op == eventpb.Requirement_IN && r.source != SourceAny && !yield(r.source, r.key, r.values) {
+			return
+		}
+	}
+}
+
 // IsEmpty tells whether s has no requirement and so matches every label set.
 func (s Selector) IsEmpty() bool { return len(s.reqs) == 0 }
 

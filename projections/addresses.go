@@ -18,26 +18,29 @@ func (b *builder) endpointRows() []*Row[EndpointKey, abi.EndpointValue] {
 		if e.Node != b.node {
 			continue
 		}
-		egress, ingress := e.subjects[policy.Egress], e.subjects[policy.Ingress]
-		v := abi.EndpointValue{
-			ID: e.ID, Identity: e.Endpoint.Identity, MAC: e.MAC,
-			Egress: egress.ref(), Ingress: ingress.ref(),
-		}
-		if e.IPv4.IsValid() {
-			v.IPv4 = e.IPv4.As4()
-		}
-		if e.IPv6.IsValid() {
-			v.IPv6 = e.IPv6.As16()
-		}
-		rows = append(rows, &Row[EndpointKey, abi.EndpointValue]{
-			Key: EndpointKey{ID: e.ID}, Value: v,
-			Cause: Cause{Events: ascending(slices.Concat(e.events(), egress.revisions, ingress.revisions))},
-		})
+		rows = append(rows, endpointRow(e.Endpoint, e.subjects[policy.Egress], e.subjects[policy.Ingress]))
 	}
 	return rows
 }
 
-func (e endpoint) events() []log.Revision {
+func endpointRow(e *fsm.Endpoint, egress, ingress *subject) *Row[EndpointKey, abi.EndpointValue] {
+	v := abi.EndpointValue{
+		ID: e.ID, Identity: e.Identity, MAC: e.MAC,
+		Egress: egress.ref(), Ingress: ingress.ref(),
+	}
+	if e.IPv4.IsValid() {
+		v.IPv4 = e.IPv4.As4()
+	}
+	if e.IPv6.IsValid() {
+		v.IPv6 = e.IPv6.As16()
+	}
+	return &Row[EndpointKey, abi.EndpointValue]{
+		Key: EndpointKey{ID: e.ID}, Value: v,
+		Cause: Cause{Events: ascending(slices.Concat(endpointEvents(e), egress.revisions, ingress.revisions))},
+	}
+}
+
+func endpointEvents(e *fsm.Endpoint) []log.Revision {
 	return ascending([]log.Revision{e.Created, e.Revision, e.IdentityRevision})
 }
 
@@ -70,7 +73,7 @@ func (b *builder) ipcacheRows(nodes []*fsm.Node) []*ipcacheRow {
 		for _, e := range b.endpoints {
 			for _, a := range []netip.Addr{e.IPv4, e.IPv6} {
 				if a.IsValid() && local == (e.Node == b.node) {
-					add(netip.PrefixFrom(a, a.BitLen()), e.peer, Cause{Events: e.events()})
+					add(netip.PrefixFrom(a, a.BitLen()), e.peer, Cause{Events: endpointEvents(e.Endpoint)})
 				}
 			}
 		}

@@ -119,7 +119,7 @@ func BenchmarkScopes(b *testing.B) {
 
 func scopeCosts(f facts) (perSet, perSubject, perNode [2]int) {
 	bl := &builder{
-		env: env{policies: f.policies}, ids: newIDs(f.cluster), node: "node00", names: make(map[uint64]string),
+		env: env{policies: f.policies}, ids: newIDs(f.cluster), node: "node00", names: make(map[uint64]string), namesakes: make(map[uint64]uint32),
 		subjects: make(map[string]*subject), tables: make(map[uint64]*table), scopes: make(map[uint64]*scope),
 	}
 	for _, e := range f.endpoints {

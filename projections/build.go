@@ -60,6 +60,8 @@ func build(f facts, node string, opts Options) (*Tables, error) {
 		tables:   make(map[uint64]*table),
 		scopes:   make(map[uint64]*scope),
 		names:    make(map[uint64]string),
+
+		namesakes: make(map[uint64]uint32),
 	}
 	for _, e := range f.endpoints {
 		id, ok := f.identity(e.Identity)
@@ -101,6 +103,7 @@ type builder struct {
 	universes [2]*universe // by direction
 	cidrs     map[netip.Prefix]Cause
 	names     map[uint64]string
+	namesakes map[uint64]uint32 // of a table, the identity that it is named after
 }
 
 // endpoint is an endpoint with what was found for it.
@@ -143,11 +146,18 @@ func (b *builder) subject(d policy.Direction, id *fsm.Identity, ports []fsm.Name
 	} else if t.id != 0 {
 		b.scopes[sc.id] = sc
 		b.tables[t.id] = t
-		b.names[t.id] = d.String() + " of " + id.Labels.String()
+	}
+	if first, ok := b.namesakes[t.id]; t.id != 0 && (!ok || id.ID < first) {
+		b.namesakes[t.id] = id.ID
+		b.names[t.id] = tableName(d, id)
 	}
 	s := &subject{table: t, enforced: rs.enforced, revisions: rs.revisions}
 	b.subjects[key] = s
 	return s
+}
+
+func tableName(d policy.Direction, id *fsm.Identity) string {
+	return d.String() + " of " + id.Labels.String()
 }
 
 // nameBases names the classes that are told by a peer's number alone.

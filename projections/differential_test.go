@@ -125,7 +125,7 @@ func drawPolicies(t *rapid.T) []*fsm.Policy {
 		if err != nil {
 			t.Fatalf("drawn policy: %v", err)
 		}
-		out = append(out, &fsm.Policy{Policy: p, Revision: log.Revision(100 + i)})
+		out = append(out, &fsm.Policy{Policy: p, Set: set, Revision: log.Revision(100 + i)})
 	}
 	return out
 }

@@ -77,6 +77,9 @@ func (x *ids) claim(kind string, id uint64, h log.Hash) uint64 {
 	return id
 }
 
+// release forgets an id that stands for nothing any more.
+func (x *ids) release(kind string, id uint64) { delete(x.seen, idKey{kind, id}) }
+
 func (x *ids) id(kind string, c *content) uint64 {
 	h := x.hash(kind, c)
 	return x.claim(kind, le.Uint64(h[:]), h)

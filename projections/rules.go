@@ -37,23 +37,43 @@ type ruleSet struct {
 	revisions []log.Revision // of the policies that select the subject, ascending
 }
 
+// selection is a spec of a policy whose subject selector selects.
+type selection struct {
+	policy *fsm.Policy
+	spec   int
+}
+
+// selectionsOf is the specs of a policy that select labels, after those of out.
+func selectionsOf(out []selection, p *fsm.Policy, labels policy.Labels) []selection {
+	for i := range p.Policy.Specs {
+		if p.Policy.Specs[i].Subject.Matches(labels) {
+			out = append(out, selection{p, i})
+		}
+	}
+	return out
+}
+
 // selectRules is the rules that apply to a subject. Ports are the subject's own:
 // ingress rules resolve named ports with them, egress rules ignore them.
 func (e env) selectRules(d policy.Direction, labels policy.Labels, ports []fsm.NamedPort, opts Options) *ruleSet {
-	s := &ruleSet{direction: d, items: make(map[string]item)}
+	var selected []selection
 	for _, p := range e.policies {
-		for i := range p.Policy.Specs {
-			spec := &p.Policy.Specs[i]
-			if !spec.Subject.Matches(labels) {
-				continue
-			}
-			s.revisions = append(s.revisions, p.Revision)
-			s.enforced = s.enforced || spec.DefaultDeny[d]
-			for j := range spec.Rules {
-				if r := &spec.Rules[j]; r.Section.Direction() == d {
-					ref := RuleRef{Policy: p.Policy.Ref, Spec: i, Section: r.Section, Index: r.Index}
-					s.rules = append(s.rules, e.rule(s, r, ref, p.Revision, ports))
-				}
+		selected = selectionsOf(selected, p, labels)
+	}
+	return e.rulesOf(d, selected, ports, opts)
+}
+
+// rulesOf is selectRules for the specs that select the subject, in order.
+func (e env) rulesOf(d policy.Direction, selected []selection, ports []fsm.NamedPort, opts Options) *ruleSet {
+	s := &ruleSet{direction: d, items: make(map[string]item)}
+	for _, x := range selected {
+		p, spec := x.policy, &x.policy.Policy.Specs[x.spec]
+		s.revisions = append(s.revisions, p.Revision)
+		s.enforced = s.enforced || spec.DefaultDeny[d]
+		for j := range spec.Rules {
+			if r := &spec.Rules[j]; r.Section.Direction() == d {
+				ref := RuleRef{Policy: p.Policy.Ref, Spec: x.spec, Section: r.Section, Index: r.Index}
+				s.rules = append(s.rules, e.rule(s, r, ref, p.Revision, ports))
 			}
 		}
 	}

@@ -73,7 +73,8 @@ type Tables struct {
 	Policy    Table[abi.PolicyKey, abi.PolicyValue]
 
 	// Names explain the hashed ids to people: a class as its selectors, a CIDR
-	// peer as its prefix, a table as the first of its subjects. Not part of any digest.
+	// peer as its prefix, a table as that of its subjects
+	// with the lowest identity. Not part of any digest.
 	Names map[uint64]string
 }
 

@@ -1,0 +1,276 @@
+package projections
+
+import (
+	"maps"
+	"slices"
+
+	"github.com/varve-net/varve/bpf/abi"
+	"github.com/varve-net/varve/fsm"
+	"github.com/varve-net/varve/policy"
+)
+
+const peerCIDR = abi.PeerCIDR
+
+// liveScope is a scope in use with the classes that its peers have.
+type liveScope struct {
+	*scope
+	tables    map[*liveTable]struct{}
+	classes   map[uint64]*liveClass
+	bySig     map[string]*liveClass // by base class and tokens
+	cidrs     []use                 // items that are CIDRs
+	selectors []*liveSelector
+	causes    map[string]Cause // by item
+	filled    bool             // has the rows of all peers
+
+	pending []token32 // scratch
+	sig     []byte    // scratch
+}
+
+type liveClass struct {
+	*class
+	sig     string
+	members int
+	cause   Cause
+}
+
+func newLiveScope(s *scope) *liveScope {
+	return &liveScope{
+		scope: s, tables: make(map[*liveTable]struct{}), classes: make(map[uint64]*liveClass), bySig: make(map[string]*liveClass),
+	}
+}
+
+// settleScope fills a new scope, and gives the rows of another one the causes that
+// its tables have now.
+func (x *live) settleScope(s *liveScope) {
+	if !s.filled {
+		s.causes = s.gatherCauses()
+		x.fill(s)
+		return
+	}
+	causes := s.gatherCauses()
+	if maps.EqualFunc(causes, s.causes, sameCause) {
+		return
+	}
+	s.causes = causes
+	for _, c := range s.classes {
+		c.cause = s.causeOf(c.class)
+	}
+	for _, row := range x.classRows(s.id) {
+		x.classes.recause(row, x.classCause(s.classes[row.Value.Class], row.Key.Peer))
+	}
+}
+
+// gatherCauses is, for each item, the rules of all tables that use it.
+func (s *liveScope) gatherCauses() map[string]Cause {
+	out := make(map[string]Cause, len(s.keys))
+	for t := range s.tables {
+		for key, cause := range t.itemCauses {
+			if have, ok := out[key]; ok {
+				cause = join(have, cause)
+			}
+			out[key] = cause
+		}
+	}
+	return out
+}
+
+func (s *liveScope) causeOf(c *class) Cause {
+	var out Cause
+	for i, t := range c.tokens {
+		if i == 0 {
+			out = s.causes[t.item]
+		} else if t.item != c.tokens[i-1].item {
+			out = join(out, s.causes[t.item])
+		}
+	}
+	return out
+}
+
+func (x *live) classCause(c *liveClass, number uint64) Cause {
+	events := x.eventsOf(number)
+	if len(events) == 0 {
+		return c.cause
+	}
+	return Cause{Events: ascending(slices.Concat(c.cause.Events, events)), Rules: c.cause.Rules}
+}
+
+func (x *live) classRows(scope uint64) []*Row[abi.ClassKey, abi.ClassValue] {
+	return x.classes.while(abi.ClassKey{Scope: scope}, func(k abi.ClassKey) bool { return k.Scope == scope })
+}
+
+// fill makes the scope known to its selectors and gives all peers their rows.
+func (x *live) fill(s *liveScope) {
+	s.filled = true
+	var touched []*liveGroup
+	add := func(g *liveGroup, index int) {
+		if len(g.pending) == 0 {
+			touched = append(touched, g)
+		}
+		g.pending = append(g.pending, token32{index: uint32(index)})
+	}
+	for i, key := range s.keys {
+		it := s.items[key]
+		u := use{s, uint32(i), it}
+		switch {
+		case it.peer == nil:
+			x.anyPorts = append(x.anyPorts, u)
+			for _, g := range x.groups {
+				if g.placed && g.identity != nil {
+					add(g, i)
+				}
+			}
+		case it.peer.CIDR.IsValid():
+			s.cidrs = append(s.cidrs, u)
+		default:
+			sel := x.selectorOf(it.peer.Selector)
+			sel.uses[s.direction] = append(sel.uses[s.direction], u)
+			s.selectors = append(s.selectors, sel)
+			for _, g := range sel.groups {
+				add(g, i)
+			}
+		}
+	}
+	if len(s.cidrs) > 0 {
+		x.withCIDR[s.direction][s] = struct{}{}
+	}
+	x.fillCIDRs(s)
+	for _, g := range touched {
+		x.fillGroup(s, g)
+		g.pending = g.pending[:0]
+	}
+}
+
+func (x *live) fillCIDRs(s *liveScope) {
+	for _, c := range x.sorted {
+		world := x.groups[uint32(worldOf(c.prefix))]
+		s.pending = s.own(s.pending[:0], world.pending, nil)
+		for _, u := range s.cidrs {
+			if covers(u.item.peer, c.prefix) {
+				s.pending = append(s.pending, token32{index: u.index})
+			}
+		}
+		if len(s.pending) > 0 {
+			sortTokens(s.pending)
+			x.join(s, world, c.number, s.pending)
+		}
+	}
+	s.pending = s.pending[:0]
+}
+
+// own adds to out what a peer with certain ports has of its group's pending.
+func (s *liveScope) own(out, pending []token32, ports []fsm.NamedPort) []token32 {
+	for _, t := range pending {
+		out = s.items[s.keys[t.index]].tokens(out, t.index, ports)
+	}
+	return out
+}
+
+// fillGroup gives the peers of a group their rows. The group's pending has all
+// items that match it, as if every port name were its own.
+func (x *live) fillGroup(s *liveScope, g *liveGroup) {
+	join := func(number uint64, ports []fsm.NamedPort) {
+		s.pending = s.own(s.pending[:0], g.pending, ports)
+		if len(s.pending) > 0 {
+			sortTokens(s.pending)
+			x.join(s, g, number, s.pending)
+		}
+		s.pending = s.pending[:0]
+	}
+	switch {
+	case g.identity == nil:
+		join(g.base, nil)
+	case s.direction == policy.Ingress:
+		join(uint64(g.identity.ID), nil)
+	default:
+		for _, v := range g.variants {
+			if v.placed {
+				join(v.number, v.ports)
+			}
+		}
+	}
+}
+
+// join gives a peer the row of the class that its tokens, sorted, make.
+func (x *live) join(s *liveScope, g *liveGroup, number uint64, tokens []token32) {
+	tokens = slices.Compact(tokens)
+	sig := append(s.sig[:0], byte(g.base))
+	for _, t := range tokens {
+		sig = le.AppendUint16(le.AppendUint32(sig, t.index), t.port)
+	}
+	s.sig = sig
+	c, ok := s.bySig[string(sig)]
+	if !ok {
+		c = x.newClass(s, g.base, tokens)
+		c.sig = string(sig)
+		s.bySig[c.sig] = c
+	}
+	c.members++
+	x.classes.set(abi.ClassKey{Scope: s.id, Peer: number}, abi.ClassValue{Class: c.id}, x.classCause(c, number))
+}
+
+func (x *live) newClass(s *liveScope, base uint64, tokens []token32) *liveClass {
+	c := &class{base: base, tokens: make([]token, len(tokens))}
+	for i, t := range tokens {
+		c.tokens[i] = token{s.keys[t.index], t.port}
+	}
+	c.id = x.ids.class(c.content())
+	out := &liveClass{class: c, cause: s.causeOf(c)}
+	s.classes[c.id] = out
+	if x.classUsers[c.id]++; x.classUsers[c.id] == 1 {
+		x.name(c.id, joinTokens(c.tokens)+" ("+x.names[base]+")")
+	}
+	for t := range s.tables {
+		if t.filled {
+			x.putRows(t, c.id, t.classRows(c))
+		}
+	}
+	return out
+}
+
+// leave takes a peer's row away, and its class if it was the last that had it.
+func (x *live) leave(s *liveScope, number uint64) {
+	row, ok := x.classes.remove(abi.ClassKey{Scope: s.id, Peer: number})
+	if !ok {
+		return
+	}
+	c := s.classes[row.Value.Class]
+	if c.members--; c.members > 0 {
+		return
+	}
+	delete(s.bySig, c.sig)
+	x.dropClass(s, c)
+	for t := range s.tables {
+		if t.filled {
+			x.dropRows(t.id, func(k abi.PolicyKey) bool { return k.Class == c.id }, abi.PolicyKey{Table: t.id, Class: c.id})
+		}
+	}
+}
+
+func (x *live) dropClass(s *liveScope, c *liveClass) {
+	delete(s.classes, c.id)
+	if x.classUsers[c.id]--; x.classUsers[c.id] == 0 {
+		delete(x.classUsers, c.id)
+		x.name(c.id, "")
+		x.ids.release("class", c.id)
+	}
+}
+
+func (x *live) dropScope(s *liveScope) {
+	delete(x.scopes, s.id)
+	x.ids.release("scope", s.id)
+	for _, row := range x.classRows(s.id) {
+		x.classes.remove(row.Key)
+	}
+	for _, c := range s.classes {
+		x.dropClass(s, c)
+	}
+	delete(x.withCIDR[s.direction], s)
+	ours := func(u use) bool { return u.scope == s }
+	x.anyPorts = slices.DeleteFunc(x.anyPorts, ours)
+	for _, sel := range s.selectors {
+		sel.uses[s.direction] = slices.DeleteFunc(sel.uses[s.direction], ours)
+	}
+	for _, sel := range s.selectors {
+		x.dropSelector(sel)
+	}
+}
