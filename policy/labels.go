@@ -136,12 +136,14 @@ func (ls Labels) Equal(other Labels) bool { return slices.Equal(ls, other) }
 // out. An empty cluster, namespace or service account is "default".
 func EndpointLabels(cluster, namespace string, nsLabels, podLabels map[string]string, serviceAccount string) Labels {
 	out := make([]Label, 0, len(podLabels)+len(nsLabels)+3)
+	//purity:ordered no two labels come to have one key, and NewLabels sorts by it
 	for k, v := range podLabels {
 		if k == KeyNamespace || strings.HasPrefix(k, ownKeyPrefix) {
 			continue
 		}
 		out = append(out, Label{SourceK8s, k, v})
 	}
+	//purity:ordered no two labels come to have one key, and NewLabels sorts by it
 	for k, v := range nsLabels {
 		out = append(out, Label{SourceK8s, KeyNamespaceLabelPrefix + k, v})
 	}
