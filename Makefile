@@ -73,7 +73,8 @@ check-generated: generate ## Prove that the committed generated files are what t
 	fi; echo "generated files are up to date"
 
 .PHONY: lint
-lint: deps-go $(BIN)/golangci-lint-$(GOLANGCI_LINT_VERSION) ## Run the linters of .golangci.yml
+lint: deps-go $(BIN)/golangci-lint-$(GOLANGCI_LINT_VERSION) ## Run the linters of .golangci.yml, and our own of internal/lint
+	$(GO) run ./internal/lint/cmd/varve-lint ./...
 	$(BIN)/golangci-lint-$(GOLANGCI_LINT_VERSION) run ./...
 
 $(BIN)/golangci-lint-$(GOLANGCI_LINT_VERSION):
