@@ -17,9 +17,8 @@ import (
 // HTTP wants a host all the same.
 const baseURL = "http://varve"
 
-// Client calls an agent. It is safe for concurrent use; all calls share one
-// HTTP/2 connection, which is opened by the first of them and again after the
-// agent restarted.
+// Client calls an agent. It is safe for concurrent use. Connections are opened as
+// calls need them, again after the agent restarted, and shared by later calls.
 type Client struct {
 	Log        varvev1connect.LogServiceClient
 	Policies   varvev1connect.PolicyServiceClient
@@ -30,7 +29,7 @@ type Client struct {
 	Datapath   varvev1connect.DatapathServiceClient
 
 	address   string
-	transport *http.Transport
+	transport *transports
 }
 
 // Option changes how a Client calls.
@@ -62,11 +61,12 @@ func New(address string, opts ...Option) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	o := options{connect: []connect.ClientOption{connect.WithCodec(Codec())}}
+	// On one machine, compression costs more than what it saves.
+	o := options{connect: []connect.ClientOption{connect.WithCodec(Codec()), connect.WithAcceptCompression("gzip", nil, nil)}}
 	for _, opt := range opts {
 		opt(&o)
 	}
-	transport := newTransport(path)
+	transport := newTransports(path)
 	h := &http.Client{Transport: transport}
 	return &Client{
 		Log:        varvev1connect.NewLogServiceClient(h, baseURL, o.connect...),
@@ -84,5 +84,5 @@ func New(address string, opts ...Option) (*Client, error) {
 // Address is the socket that the client calls.
 func (c *Client) Address() string { return c.address }
 
-// Close closes the connection once no call uses it.
-func (c *Client) Close() { c.transport.CloseIdleConnections() }
+// Close closes the connections that no call uses.
+func (c *Client) Close() { c.transport.closeIdle() }

@@ -76,6 +76,7 @@ func startFake() (socket string, stop func()) {
 	mux.Handle(varvev1connect.NewPolicyServiceHandler(fakePolicies{}))
 	mux.Handle(varvev1connect.NewLogServiceHandler(fakeLog{}))
 	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
 	srv := &http.Server{Handler: mux, Protocols: protocols}
 	done := make(chan error, 1)

@@ -65,29 +65,58 @@ func socketPath(address string) (string, error) {
 	return path, nil
 }
 
-// newTransport speaks HTTP/2 without TLS over the socket, so that streams and
-// gRPC work.
-func newTransport(path string) *http.Transport {
+// transports carry calls over the socket, without TLS: those of one message each
+// way by HTTP/1.1 on connections of their own, which costs a quarter less time
+// than streams of HTTP/2 do, and all others, gRPC's too, by one HTTP/2 connection.
+type transports struct {
+	single, streams *http.Transport
+}
+
+// maxIdle is how many connections are kept for the next calls.
+const maxIdle = 256
+
+func newTransports(path string) *transports {
+	dial := dialer(path)
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
-	return &http.Transport{
-		Protocols: protocols,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			d := net.Dialer{Timeout: dialTimeout}
-			conn, err := d.DialContext(ctx, "unix", path)
-			if err == nil {
-				return conn, nil
-			}
-			// What is left without these is the errno: the address is said already.
-			var opErr *net.OpError
-			if errors.As(err, &opErr) {
-				err = opErr.Err
-			}
-			var sysErr *os.SyscallError
-			if errors.As(err, &sysErr) {
-				err = sysErr.Err
-			}
-			return nil, &DialError{Address: path, Err: err}
-		},
+	return &transports{
+		single:  &http.Transport{DialContext: dial, MaxIdleConnsPerHost: maxIdle, DisableCompression: true},
+		streams: &http.Transport{DialContext: dial, Protocols: protocols, DisableCompression: true},
+	}
+}
+
+// RoundTrip implements http.RoundTripper.
+func (t *transports) RoundTrip(r *http.Request) (*http.Response, error) {
+	switch r.Header.Get("Content-Type") {
+	case "application/proto", "application/json":
+		return t.single.RoundTrip(r)
+	default:
+		return t.streams.RoundTrip(r)
+	}
+}
+
+func (t *transports) closeIdle() {
+	t.single.CloseIdleConnections()
+	t.streams.CloseIdleConnections()
+}
+
+// dialer connects to the socket, whatever is dialled.
+func dialer(path string) func(context.Context, string, string) (net.Conn, error) {
+	return func(ctx context.Context, _, _ string) (net.Conn, error) {
+		d := net.Dialer{Timeout: dialTimeout}
+		conn, err := d.DialContext(ctx, "unix", path)
+		if err == nil {
+			return conn, nil
+		}
+		// What is left without these is the errno: the address is said already.
+		var opErr *net.OpError
+		if errors.As(err, &opErr) {
+			err = opErr.Err
+		}
+		var sysErr *os.SyscallError
+		if errors.As(err, &sysErr) {
+			err = sysErr.Err
+		}
+		return nil, &DialError{Address: path, Err: err}
 	}
 }

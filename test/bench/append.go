@@ -75,8 +75,14 @@ func (p *plan) appendVarve(ctx context.Context, out sink, dir, of string, client
 	if err := p.load(ctx, out, "varve", of, "-target", "varve", "-addr", a.socket, "-clients", strconv.Itoa(clients), "-conns", conns); err != nil {
 		return err
 	}
-	return p.load(ctx, out, "varve, one stream a connection", of, "-target", "varve-stream", "-addr", a.socket,
-		"-clients", strconv.Itoa(clients), "-conns", conns, "-depth", strconv.Itoa(streamDepth))
+	for _, depth := range []int{1, streamDepth} {
+		err := p.load(ctx, out, fmt.Sprintf("varve, stream, %d under way", depth), of, "-target", "varve-stream", "-addr", a.socket,
+			"-clients", strconv.Itoa(clients), "-conns", conns, "-depth", strconv.Itoa(depth))
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (p *plan) appendEtcd(ctx context.Context, out sink, dir, of string, clients int) error {

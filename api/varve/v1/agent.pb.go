@@ -218,7 +218,8 @@ type StatusResponse struct {
 	ReplayNanoseconds    uint64 `protobuf:"varint,19,opt,name=replay_nanoseconds,json=replayNanoseconds,proto3" json:"replay_nanoseconds,omitempty"`
 	BootstrapNanoseconds uint64 `protobuf:"varint,20,opt,name=bootstrap_nanoseconds,json=bootstrapNanoseconds,proto3" json:"bootstrap_nanoseconds,omitempty"`
 	// Rows that this start had to write, because the kernel differed.
-	BootstrapRowsWritten uint64 `protobuf:"varint,21,opt,name=bootstrap_rows_written,json=bootstrapRowsWritten,proto3" json:"bootstrap_rows_written,omitempty"`
+	BootstrapRowsWritten uint64       `protobuf:"varint,21,opt,name=bootstrap_rows_written,json=bootstrapRowsWritten,proto3" json:"bootstrap_rows_written,omitempty"`
+	Drift                *DriftStatus `protobuf:"bytes,22,opt,name=drift,proto3" json:"drift,omitempty"`
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
 }
@@ -400,6 +401,227 @@ func (x *StatusResponse) GetBootstrapRowsWritten() uint64 {
 	return 0
 }
 
+func (x *StatusResponse) GetDrift() *DriftStatus {
+	if x != nil {
+		return x.Drift
+	}
+	return nil
+}
+
+// DriftStatus is what the agent found changed by others since its start.
+type DriftStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Found         uint64                 `protobuf:"varint,1,opt,name=found,proto3" json:"found,omitempty"`
+	Repaired      uint64                 `protobuf:"varint,2,opt,name=repaired,proto3" json:"repaired,omitempty"`
+	Kinds         []*DriftCount          `protobuf:"bytes,3,rep,name=kinds,proto3" json:"kinds,omitempty"`                                         // those found, by kind
+	Last          *Drift                 `protobuf:"bytes,4,opt,name=last,proto3" json:"last,omitempty"`                                           // none if nothing was found
+	CheckedUnixNs int64                  `protobuf:"varint,5,opt,name=checked_unix_ns,json=checkedUnixNs,proto3" json:"checked_unix_ns,omitempty"` // end of the last check
+	Open          []*Drift               `protobuf:"bytes,6,rep,name=open,proto3" json:"open,omitempty"`                                           // that could not be repaired in the last check
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DriftStatus) Reset() {
+	*x = DriftStatus{}
+	mi := &file_api_varve_v1_agent_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DriftStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DriftStatus) ProtoMessage() {}
+
+func (x *DriftStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_agent_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DriftStatus.ProtoReflect.Descriptor instead.
+func (*DriftStatus) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *DriftStatus) GetFound() uint64 {
+	if x != nil {
+		return x.Found
+	}
+	return 0
+}
+
+func (x *DriftStatus) GetRepaired() uint64 {
+	if x != nil {
+		return x.Repaired
+	}
+	return 0
+}
+
+func (x *DriftStatus) GetKinds() []*DriftCount {
+	if x != nil {
+		return x.Kinds
+	}
+	return nil
+}
+
+func (x *DriftStatus) GetLast() *Drift {
+	if x != nil {
+		return x.Last
+	}
+	return nil
+}
+
+func (x *DriftStatus) GetCheckedUnixNs() int64 {
+	if x != nil {
+		return x.CheckedUnixNs
+	}
+	return 0
+}
+
+func (x *DriftStatus) GetOpen() []*Drift {
+	if x != nil {
+		return x.Open
+	}
+	return nil
+}
+
+type DriftCount struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Found         uint64                 `protobuf:"varint,2,opt,name=found,proto3" json:"found,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DriftCount) Reset() {
+	*x = DriftCount{}
+	mi := &file_api_varve_v1_agent_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DriftCount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DriftCount) ProtoMessage() {}
+
+func (x *DriftCount) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_agent_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DriftCount.ProtoReflect.Descriptor instead.
+func (*DriftCount) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *DriftCount) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *DriftCount) GetFound() uint64 {
+	if x != nil {
+		return x.Found
+	}
+	return 0
+}
+
+// Drift is one thing of the kernel that was not as the agent had left it.
+type Drift struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TimeUnixNs    int64                  `protobuf:"varint,1,opt,name=time_unix_ns,json=timeUnixNs,proto3" json:"time_unix_ns,omitempty"`
+	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`     // row, config, link, pin, interface, route, neighbour, address, sysctl
+	Object        string                 `protobuf:"bytes,3,opt,name=object,proto3" json:"object,omitempty"` // "policy", "interface vv0a1b tcx ingress"
+	What          string                 `protobuf:"bytes,4,opt,name=what,proto3" json:"what,omitempty"`     // how it differed
+	Error         string                 `protobuf:"bytes,5,opt,name=error,proto3" json:"error,omitempty"`   // why it is not repaired; empty: it is
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Drift) Reset() {
+	*x = Drift{}
+	mi := &file_api_varve_v1_agent_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Drift) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Drift) ProtoMessage() {}
+
+func (x *Drift) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_agent_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Drift.ProtoReflect.Descriptor instead.
+func (*Drift) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Drift) GetTimeUnixNs() int64 {
+	if x != nil {
+		return x.TimeUnixNs
+	}
+	return 0
+}
+
+func (x *Drift) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Drift) GetObject() string {
+	if x != nil {
+		return x.Object
+	}
+	return ""
+}
+
+func (x *Drift) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *Drift) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 type TableStatus struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -413,7 +635,7 @@ type TableStatus struct {
 
 func (x *TableStatus) Reset() {
 	*x = TableStatus{}
-	mi := &file_api_varve_v1_agent_proto_msgTypes[3]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -425,7 +647,7 @@ func (x *TableStatus) String() string {
 func (*TableStatus) ProtoMessage() {}
 
 func (x *TableStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_agent_proto_msgTypes[3]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -438,7 +660,7 @@ func (x *TableStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableStatus.ProtoReflect.Descriptor instead.
 func (*TableStatus) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{3}
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *TableStatus) GetName() string {
@@ -489,7 +711,7 @@ type Difference struct {
 
 func (x *Difference) Reset() {
 	*x = Difference{}
-	mi := &file_api_varve_v1_agent_proto_msgTypes[4]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -501,7 +723,7 @@ func (x *Difference) String() string {
 func (*Difference) ProtoMessage() {}
 
 func (x *Difference) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_agent_proto_msgTypes[4]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -514,7 +736,7 @@ func (x *Difference) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Difference.ProtoReflect.Descriptor instead.
 func (*Difference) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{4}
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Difference) GetTable() string {
@@ -563,7 +785,7 @@ type DumpRequest struct {
 
 func (x *DumpRequest) Reset() {
 	*x = DumpRequest{}
-	mi := &file_api_varve_v1_agent_proto_msgTypes[5]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -575,7 +797,7 @@ func (x *DumpRequest) String() string {
 func (*DumpRequest) ProtoMessage() {}
 
 func (x *DumpRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_agent_proto_msgTypes[5]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -588,7 +810,7 @@ func (x *DumpRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DumpRequest.ProtoReflect.Descriptor instead.
 func (*DumpRequest) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{5}
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *DumpRequest) GetMap() Map {
@@ -618,7 +840,7 @@ type DumpResponse struct {
 
 func (x *DumpResponse) Reset() {
 	*x = DumpResponse{}
-	mi := &file_api_varve_v1_agent_proto_msgTypes[6]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -630,7 +852,7 @@ func (x *DumpResponse) String() string {
 func (*DumpResponse) ProtoMessage() {}
 
 func (x *DumpResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_agent_proto_msgTypes[6]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -643,7 +865,7 @@ func (x *DumpResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DumpResponse.ProtoReflect.Descriptor instead.
 func (*DumpResponse) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *DumpResponse) GetEndpoints() []*EndpointRow {
@@ -700,7 +922,7 @@ type EndpointRow struct {
 
 func (x *EndpointRow) Reset() {
 	*x = EndpointRow{}
-	mi := &file_api_varve_v1_agent_proto_msgTypes[7]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -712,7 +934,7 @@ func (x *EndpointRow) String() string {
 func (*EndpointRow) ProtoMessage() {}
 
 func (x *EndpointRow) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_agent_proto_msgTypes[7]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -725,7 +947,7 @@ func (x *EndpointRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointRow.ProtoReflect.Descriptor instead.
 func (*EndpointRow) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *EndpointRow) GetIfindex() uint32 {
@@ -818,7 +1040,7 @@ type IPCacheRow struct {
 
 func (x *IPCacheRow) Reset() {
 	*x = IPCacheRow{}
-	mi := &file_api_varve_v1_agent_proto_msgTypes[8]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -830,7 +1052,7 @@ func (x *IPCacheRow) String() string {
 func (*IPCacheRow) ProtoMessage() {}
 
 func (x *IPCacheRow) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_agent_proto_msgTypes[8]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -843,7 +1065,7 @@ func (x *IPCacheRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IPCacheRow.ProtoReflect.Descriptor instead.
 func (*IPCacheRow) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *IPCacheRow) GetPrefix() string {
@@ -899,7 +1121,7 @@ type PolicyRow struct {
 
 func (x *PolicyRow) Reset() {
 	*x = PolicyRow{}
-	mi := &file_api_varve_v1_agent_proto_msgTypes[9]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -911,7 +1133,7 @@ func (x *PolicyRow) String() string {
 func (*PolicyRow) ProtoMessage() {}
 
 func (x *PolicyRow) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_agent_proto_msgTypes[9]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -924,7 +1146,7 @@ func (x *PolicyRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyRow.ProtoReflect.Descriptor instead.
 func (*PolicyRow) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PolicyRow) GetTable() string {
@@ -1012,7 +1234,7 @@ type ConntrackRow struct {
 
 func (x *ConntrackRow) Reset() {
 	*x = ConntrackRow{}
-	mi := &file_api_varve_v1_agent_proto_msgTypes[10]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1024,7 +1246,7 @@ func (x *ConntrackRow) String() string {
 func (*ConntrackRow) ProtoMessage() {}
 
 func (x *ConntrackRow) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_agent_proto_msgTypes[10]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1037,7 +1259,7 @@ func (x *ConntrackRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConntrackRow.ProtoReflect.Descriptor instead.
 func (*ConntrackRow) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ConntrackRow) GetProtocol() string {
@@ -1100,7 +1322,7 @@ type ClassRow struct {
 
 func (x *ClassRow) Reset() {
 	*x = ClassRow{}
-	mi := &file_api_varve_v1_agent_proto_msgTypes[11]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1112,7 +1334,7 @@ func (x *ClassRow) String() string {
 func (*ClassRow) ProtoMessage() {}
 
 func (x *ClassRow) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_agent_proto_msgTypes[11]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1125,7 +1347,7 @@ func (x *ClassRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClassRow.ProtoReflect.Descriptor instead.
 func (*ClassRow) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ClassRow) GetScope() string {
@@ -1157,7 +1379,7 @@ type CountersRequest struct {
 
 func (x *CountersRequest) Reset() {
 	*x = CountersRequest{}
-	mi := &file_api_varve_v1_agent_proto_msgTypes[12]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1169,7 +1391,7 @@ func (x *CountersRequest) String() string {
 func (*CountersRequest) ProtoMessage() {}
 
 func (x *CountersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_agent_proto_msgTypes[12]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1182,7 +1404,7 @@ func (x *CountersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountersRequest.ProtoReflect.Descriptor instead.
 func (*CountersRequest) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 type CountersResponse struct {
@@ -1195,7 +1417,7 @@ type CountersResponse struct {
 
 func (x *CountersResponse) Reset() {
 	*x = CountersResponse{}
-	mi := &file_api_varve_v1_agent_proto_msgTypes[13]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1207,7 +1429,7 @@ func (x *CountersResponse) String() string {
 func (*CountersResponse) ProtoMessage() {}
 
 func (x *CountersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_agent_proto_msgTypes[13]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1220,7 +1442,7 @@ func (x *CountersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountersResponse.ProtoReflect.Descriptor instead.
 func (*CountersResponse) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CountersResponse) GetCounters() []*Counter {
@@ -1249,7 +1471,7 @@ type Counter struct {
 
 func (x *Counter) Reset() {
 	*x = Counter{}
-	mi := &file_api_varve_v1_agent_proto_msgTypes[14]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1261,7 +1483,7 @@ func (x *Counter) String() string {
 func (*Counter) ProtoMessage() {}
 
 func (x *Counter) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_agent_proto_msgTypes[14]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1274,7 +1496,7 @@ func (x *Counter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counter.ProtoReflect.Descriptor instead.
 func (*Counter) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Counter) GetReason() string {
@@ -1307,7 +1529,7 @@ func (x *Counter) GetBytes() uint64 {
 
 type MonitorRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// "drop", "new-flow"; empty: all.
+	// "drop", "new-flow", "drift"; empty: all.
 	Types []string `protobuf:"bytes,1,rep,name=types,proto3" json:"types,omitempty"`
 	// Only events of these endpoints, "namespace/name".
 	Endpoints     []string `protobuf:"bytes,2,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
@@ -1317,7 +1539,7 @@ type MonitorRequest struct {
 
 func (x *MonitorRequest) Reset() {
 	*x = MonitorRequest{}
-	mi := &file_api_varve_v1_agent_proto_msgTypes[15]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1329,7 +1551,7 @@ func (x *MonitorRequest) String() string {
 func (*MonitorRequest) ProtoMessage() {}
 
 func (x *MonitorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_agent_proto_msgTypes[15]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1342,7 +1564,7 @@ func (x *MonitorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MonitorRequest.ProtoReflect.Descriptor instead.
 func (*MonitorRequest) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *MonitorRequest) GetTypes() []string {
@@ -1362,7 +1584,7 @@ func (x *MonitorRequest) GetEndpoints() []string {
 type DatapathEvent struct {
 	state               protoimpl.MessageState `protogen:"open.v1"`
 	TimeUnixNs          int64                  `protobuf:"varint,1,opt,name=time_unix_ns,json=timeUnixNs,proto3" json:"time_unix_ns,omitempty"`
-	Type                string                 `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`           // drop, new-flow, lost
+	Type                string                 `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`           // drop, new-flow, drift, lost
 	Reason              string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`       // of a drop
 	Direction           string                 `protobuf:"bytes,4,opt,name=direction,proto3" json:"direction,omitempty"` // egress, ingress
 	Protocol            string                 `protobuf:"bytes,5,opt,name=protocol,proto3" json:"protocol,omitempty"`
@@ -1383,13 +1605,14 @@ type DatapathEvent struct {
 	Lost                uint64                 `protobuf:"varint,20,opt,name=lost,proto3" json:"lost,omitempty"`
 	IcmpType            uint32                 `protobuf:"varint,21,opt,name=icmp_type,json=icmpType,proto3" json:"icmp_type,omitempty"`
 	IcmpCode            uint32                 `protobuf:"varint,22,opt,name=icmp_code,json=icmpCode,proto3" json:"icmp_code,omitempty"`
+	Drift               *Drift                 `protobuf:"bytes,23,opt,name=drift,proto3" json:"drift,omitempty"` // of type drift
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
 
 func (x *DatapathEvent) Reset() {
 	*x = DatapathEvent{}
-	mi := &file_api_varve_v1_agent_proto_msgTypes[16]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1401,7 +1624,7 @@ func (x *DatapathEvent) String() string {
 func (*DatapathEvent) ProtoMessage() {}
 
 func (x *DatapathEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_agent_proto_msgTypes[16]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1414,7 +1637,7 @@ func (x *DatapathEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DatapathEvent.ProtoReflect.Descriptor instead.
 func (*DatapathEvent) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DatapathEvent) GetTimeUnixNs() int64 {
@@ -1571,6 +1794,13 @@ func (x *DatapathEvent) GetIcmpCode() uint32 {
 	return 0
 }
 
+func (x *DatapathEvent) GetDrift() *Drift {
+	if x != nil {
+		return x.Drift
+	}
+	return nil
+}
+
 var File_api_varve_v1_agent_proto protoreflect.FileDescriptor
 
 const file_api_varve_v1_agent_proto_rawDesc = "" +
@@ -1582,7 +1812,7 @@ const file_api_varve_v1_agent_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02ok\x18\x02 \x01(\bR\x02ok\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x12 \n" +
-	"\vnanoseconds\x18\x04 \x01(\x04R\vnanoseconds\"\x89\x06\n" +
+	"\vnanoseconds\x18\x04 \x01(\x04R\vnanoseconds\"\xb6\x06\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\tR\acluster\x12\x12\n" +
@@ -1607,7 +1837,26 @@ const file_api_varve_v1_agent_proto_rawDesc = "" +
 	"\x0freplayed_events\x18\x12 \x01(\x04R\x0ereplayedEvents\x12-\n" +
 	"\x12replay_nanoseconds\x18\x13 \x01(\x04R\x11replayNanoseconds\x123\n" +
 	"\x15bootstrap_nanoseconds\x18\x14 \x01(\x04R\x14bootstrapNanoseconds\x124\n" +
-	"\x16bootstrap_rows_written\x18\x15 \x01(\x04R\x14bootstrapRowsWritten\"\x8e\x01\n" +
+	"\x16bootstrap_rows_written\x18\x15 \x01(\x04R\x14bootstrapRowsWritten\x12+\n" +
+	"\x05drift\x18\x16 \x01(\v2\x15.varve.v1.DriftStatusR\x05drift\"\xdd\x01\n" +
+	"\vDriftStatus\x12\x14\n" +
+	"\x05found\x18\x01 \x01(\x04R\x05found\x12\x1a\n" +
+	"\brepaired\x18\x02 \x01(\x04R\brepaired\x12*\n" +
+	"\x05kinds\x18\x03 \x03(\v2\x14.varve.v1.DriftCountR\x05kinds\x12#\n" +
+	"\x04last\x18\x04 \x01(\v2\x0f.varve.v1.DriftR\x04last\x12&\n" +
+	"\x0fchecked_unix_ns\x18\x05 \x01(\x03R\rcheckedUnixNs\x12#\n" +
+	"\x04open\x18\x06 \x03(\v2\x0f.varve.v1.DriftR\x04open\"6\n" +
+	"\n" +
+	"DriftCount\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x14\n" +
+	"\x05found\x18\x02 \x01(\x04R\x05found\"\x7f\n" +
+	"\x05Drift\x12 \n" +
+	"\ftime_unix_ns\x18\x01 \x01(\x03R\n" +
+	"timeUnixNs\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06object\x18\x03 \x01(\tR\x06object\x12\x12\n" +
+	"\x04what\x18\x04 \x01(\tR\x04what\x12\x14\n" +
+	"\x05error\x18\x05 \x01(\tR\x05error\"\x8e\x01\n" +
 	"\vTableStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04rows\x18\x02 \x01(\x04R\x04rows\x12\x1a\n" +
@@ -1686,7 +1935,7 @@ const file_api_varve_v1_agent_proto_rawDesc = "" +
 	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\"D\n" +
 	"\x0eMonitorRequest\x12\x14\n" +
 	"\x05types\x18\x01 \x03(\tR\x05types\x12\x1c\n" +
-	"\tendpoints\x18\x02 \x03(\tR\tendpoints\"\xa9\x05\n" +
+	"\tendpoints\x18\x02 \x03(\tR\tendpoints\"\xd0\x05\n" +
 	"\rDatapathEvent\x12 \n" +
 	"\ftime_unix_ns\x18\x01 \x01(\x03R\n" +
 	"timeUnixNs\x12\x12\n" +
@@ -1713,7 +1962,8 @@ const file_api_varve_v1_agent_proto_rawDesc = "" +
 	"\brevision\x18\x13 \x01(\x04R\brevision\x12\x12\n" +
 	"\x04lost\x18\x14 \x01(\x04R\x04lost\x12\x1b\n" +
 	"\ticmp_type\x18\x15 \x01(\rR\bicmpType\x12\x1b\n" +
-	"\ticmp_code\x18\x16 \x01(\rR\bicmpCode*h\n" +
+	"\ticmp_code\x18\x16 \x01(\rR\bicmpCode\x12%\n" +
+	"\x05drift\x18\x17 \x01(\v2\x0f.varve.v1.DriftR\x05drift*h\n" +
 	"\x03Map\x12\x13\n" +
 	"\x0fMAP_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fMAP_ENDPOINT\x10\x01\x12\x0f\n" +
@@ -1743,51 +1993,59 @@ func file_api_varve_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_api_varve_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_api_varve_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_api_varve_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_api_varve_v1_agent_proto_goTypes = []any{
 	(Map)(0),                 // 0: varve.v1.Map
 	(*StatusRequest)(nil),    // 1: varve.v1.StatusRequest
 	(*Check)(nil),            // 2: varve.v1.Check
 	(*StatusResponse)(nil),   // 3: varve.v1.StatusResponse
-	(*TableStatus)(nil),      // 4: varve.v1.TableStatus
-	(*Difference)(nil),       // 5: varve.v1.Difference
-	(*DumpRequest)(nil),      // 6: varve.v1.DumpRequest
-	(*DumpResponse)(nil),     // 7: varve.v1.DumpResponse
-	(*EndpointRow)(nil),      // 8: varve.v1.EndpointRow
-	(*IPCacheRow)(nil),       // 9: varve.v1.IPCacheRow
-	(*PolicyRow)(nil),        // 10: varve.v1.PolicyRow
-	(*ConntrackRow)(nil),     // 11: varve.v1.ConntrackRow
-	(*ClassRow)(nil),         // 12: varve.v1.ClassRow
-	(*CountersRequest)(nil),  // 13: varve.v1.CountersRequest
-	(*CountersResponse)(nil), // 14: varve.v1.CountersResponse
-	(*Counter)(nil),          // 15: varve.v1.Counter
-	(*MonitorRequest)(nil),   // 16: varve.v1.MonitorRequest
-	(*DatapathEvent)(nil),    // 17: varve.v1.DatapathEvent
+	(*DriftStatus)(nil),      // 4: varve.v1.DriftStatus
+	(*DriftCount)(nil),       // 5: varve.v1.DriftCount
+	(*Drift)(nil),            // 6: varve.v1.Drift
+	(*TableStatus)(nil),      // 7: varve.v1.TableStatus
+	(*Difference)(nil),       // 8: varve.v1.Difference
+	(*DumpRequest)(nil),      // 9: varve.v1.DumpRequest
+	(*DumpResponse)(nil),     // 10: varve.v1.DumpResponse
+	(*EndpointRow)(nil),      // 11: varve.v1.EndpointRow
+	(*IPCacheRow)(nil),       // 12: varve.v1.IPCacheRow
+	(*PolicyRow)(nil),        // 13: varve.v1.PolicyRow
+	(*ConntrackRow)(nil),     // 14: varve.v1.ConntrackRow
+	(*ClassRow)(nil),         // 15: varve.v1.ClassRow
+	(*CountersRequest)(nil),  // 16: varve.v1.CountersRequest
+	(*CountersResponse)(nil), // 17: varve.v1.CountersResponse
+	(*Counter)(nil),          // 18: varve.v1.Counter
+	(*MonitorRequest)(nil),   // 19: varve.v1.MonitorRequest
+	(*DatapathEvent)(nil),    // 20: varve.v1.DatapathEvent
 }
 var file_api_varve_v1_agent_proto_depIdxs = []int32{
 	2,  // 0: varve.v1.StatusResponse.checks:type_name -> varve.v1.Check
-	4,  // 1: varve.v1.StatusResponse.tables:type_name -> varve.v1.TableStatus
-	5,  // 2: varve.v1.StatusResponse.differences:type_name -> varve.v1.Difference
-	0,  // 3: varve.v1.DumpRequest.map:type_name -> varve.v1.Map
-	8,  // 4: varve.v1.DumpResponse.endpoints:type_name -> varve.v1.EndpointRow
-	9,  // 5: varve.v1.DumpResponse.ipcache:type_name -> varve.v1.IPCacheRow
-	10, // 6: varve.v1.DumpResponse.policies:type_name -> varve.v1.PolicyRow
-	11, // 7: varve.v1.DumpResponse.flows:type_name -> varve.v1.ConntrackRow
-	12, // 8: varve.v1.DumpResponse.classes:type_name -> varve.v1.ClassRow
-	15, // 9: varve.v1.CountersResponse.counters:type_name -> varve.v1.Counter
-	1,  // 10: varve.v1.AgentService.Status:input_type -> varve.v1.StatusRequest
-	6,  // 11: varve.v1.DatapathService.Dump:input_type -> varve.v1.DumpRequest
-	13, // 12: varve.v1.DatapathService.Counters:input_type -> varve.v1.CountersRequest
-	16, // 13: varve.v1.DatapathService.Monitor:input_type -> varve.v1.MonitorRequest
-	3,  // 14: varve.v1.AgentService.Status:output_type -> varve.v1.StatusResponse
-	7,  // 15: varve.v1.DatapathService.Dump:output_type -> varve.v1.DumpResponse
-	14, // 16: varve.v1.DatapathService.Counters:output_type -> varve.v1.CountersResponse
-	17, // 17: varve.v1.DatapathService.Monitor:output_type -> varve.v1.DatapathEvent
-	14, // [14:18] is the sub-list for method output_type
-	10, // [10:14] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	7,  // 1: varve.v1.StatusResponse.tables:type_name -> varve.v1.TableStatus
+	8,  // 2: varve.v1.StatusResponse.differences:type_name -> varve.v1.Difference
+	4,  // 3: varve.v1.StatusResponse.drift:type_name -> varve.v1.DriftStatus
+	5,  // 4: varve.v1.DriftStatus.kinds:type_name -> varve.v1.DriftCount
+	6,  // 5: varve.v1.DriftStatus.last:type_name -> varve.v1.Drift
+	6,  // 6: varve.v1.DriftStatus.open:type_name -> varve.v1.Drift
+	0,  // 7: varve.v1.DumpRequest.map:type_name -> varve.v1.Map
+	11, // 8: varve.v1.DumpResponse.endpoints:type_name -> varve.v1.EndpointRow
+	12, // 9: varve.v1.DumpResponse.ipcache:type_name -> varve.v1.IPCacheRow
+	13, // 10: varve.v1.DumpResponse.policies:type_name -> varve.v1.PolicyRow
+	14, // 11: varve.v1.DumpResponse.flows:type_name -> varve.v1.ConntrackRow
+	15, // 12: varve.v1.DumpResponse.classes:type_name -> varve.v1.ClassRow
+	18, // 13: varve.v1.CountersResponse.counters:type_name -> varve.v1.Counter
+	6,  // 14: varve.v1.DatapathEvent.drift:type_name -> varve.v1.Drift
+	1,  // 15: varve.v1.AgentService.Status:input_type -> varve.v1.StatusRequest
+	9,  // 16: varve.v1.DatapathService.Dump:input_type -> varve.v1.DumpRequest
+	16, // 17: varve.v1.DatapathService.Counters:input_type -> varve.v1.CountersRequest
+	19, // 18: varve.v1.DatapathService.Monitor:input_type -> varve.v1.MonitorRequest
+	3,  // 19: varve.v1.AgentService.Status:output_type -> varve.v1.StatusResponse
+	10, // 20: varve.v1.DatapathService.Dump:output_type -> varve.v1.DumpResponse
+	17, // 21: varve.v1.DatapathService.Counters:output_type -> varve.v1.CountersResponse
+	20, // 22: varve.v1.DatapathService.Monitor:output_type -> varve.v1.DatapathEvent
+	19, // [19:23] is the sub-list for method output_type
+	15, // [15:19] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_api_varve_v1_agent_proto_init() }
@@ -1801,7 +2059,7 @@ func file_api_varve_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_varve_v1_agent_proto_rawDesc), len(file_api_varve_v1_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   17,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -59,6 +59,7 @@ func startFakeAgent(t *testing.T) *fakeAgent {
 	mux.Handle(varvev1connect.NewAgentServiceHandler(fakeStatus{f}))
 	mux.Handle(varvev1connect.NewDatapathServiceHandler(fakeDatapath{f}))
 	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
 	srv := &http.Server{Handler: mux, Protocols: protocols}
 	done := make(chan error, 1)
