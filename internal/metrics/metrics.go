@@ -106,7 +106,7 @@ func New(v version.Info, logger *slog.Logger) *Metrics {
 		"Comparisons of two digests that must be equal and were not.", "digest")
 	m.mapDriftsRepaired = counters("map_drift_repaired_total",
 		"Rows of BPF maps that somebody else had changed and that were put right.", "map_name")
-	m.initialize()
+	m.preset()
 
 	m.registry.MustRegister(
 		m.policyDelay, m.regenerationTime, m.regenerations, m.mapOps, m.bootstrap, m.commits, m.appends,
@@ -116,9 +116,9 @@ func New(v version.Info, logger *slog.Logger) *Metrics {
 	return m
 }
 
-// initialize makes the series whose labels are known, so that the first increase
+// preset makes the series whose labels are known, so that the first increase
 // is seen as one.
-func (m *Metrics) initialize() {
+func (m *Metrics) preset() {
 	for _, name := range mapNames {
 		m.mapOps.WithLabelValues(name, opUpdate, success)
 		m.mapOps.WithLabelValues(name, opDelete, success)

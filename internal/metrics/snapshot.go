@@ -231,7 +231,7 @@ func (c *counted) of(view fsm.View, node string) sizes {
 
 // reservedIdentities is how many numbers have a fixed meaning.
 var reservedIdentities = func() (n int) {
-	for id := range uint32(abi.IdentityFirstDynamic) {
+	for id := range abi.IdentityFirstDynamic {
 		if policy.ReservedLabels(id) != nil {
 			n++
 		}
