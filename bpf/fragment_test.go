@@ -117,6 +117,23 @@ func TestFragmentsWithoutFlow(t *testing.T) {
 	})
 }
 
+// TestFragmentOfOpening: only the first fragment of a SYN opens a flow.
+func TestFragmentOfOpening(t *testing.T) {
+	w := newWorld(t, smallSizes())
+	families(t, func(t *testing.T, v family) {
+		w.forget()
+		f := v.out(w.a, v.of(w.b), tcp, 40000, 80, syn)
+		f.payload = make([]byte, 400)
+		parts := f.split(1, 0, 128)
+		w.from(w.a, parts[0]).accepted(t, redirected, abi.Egress, abi.Ingress)
+		w.from(w.b, v.out(w.b, v.of(w.a), tcp, 80, 40000, rst|ack)).accepted(t, redirected, abi.Egress, abi.Ingress)
+		w.from(w.a, parts[1]).accepted(t, redirected, abi.Egress, abi.Ingress)
+		if ct := w.flow(); ct.Flags&abi.CTSeenReply == 0 {
+			t.Errorf("flags %d: a later fragment opened the flow anew", ct.Flags)
+		}
+	})
+}
+
 // TestFragmentAttacks: fragments that cut, overwrite or hide a transport header.
 func TestFragmentAttacks(t *testing.T) {
 	w := newWorld(t, smallSizes())
@@ -134,6 +151,9 @@ func TestFragmentAttacks(t *testing.T) {
 				w.from(w.a, f.fragment(id, 0, true, l4[:tt.cut])).refused(t, abi.FragmentTiny, abi.Egress)
 			}
 			w.from(w.a, f.fragment(id, 0, true, l4[:128])).accepted(t, redirected, abi.Egress, abi.Ingress)
+			if tt.over > 0 && v.icmp == icmp4 { // known without its first
+				w.from(w.a, f.fragment(id+4, 8, true, l4[8:128])).refused(t, abi.FragmentTiny, abi.Egress)
+			}
 			for offset := 8; offset <= tt.over; offset += 8 {
 				w.from(w.a, f.fragment(id, offset, true, l4[offset:128])).refused(t, abi.FragmentTiny, abi.Egress)
 			}
