@@ -115,6 +115,7 @@ func (e *editor[K, V]) while(from K, in func(K) bool) []*Row[K, V] {
 // freeze returns the table as it is now and what changed since the last freeze.
 func (e *editor[K, V]) freeze() (Table[K, V], Changes[K, V]) {
 	var c Changes[K, V]
+	//purity:ordered each list is sorted below
 	for k, was := range e.before {
 		is, ok := e.get(k)
 		switch {

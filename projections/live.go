@@ -114,39 +114,48 @@ func (x *live) name(id uint64, name string) {
 //	endpoints and addresses
 func (x *live) settle(policies func(func(*fsm.Policy) bool)) {
 	x.settlePeers()
+	//purity:ordered a subject finds its table by content and marks what is to be settled
 	for s := range x.dirtySubjects {
 		x.settleSubject(s, policies)
 	}
 	clear(x.dirtySubjects)
+	//purity:ordered a table enters or leaves sets, and its scope is found by content
 	for t := range x.dirtyTables {
 		x.settleTable(t)
 	}
+	//purity:ordered a prefix has rows of its own; classes are counted and found by content
 	for p := range x.dirtyCIDRs {
 		x.settleCIDR(p)
 	}
+	//purity:ordered a scope has rows of its own; selectors keep their uses in no order
 	for s := range x.dirtyScopes {
 		if len(s.tables) > 0 {
 			x.settleScope(s)
 		}
 	}
+	//purity:ordered a scope takes its own rows; classes and uses are counted
 	for s := range x.dirtyScopes { // last, so that selectors in use all the time stay
 		if len(s.tables) == 0 {
 			x.dropScope(s)
 		}
 	}
 	clear(x.dirtyScopes)
+	//purity:ordered a table has rows of its own
 	for t := range x.dirtyTables {
 		x.settleRows(t)
 	}
 	clear(x.dirtyTables)
+	//purity:ordered a prefix has one claim of this rank
 	for p := range x.dirtyCIDRs {
 		x.claimCIDR(p)
 	}
 	clear(x.dirtyCIDRs)
+	//purity:ordered an endpoint has a row of its own
 	for l := range x.dirtyLocals {
 		x.settleLocal(l)
 	}
 	clear(x.dirtyLocals)
+	//purity:ordered a prefix has a row of its own
 	for p := range x.dirtyPrefixes {
 		x.settlePrefix(p)
 	}
@@ -233,6 +242,7 @@ func (x *live) nodeRank(n *fsm.Node) uint8 {
 
 // changePolicy tells of a policy that was set (is) or removed (is is nil).
 func (x *live) changePolicy(ref policy.Ref, is *fsm.Policy) {
+	//purity:ordered an identity has a selection of its own, kept in the order of policies
 	for _, id := range x.identities {
 		before := id.selected
 		id.selected = slices.DeleteFunc(slices.Clone(before), func(s selection) bool { return s.policy.Policy.Ref == ref })

@@ -119,6 +119,7 @@ func (x *live) claimCIDR(p netip.Prefix) {
 		return
 	}
 	var cause Cause
+	//purity:ordered join sorts
 	for t := range c.tables {
 		cause = join(cause, t.prefixes[p])
 	}

@@ -174,6 +174,7 @@ func (p *peers) selectorOf(s *policy.Selector) *liveSelector {
 	}
 	if out.anchor == nil {
 		p.free = append(p.free, out)
+		//purity:ordered a selector and a group keep each other in no order
 		for _, g := range p.groups {
 			if g.placed {
 				match(g)
@@ -242,6 +243,7 @@ func (p *peers) unuse(identity uint32, number uint64) {
 
 // settlePeers makes peers known to the scopes, or unknown.
 func (x *live) settlePeers() {
+	//purity:ordered a group has rows of its own; classes are counted and found by content
 	for id := range x.dirtyGroups {
 		g := x.groups[id]
 		renewed := g.placed && g.next != nil
@@ -347,6 +349,7 @@ func (x *live) eachScope(d policy.Direction, g *liveGroup, ports []fsm.NamedPort
 		}
 	}
 	if prefix.IsValid() {
+		//purity:ordered what is pending in a scope is its own, and sorted below
 		for s := range x.withCIDR[d] {
 			for _, u := range s.cidrs {
 				if covers(u.item.peer, prefix) {

@@ -48,10 +48,12 @@ func (x *live) settleScope(s *liveScope) {
 		return
 	}
 	causes := s.gatherCauses()
+	//purity:ordered sameCause has no effects
 	if maps.EqualFunc(causes, s.causes, sameCause) {
 		return
 	}
 	s.causes = causes
+	//purity:ordered a class has a cause of its own
 	for _, c := range s.classes {
 		c.cause = s.causeOf(c.class)
 	}
@@ -63,7 +65,9 @@ func (x *live) settleScope(s *liveScope) {
 // gatherCauses is, for each item, the rules of all tables that use it.
 func (s *liveScope) gatherCauses() map[string]Cause {
 	out := make(map[string]Cause, len(s.keys))
+	//purity:ordered join sorts
 	for t := range s.tables {
+		//purity:ordered join sorts
 		for key, cause := range t.itemCauses {
 			if have, ok := out[key]; ok {
 				cause = join(have, cause)
@@ -114,6 +118,7 @@ func (x *live) fill(s *liveScope) {
 		switch {
 		case it.peer == nil:
 			x.anyPorts = append(x.anyPorts, u)
+			//purity:ordered what is pending in a group is its own
 			for _, g := range x.groups {
 				if g.placed && g.identity != nil {
 					add(g, i)
@@ -219,6 +224,7 @@ func (x *live) newClass(s *liveScope, base uint64, tokens []token32) *liveClass 
 	if x.classUsers[c.id]++; x.classUsers[c.id] == 1 {
 		x.name(c.id, joinTokens(c.tokens)+" ("+x.names[base]+")")
 	}
+	//purity:ordered a table has rows of its own
 	for t := range s.tables {
 		if t.filled {
 			x.putRows(t, c.id, t.classRows(c))
@@ -239,6 +245,7 @@ func (x *live) leave(s *liveScope, number uint64) {
 	}
 	delete(s.bySig, c.sig)
 	x.dropClass(s, c)
+	//purity:ordered a table has rows of its own
 	for t := range s.tables {
 		if t.filled {
 			x.dropRows(t.id, func(k abi.PolicyKey) bool { return k.Class == c.id }, abi.PolicyKey{Table: t.id, Class: c.id})
@@ -261,6 +268,7 @@ func (x *live) dropScope(s *liveScope) {
 	for _, row := range x.classRows(s.id) {
 		x.classes.remove(row.Key)
 	}
+	//purity:ordered a class is counted and named on its own
 	for _, c := range s.classes {
 		x.dropClass(s, c)
 	}

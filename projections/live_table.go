@@ -148,6 +148,7 @@ func (x *live) settleTable(t *liveTable) {
 		return
 	}
 	first := (*liveSubject)(nil)
+	//purity:ordered subjects of one table and one identity give it one name
 	for s := range t.subjects {
 		if first == nil || s.identity.ID < first.identity.ID {
 			first = s
@@ -158,6 +159,7 @@ func (x *live) settleTable(t *liveTable) {
 		return
 	}
 	t.gatherCauses()
+	//purity:ordered a prefix keeps its tables in no order
 	for p := range t.prefixes {
 		x.useCIDR(p, t)
 	}
@@ -212,6 +214,7 @@ func (x *live) dropTable(t *liveTable) {
 	x.ids.release("table", t.id)
 	x.name(t.id, "")
 	t.gone = true
+	//purity:ordered a prefix keeps its tables in no order
 	for p := range t.prefixes {
 		x.unuseCIDR(p, t)
 	}
@@ -243,6 +246,7 @@ func (x *live) settleRows(t *liveTable) {
 	if t.in == nil {
 		return
 	}
+	//purity:ordered rows of a class are its own
 	for _, c := range t.in.classes {
 		x.putRows(t, c.id, t.classRows(c.class))
 	}

@@ -88,6 +88,7 @@ func (p *Projection) follow(v fsm.View) bool {
 		return false
 	}
 	f := newChanged(changes)
+	//purity:ordered claims are kept by rank and name; false discards what was done
 	for name := range f.nodes {
 		was, is := standing(p.view, name), standing(v, name)
 		if name == p.node && (was == nil || is == nil || was.KubeAPIServer != is.KubeAPIServer) {
@@ -104,11 +105,13 @@ func (p *Projection) follow(v fsm.View) bool {
 		}
 	}
 	// First all that go, so that a number or an address is free when it is taken.
+	//purity:ordered users are counted, and claims kept by rank and name
 	for ref := range f.endpoints {
 		if was, ok := p.view.Endpoint(ref); ok {
 			p.live.removeEndpoint(was)
 		}
 	}
+	//purity:ordered users are counted, and claims kept by rank and name; false discards what was done
 	for ref := range f.endpoints {
 		if is, ok := v.Endpoint(ref); ok {
 			id, ok := v.Identity(is.Identity)
@@ -118,6 +121,7 @@ func (p *Projection) follow(v fsm.View) bool {
 			p.live.addEndpoint(is, id)
 		}
 	}
+	//purity:ordered each is inserted at its place in the order of policies
 	for ref := range f.policies {
 		is, _ := v.Policy(ref)
 		p.live.changePolicy(ref, is)
