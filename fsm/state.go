@@ -92,23 +92,53 @@ type change struct {
 // bytes that are no event at all, which no appender writes (log.Marshal). The
 // state is then unchanged. The Record's Event aliases event.
 func (s *State) Apply(event []byte) (log.Record, log.Result, error) {
-	e, err := log.Unmarshal(event)
-	if err != nil {
+	return s.ApplyDecoded(Decode(event))
+}
+
+// Decoded is an event that is ready for ApplyDecoded.
+type Decoded struct {
+	bytes       []byte
+	event       *eventpb.Event
+	leaf        log.Hash
+	fingerprint log.Hash // zero if the request id is not to be remembered
+	err         error
+}
+
+// Decode does what of Apply does not depend on the state, which is half of its
+// work: a replay decodes ahead, in other goroutines, and applies in one.
+func Decode(event []byte) Decoded {
+	d := Decoded{bytes: event}
+	if d.event, d.err = log.Unmarshal(event); d.err != nil {
+		return d
+	}
+	d.leaf = log.Leaf(event)
+	if remembered(d.event) {
+		d.fingerprint = log.Fingerprint(event, d.event)
+	}
+	return d
+}
+
+// remembered tells whether an event's request id is kept to find its repeats.
+func remembered(e *eventpb.Event) bool { return e.RequestId != "" && len(e.RequestId) <= maxRequestID }
+
+// ApplyDecoded is Apply of an event that was decoded before. The event must be
+// applied once only: the state keeps parts of it.
+func (s *State) ApplyDecoded(d Decoded) (log.Record, log.Result, error) {
+	if err := d.err; err != nil {
 		if corrupt, ok := errors.AsType[*log.CorruptError](err); ok {
 			corrupt.Revision = s.revision + 1
 			return log.Record{}, log.Result{}, err
 		}
 		return log.Record{}, log.Result{}, fmt.Errorf("revision %d: %w", s.revision+1, err)
 	}
+	e := d.event
 	c := change{event: e, rev: s.revision + 1, now: max(s.timeNS, e.TimeUnixNs)}
 	s.begin(c.rev)
 
-	var fingerprint log.Hash
-	remember := e.RequestId != "" && len(e.RequestId) <= maxRequestID
+	remember := remembered(e)
 	if remember {
-		fingerprint = log.Fingerprint(event, e)
 		if first, ok := s.requestByID[e.RequestId]; ok {
-			return log.Record{}, s.seen(e, first, fingerprint), nil
+			return log.Record{}, s.seen(e, first, d.fingerprint), nil
 		}
 	}
 	rejection := s.admit(&c)
@@ -123,8 +153,8 @@ func (s *State) Apply(event []byte) (log.Record, log.Result, error) {
 		Revision: c.rev,
 		TimeNS:   c.now,
 		Outcome:  log.OutcomeApplied,
-		Event:    event,
-		Chain:    log.Next(s.chain, log.Leaf(event)),
+		Event:    d.bytes,
+		Chain:    log.Next(s.chain, d.leaf),
 	}
 	if rejection != nil {
 		record.Outcome, record.Reason = log.OutcomeRejected, clip(rejection.Error())
@@ -132,7 +162,7 @@ func (s *State) Apply(event []byte) (log.Record, log.Result, error) {
 	s.revision, s.timeNS, s.chain = record.Revision, record.TimeNS, record.Chain
 	s.countNodeFact(&c)
 	if remember {
-		s.remember(request{e.RequestId, c.rev, record.Outcome, record.Reason, fingerprint})
+		s.remember(request{e.RequestId, c.rev, record.Outcome, record.Reason, d.fingerprint})
 	}
 	if rejection == nil {
 		s.collect(c.rev, c.now)
