@@ -62,8 +62,21 @@ func openPin(path string) (holder, error) {
 // They go by TCX, and by filters on a clsact qdisc if the kernel has no TCX (it
 // came with 6.6); where filters are and TCX is to be had, it takes over from them.
 //
+// An interface that has the programs of another layout keeps them until Migrate.
+//
 // Errors: ErrForeignFilter.
 func (o *Objects) Attach(ifindex int) error {
+	o.attaching.Lock()
+	defer o.attaching.Unlock()
+	for _, p := range o.predecessors {
+		if has, err := p.has(ifindex); err != nil || has {
+			return err
+		}
+	}
+	return o.attachBoth(ifindex)
+}
+
+func (o *Objects) attachBoth(ifindex int) error {
 	if err := o.attach(ifindex, hookTo, o.ToContainer); err != nil {
 		return fmt.Errorf("interface %d: %s: %w", ifindex, hookTo.attach, err)
 	}
@@ -150,22 +163,34 @@ func (o *Objects) Detach(ifindex int) error {
 
 // Attached lists the interfaces that have both programs, in ascending order. An
 // interface that has lost one (a crash between the two) is not listed, so that
-// whoever compares this with what should be attaches it again. Call it, like
+// whoever compares this with what should be attaches it again. Until Migrate, those
+// with the programs of another layout are listed too. Call it, like
 // Attach, in the interfaces' network namespace.
 func (o *Objects) Attached() ([]int, error) {
-	pins, err := o.pins()
+	pins, err := pinsIn(o.dir)
 	if err != nil {
 		return nil, err
 	}
-	hooks := make(map[int]int)
+	for _, p := range o.predecessors {
+		theirs, err := pinsIn(p.dir)
+		if err != nil {
+			return nil, err
+		}
+		pins = append(pins, theirs...)
+	}
+	from, to := make(map[int]bool), make(map[int]bool)
 	for _, p := range pins {
-		if p.live {
-			hooks[p.ifindex]++
+		switch {
+		case !p.live:
+		case p.hook == hookFrom:
+			from[p.ifindex] = true
+		default:
+			to[p.ifindex] = true
 		}
 	}
 	var attached []int
-	for ifindex, n := range hooks {
-		if n == 2 {
+	for ifindex := range from {
+		if to[ifindex] {
 			attached = append(attached, ifindex)
 		}
 	}
@@ -177,7 +202,7 @@ func (o *Objects) Attached() ([]int, error) {
 // the interfaces' numbers, in ascending order. Call it, like Attach, in the
 // interfaces' network namespace.
 func (o *Objects) PruneLinks() ([]int, error) {
-	pins, err := o.pins()
+	pins, err := pinsIn(o.dir)
 	if err != nil {
 		return nil, err
 	}
@@ -202,8 +227,9 @@ type hookPin struct {
 	live    bool // on the interface the pin is named after
 }
 
-func (o *Objects) pins() ([]hookPin, error) {
-	dir := filepath.Join(o.dir, "links")
+// pinsIn reads the pins of a layout's directory.
+func pinsIn(layout string) ([]hookPin, error) {
+	dir := filepath.Join(layout, "links")
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("links: %w", err)

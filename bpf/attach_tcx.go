@@ -14,10 +14,10 @@ type tcxLink struct{ link.Link }
 
 var _ holder = (*tcxLink)(nil)
 
-// attachTCX attaches and pins. ebpf.ErrNotSupported if the kernel has no TCX:
+// attachTCX attaches, as the first of the hook, and pins. ebpf.ErrNotSupported if the kernel has no TCX:
 // package link tells that by trying it.
 func (o *Objects) attachTCX(ifindex int, h hook, prog *ebpf.Program) error {
-	l, err := link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: prog, Attach: h.attach})
+	l, err := link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: prog, Attach: h.attach, Anchor: link.Head()})
 	if err != nil {
 		return err
 	}

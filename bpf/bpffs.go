@@ -6,8 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -71,8 +69,7 @@ func RemoveAll(pinDir string) error {
 		return fmt.Errorf("pins: %w", err)
 	}
 	for _, l := range layouts {
-		n, isLayout := strings.CutPrefix(l.Name(), "v")
-		if _, err := strconv.ParseUint(n, 10, 32); err != nil || !isLayout || !l.IsDir() {
+		if _, ok := isLayout(l.Name()); !ok || !l.IsDir() {
 			continue
 		}
 		if err := removeLayout(filepath.Join(pinDir, l.Name())); err != nil {

@@ -18,3 +18,6 @@
 package bpf
 
 //go:generate env BPF2GO_CC=clang-19 BPF2GO_STRIP=llvm-strip-19 GOPACKAGE=bpf go tool bpf2go -target bpfel -cflags "-std=gnu23 -O2 -g -mcpu=v3 -Wall -Wextra -Werror -fno-strict-aliasing -nostdinc -Iheaders -Iinclude" endpoint endpoint.c
+//go:generate mkdir -p testdata
+//go:generate clang-19 -target bpfel -std=gnu23 -O2 -g -mcpu=v3 -Wall -Wextra -Werror -fno-strict-aliasing -nostdinc -Iheaders -Iinclude -fdebug-compilation-dir . -DVARVE_LAYOUT_0 -c endpoint.c -o testdata/layout0_bpfel.o
+//go:generate llvm-strip-19 -g testdata/layout0_bpfel.o

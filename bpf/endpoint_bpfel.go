@@ -36,7 +36,8 @@ type endpointConfig struct {
 	EnableIpv4            uint8
 	EnableIpv6            uint8
 	NewFlowEvents         uint8
-	Pad                   [3]uint8
+	Handover              uint8
+	Pad                   [2]uint8
 	TcpEstablishedSeconds uint32
 	TcpSynSeconds         uint32
 	TcpClosingSeconds     uint32

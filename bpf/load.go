@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 
 	"github.com/cilium/ebpf"
 
@@ -46,6 +47,9 @@ type Objects struct {
 	dir    string // PinDir/v1
 	clsact bool   // of Options
 	gen    *generations
+
+	attaching    sync.Mutex     // Attach and Migrate exclude each other
+	predecessors []*predecessor // whose programs still run
 }
 
 // fixed are the maps whose number of entries is part of the layout.
@@ -72,6 +76,18 @@ func Load(opts Options) (*Objects, error) {
 	if err != nil {
 		return nil, fmt.Errorf("embedded object: %w", err)
 	}
+	objs, err := loadSpec(spec, dir, opts)
+	if err != nil {
+		return nil, err
+	}
+	if err := objs.findPredecessors(opts.PinDir); err != nil {
+		return nil, errors.Join(err, objs.Close())
+	}
+	return objs, nil
+}
+
+// loadSpec loads with the pins of dir.
+func loadSpec(spec *ebpf.CollectionSpec, dir string, opts Options) (_ *Objects, err error) {
 	if err := sizeMaps(spec, opts.MapSizes, filepath.Join(dir, "maps")); err != nil {
 		return nil, err
 	}
@@ -157,6 +173,10 @@ func (o *Objects) Close() error {
 		errs = append(errs, o.gen.close())
 		o.gen = nil
 	}
+	for _, p := range o.predecessors {
+		errs = append(errs, p.close())
+	}
+	o.predecessors = nil
 	return errors.Join(errs...)
 }
 

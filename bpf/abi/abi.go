@@ -230,7 +230,8 @@ type Config struct {
 	EnableIPv4            bool
 	EnableIPv6            bool
 	NewFlowEvents         bool // an EventNewFlow for each flow admitted
-	_                     [3]uint8
+	Handover              bool // what would be dropped goes on to the hook's next program: Objects.Migrate only
+	_                     [2]uint8
 	TCPEstablishedSeconds uint32 // TCP: also SCTP
 	TCPSynSeconds         uint32 // nothing has come back yet
 	TCPClosingSeconds     uint32 // RST, or FIN from both sides

@@ -149,6 +149,9 @@ struct ct_side {
 #define CT_SEEN_REPLY 4U
 
 struct ct_value {
+#ifdef VARVE_LAYOUT_0 /* a made-up older layout, to test upgrades with */
+	__u64 packets;
+#endif
 	__u64 row;	  /* policy row that admitted it, 0: no policy enforced */
 	__u32 generation; /* sum of both addresses' generations when judged; shares */
 	__u32 flags;	  /* an aligned 8-byte word with CT_*, read and written as one */
@@ -178,7 +181,8 @@ struct config {
 	__u8 enable_ipv4;
 	__u8 enable_ipv6;
 	__u8 new_flow_events; /* EVENT_NEW_FLOW for each flow admitted */
-	__u8 pad[3];
+	__u8 handover;	      /* what would be dropped goes on to the hook's next program */
+	__u8 pad[2];
 	__u32 tcp_established_seconds; /* lifetimes of an idle flow; tcp_*: also SCTP's */
 	__u32 tcp_syn_seconds;	       /* nothing has come back yet */
 	__u32 tcp_closing_seconds;     /* RST, or FIN from both sides */

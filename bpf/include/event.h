@@ -6,9 +6,11 @@
  */
 #pragma once
 
+#include "ipcache.h"
 #include "maps.h"
 #include "packet.h"
 
+#define TC_ACT_UNSPEC -1
 #define TC_ACT_OK 0
 #define TC_ACT_SHOT 2
 
@@ -75,12 +77,20 @@ static __always_inline bool is_noise(enum reason reason)
 	       reason == REASON_FRAGMENT_HELD;
 }
 
-/* The one way out for a packet that goes no further. Global: verified once. */
+/*
+ * The one way out for a packet that goes no further. While programs of an older
+ * layout stand behind these, they have the last word: their flows may not be known
+ * here yet. Global: verified once.
+ */
 __noinline int drop(struct __sk_buff *skb, const struct packet *p, const struct trace *t,
 		    enum reason reason)
 {
+	const struct config *cfg = config_get();
+
 	if (!p || !t)
 		return TC_ACT_SHOT;
+	if (cfg && cfg->handover)
+		return TC_ACT_UNSPEC;
 	count(COUNTER_INDEX((__u32)reason, (__u32)t->direction), skb->len);
 	if (!is_noise(reason))
 		emit(skb, p, t, EVENT_DROP, reason);
