@@ -10,6 +10,8 @@ import (
 // change is the difference between what the maps have and what they should have.
 type change struct {
 	have, want *rows
+	// part: have and want hold only the rows that may differ.
+	part bool
 
 	goneEndpoints []abi.EndpointKey
 	// turned are endpoints that stay and whose policy reference changes; renamed
@@ -29,7 +31,7 @@ type move struct{ before, after uint64 }
 func newChange(have, want *rows) *change {
 	c := &change{have: have, want: want}
 	c.compareEndpoints()
-	c.comparePrefixes()
+	c.comparePrefixes(newResolver(have.prefixes), newResolver(want.prefixes))
 	return c
 }
 
@@ -60,7 +62,8 @@ func (c *change) compareEndpoints() {
 	}
 }
 
-func (c *change) comparePrefixes() {
+// comparePrefixes resolves what differs by all prefixes before and after.
+func (c *change) comparePrefixes(before, after resolver) {
 	differ := make(map[prefix]bool)
 	for p, old := range c.have.prefixes {
 		if v, ok := c.want.prefixes[p]; !ok || v != old {
@@ -75,7 +78,6 @@ func (c *change) comparePrefixes() {
 	if len(differ) == 0 {
 		return
 	}
-	before, after := newResolver(c.have.prefixes), newResolver(c.want.prefixes)
 	c.moved = make(map[prefix]move)
 	for p := range differ {
 		if p.PrefixLen == fullLength {

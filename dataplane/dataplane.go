@@ -261,7 +261,13 @@ func (d *Dataplane) RemoveInterface(ctx context.Context, hostName string) error 
 
 // Sync makes the maps equal to desired; see Syncer.Sync.
 func (d *Dataplane) Sync(ctx context.Context, desired *projections.Tables, bind map[uint32]int) (Stats, error) {
-	stats, err := d.syncer.Sync(ctx, desired, bind)
+	return d.SyncDelta(ctx, desired, projections.Delta{}, bind)
+}
+
+// SyncDelta makes the maps equal to desired at the cost of what changed; see
+// Syncer.SyncDelta.
+func (d *Dataplane) SyncDelta(ctx context.Context, desired *projections.Tables, delta projections.Delta, bind map[uint32]int) (Stats, error) {
+	stats, err := d.syncer.SyncDelta(ctx, desired, delta, bind)
 	if err != nil || stats.Total() > 0 {
 		d.syncs.Add(1)
 	}

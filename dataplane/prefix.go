@@ -36,22 +36,31 @@ func shortestFirst(ps []prefix) {
 
 // resolver finds the longest prefix that contains another.
 type resolver struct {
-	rows    map[prefix]abi.IPCacheValue
-	lengths []uint32 // that occur, longest first
+	get     func(prefix) (abi.IPCacheValue, bool)
+	lengths []uint32 // that may occur, longest first
 }
 
 func newResolver(rows map[prefix]abi.IPCacheValue) resolver {
-	var seen [fullLength + 1]bool
+	return resolver{get: lookupIn(rows), lengths: lengthsOf(new([fullLength + 1]int), rows)}
+}
+
+func lookupIn(rows map[prefix]abi.IPCacheValue) func(prefix) (abi.IPCacheValue, bool) {
+	return func(p prefix) (abi.IPCacheValue, bool) { v, ok := rows[p]; return v, ok }
+}
+
+// lengthsOf is the lengths that are counted or occur in rows.
+func lengthsOf(counted *[fullLength + 1]int, rows map[prefix]abi.IPCacheValue) []uint32 {
+	seen := *counted
 	for p := range rows {
-		seen[min(p.PrefixLen, fullLength)] = true
+		seen[min(p.PrefixLen, fullLength)]++
 	}
-	r := resolver{rows: rows}
+	var out []uint32
 	for n := fullLength; n >= 0; n-- {
-		if seen[n] {
-			r.lengths = append(r.lengths, uint32(n))
+		if seen[n] > 0 {
+			out = append(out, uint32(n))
 		}
 	}
-	return r
+	return out
 }
 
 // peer is what the programs resolve p to, an address or, for a shorter prefix,
@@ -63,7 +72,7 @@ func (r resolver) peer(p prefix) uint64 {
 		if n > p.PrefixLen {
 			continue
 		}
-		if v, ok := r.rows[prefix{PrefixLen: n, Addr: mask(p.Addr, n)}]; ok {
+		if v, ok := r.get(prefix{PrefixLen: n, Addr: mask(p.Addr, n)}); ok {
 			return v.Peer
 		}
 	}

@@ -3,6 +3,7 @@ package dataplane
 import (
 	"context"
 	"maps"
+	"slices"
 
 	"github.com/varve-net/varve/bpf/abi"
 	"github.com/varve-net/varve/projections"
@@ -78,6 +79,18 @@ func bindRows(t *projections.Tables, bind map[uint32]int) (r *rows, unbound []ui
 		r.policy[row.Key] = row.Value
 	}
 	return r, unbound
+}
+
+// unboundOf lists the endpoints without an interface, by id.
+func unboundOf(t *projections.Tables, bind map[uint32]int) []uint32 {
+	var out []uint32
+	for row := range t.Endpoints.All() {
+		if bind[row.Key.ID] == 0 {
+			out = append(out, row.Key.ID)
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 // addresses are those an endpoint has, IPv4 mapped.

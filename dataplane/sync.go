@@ -42,6 +42,7 @@ type Syncer struct {
 
 	mu   sync.Mutex
 	have *rows // nil: unknown, to be read
+	held held  // by the last Sync that had no error
 }
 
 // NewSyncer makes a Syncer that has not read the maps yet.
@@ -51,7 +52,7 @@ func NewSyncer(m Maps) *Syncer { return &Syncer{maps: m} }
 func (s *Syncer) Forget() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.have = nil
+	s.have, s.held = nil, held{}
 }
 
 // Changes counts the rows of one map that differed.
@@ -91,6 +92,15 @@ func (s Stats) Total() int {
 // anywhere between the old and the new tables; the next Sync reads them anew and
 // completes the change.
 func (s *Syncer) Sync(ctx context.Context, desired *projections.Tables, bind map[uint32]int) (Stats, error) {
+	return s.SyncDelta(ctx, desired, projections.Delta{}, bind)
+}
+
+// SyncDelta is Sync at the cost of what changed: delta leads to desired from other
+// tables. If these are the ones of the last Sync that had no error, nothing else
+// is looked at but the interfaces. Otherwise, after Forget, where policy and peers
+// change at once and where a map has little room left, all rows are compared as by
+// Sync. Order and guarantees are the same.
+func (s *Syncer) SyncDelta(ctx context.Context, desired *projections.Tables, delta projections.Delta, bind map[uint32]int) (Stats, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	start := time.Now()
@@ -107,12 +117,16 @@ func (s *Syncer) Sync(ctx context.Context, desired *projections.Tables, bind map
 	if err := ctx.Err(); err != nil {
 		return Stats{}, err
 	}
-	want, unbound := bindRows(desired, bind)
-	c := newChange(s.have, want)
+	c, unbound := s.partial(desired, &delta, bind), unboundOf(desired, bind)
+	if c == nil {
+		want, _ := bindRows(desired, bind)
+		c = newChange(s.have, want)
+	}
 	c.allFlows = c.allFlows || first
 	stats := c.stats()
 	stats.Unbound = unbound
 	if stats.Total() == 0 && !first {
+		s.done(c, desired, bind)
 		stats.Duration = time.Since(start)
 		return stats, nil
 	}
@@ -121,12 +135,22 @@ func (s *Syncer) Sync(ctx context.Context, desired *projections.Tables, bind map
 	stats.Duration = time.Since(start)
 	if err != nil {
 		// A full map that was foreseen has left everything as it was known.
+		s.held = held{}
 		if full := (*FullError)(nil); first || !errors.As(err, &full) || w.wrote {
 			s.have = nil
 		}
 		return stats, err
 	}
+	s.done(c, desired, bind)
 	return stats, nil
+}
+
+func (s *Syncer) done(c *change, desired *projections.Tables, bind map[uint32]int) {
+	if c.part {
+		s.follow(c, desired, bind)
+	} else {
+		s.hold(desired, bind)
+	}
 }
 
 // writer carries out a change and keeps have equal to the maps.
@@ -138,8 +162,10 @@ type writer struct {
 
 func (w *writer) apply(c *change) error {
 	t := newTransition(c)
-	if err := w.fit(c, t); err != nil {
-		return err
+	if !c.part { // else it is known to fit
+		if err := w.fit(c, t); err != nil {
+			return err
+		}
 	}
 	if err := w.putPolicy(c.want.policy); err != nil {
 		return err
@@ -170,7 +196,7 @@ func (w *writer) apply(c *change) error {
 	if err := w.putPrefixes(c.want.prefixes); err != nil {
 		return err
 	}
-	if err := w.deletePrefixes(c.want.prefixes); err != nil {
+	if err := w.deletePrefixes(unwanted(c.leaving(w.have).prefixes, c.want.prefixes)); err != nil {
 		return err
 	}
 	if t != nil {
@@ -181,15 +207,17 @@ func (w *writer) apply(c *change) error {
 	if err := w.putEndpoints(c.want.endpoints); err != nil {
 		return err
 	}
-	if err := w.quiesce(); err != nil {
-		return err
+	if !c.keepsRows() {
+		if err := w.quiesce(); err != nil {
+			return err
+		}
 	}
 	if c.allFlows {
 		w.Generations.BumpAllGenerations()
 	} else {
 		w.Generations.BumpGenerations(c.flowsOf...)
 	}
-	return w.deleteUnwanted(c.want)
+	return w.deleteUnwanted(c)
 }
 
 func (w *writer) quiesce() error {
@@ -317,14 +345,8 @@ func (w *writer) prefixesFull(exact, all, done int) error {
 	return &FullError{Map: m.Name(), MaxEntries: m.MaxEntries(), Need: m.MaxEntries() + unfit, Unfit: unfit}
 }
 
-// deletePrefixes removes ipcache rows that want lacks, the shortest prefix first.
-func (w *writer) deletePrefixes(want map[prefix]abi.IPCacheValue) error {
-	var ps []prefix
-	for p := range w.have.prefixes {
-		if _, ok := want[p]; !ok {
-			ps = append(ps, p)
-		}
-	}
+// deletePrefixes removes ipcache rows, the shortest prefix first.
+func (w *writer) deletePrefixes(ps []prefix) error {
 	if len(ps) == 0 {
 		return nil
 	}
@@ -355,12 +377,12 @@ func (w *writer) deletePrefixes(want map[prefix]abi.IPCacheValue) error {
 }
 
 // deleteUnwanted removes the policy and class rows that want lacks.
-func (w *writer) deleteUnwanted(want *rows) error {
-	err := remove(w, w.Policy, w.have.policy, func(k abi.PolicyKey) bool { _, ok := want.policy[k]; return !ok })
-	if err != nil {
+func (w *writer) deleteUnwanted(c *change) error {
+	leaving := c.leaving(w.have)
+	if err := removeRows(w, w.Policy, w.have.policy, unwanted(leaving.policy, c.want.policy)); err != nil {
 		return err
 	}
-	return remove(w, w.Classes, w.have.classes, func(k abi.ClassKey) bool { _, ok := want.classes[k]; return !ok })
+	return removeRows(w, w.Classes, w.have.classes, unwanted(leaving.classes, c.want.classes))
 }
 
 // fit makes sure, before anything is written, that every map holds at once what
