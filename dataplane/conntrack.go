@@ -133,7 +133,7 @@ func collect[K comparable](ctx context.Context, m *ebpf.Map, now uint32) (remove
 // bootSeconds is the clock that ExpiresSeconds is on.
 func bootSeconds() (uint32, error) {
 	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
 		return 0, fmt.Errorf("boot clock: %w", err)
 	}
 	return uint32(ts.Sec), nil
