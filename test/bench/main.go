@@ -25,6 +25,7 @@ var commands = map[string]command{
 	"run":         runCommand,
 	"report":      reportCommand,
 	"load":        loadCommand,
+	"replay":      replayCommand,
 	"etcd-server": etcdServerCommand,
 }
 

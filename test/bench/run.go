@@ -41,6 +41,7 @@ var sections = []struct {
 	run  func(context.Context, *plan, sink) error
 }{
 	{"append", runAppend},
+	{"replay", runReplay},
 }
 
 // runCommand measures and writes the results.
