@@ -167,7 +167,7 @@ func (w *walker) defaultDeny(v *value, path string, pb *eventpb.PolicySpec) {
 //
 //	no peer field, no ports   no one: the rule only isolates
 //	no peer field, ports      everyone
-//	peer fields               those that they select; an empty list selects no one
+//	peer fields               those that they select; no one if any list is empty
 func (w *walker) ciliumRule(v *value, path string, section Section, ref Ref, subjectInit bool) *eventpb.Rule {
 	pb := &eventpb.Rule{}
 	s := &sides[section.Direction()]
@@ -180,7 +180,7 @@ func (w *walker) ciliumRule(v *value, path string, section Section, ref Ref, sub
 		return pb
 	}
 	w.onePeerKind(o, s)
-	given := false
+	given, empty := false, ""
 	for _, read := range []struct {
 		field string
 		peer  func(v *value, path string) *eventpb.Peer
@@ -201,11 +201,18 @@ func (w *walker) ciliumRule(v *value, path string, section Section, ref Ref, sub
 			continue
 		}
 		given = true
+		if list.kind == kindList && len(list.items) == 0 {
+			empty = p
+		}
 		for i, item := range w.list(list, p, maxPeers) {
 			if peer := read.peer(item, index(p, i)); peer != nil {
 				pb.Peers = append(pb.Peers, peer)
 			}
 		}
+	}
+	if empty != "" && len(pb.Peers) > 0 {
+		w.warn(v.line, empty, "an empty list selects no one, whoever the rule's other list names")
+		pb.Peers = nil
 	}
 	ports := w.ciliumPorts(o, section, pb)
 	pb.AnyPeer = !given && ports

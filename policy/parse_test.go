@@ -142,6 +142,7 @@ func TestWarnings(t *testing.T) {
 		cnp("endpointSelector: {}\ningress: [{toPorts: [{ports: [{port: \"90\", endPort: 80}]}]}]"):                     "f:6: spec.ingress[0].toPorts[0].ports[0].endPort: below port: the rule is for port 90 alone",
 		cnp("endpointSelector: {}\ningress: [{fromEndpoints: [{matchLabels: {\"container:a\": b}}]}]"):                  "f:6: spec.ingress[0].fromEndpoints[0].matchLabels.container:a: no endpoint has labels of source \"container\"",
 		cnp("endpointSelector: {}\ningress: [{toPorts: [{ports: [{port: 80}]}]}]"):                                      "f:6: spec.ingress[0].toPorts[0].ports[0].port: a number; Kubernetes wants a string: \"80\"",
+		cnp("endpointSelector: {}\negress: [{toCIDR: [], toEntities: [all]}]"):                                          "f:6: spec.egress[0].toCIDR: an empty list selects no one, whoever the rule's other list names",
 		cnp("endpointSelector: {matchLabels: {io.kubernetes.pod.namespace: beta}}\ningress: [{}]"):                      "f:5: spec.endpointSelector.matchLabels.io.kubernetes.pod.namespace: selects nothing: the policy selects in its own namespace, alpha, only",
 		cnp("endpointSelector: {}\ndescription: nothing to warn of\nlabels: [{key: a, value: b}]\ningressDeny: [{}]\n"): "",
 	} {

@@ -72,6 +72,8 @@ func TestSemantics(t *testing.T) {
 			"subject " + own + "\nisolates ingress\ningress[0] none at all\n"},
 		{"10 [] with ports", cnp("endpointSelector: {}\negress: [{toCIDR: [], toPorts: [{ports: [{port: \"80\", protocol: TCP}]}]}]"),
 			"subject " + own + "\nisolates egress\negress[0] none at 80/TCP\n"},
+		{"10 [] beside another kind", cnp("endpointSelector: {}\negress: [{toEntities: [all], toEndpoints: []}]\negressDeny: [{toCIDR: [], toCIDRSet: [{cidr: 0.0.0.0/0}]}]"),
+			"subject " + own + "\nisolates egress\negress[0] none at all\negressDeny[0] none at all\n"},
 		{"10 null is absent", cnp("endpointSelector: {}\ningress: [{fromEndpoints: null, toPorts: [{ports: [{port: \"80\", protocol: TCP}]}]}]"),
 			"subject " + own + "\nisolates ingress\ningress[0] any at 80/TCP\n"},
 		{"10 no peer field", cnp("endpointSelector: {}\ningress: [{icmps: [{fields: [{type: 8}]}]}]"),
