@@ -83,8 +83,8 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}
 
 	var eps *endpoints
-	proj := newProjector(cfg.Node, rlog, func(ctx context.Context, t *projections.Tables) (dataplane.Stats, error) {
-		return dp.Sync(ctx, t, eps.bindings(rlog.View()))
+	proj := newProjector(cfg.Node, rlog, func(ctx context.Context, t *projections.Tables, d projections.Delta) (dataplane.Stats, error) {
+		return dp.SyncDelta(ctx, t, d, eps.bindings(rlog.View()))
 	}, logger)
 	proj.observe = met.ObserveRound
 	eps = newEndpoints(&cfg, fct, rlog.View, proj.Wait, dp)

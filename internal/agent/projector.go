@@ -19,17 +19,19 @@ import (
 const retryInterval = time.Second
 
 // projector makes the kernel follow the log: whenever the state has moved it
-// builds the tables of the newest view, has the dataplane write the difference
-// and tells those who wait. Many events between two rounds cost one round.
+// brings the tables to the newest view, has the dataplane write the difference
+// and tells those who wait. Many events between two rounds cost one round, and a
+// round costs what its events touch.
 type projector struct {
 	node   string
 	views  viewSource
-	sync   func(context.Context, *projections.Tables) (dataplane.Stats, error)
+	sync   syncFunc
 	logger *slog.Logger
 	// observe, if set, is told of every round once those who wait for it know.
 	observe func(metrics.Round)
 
-	writing sync.Mutex // held while a round writes, or someone reads what it wrote
+	writing    sync.Mutex // held while a round writes, or someone reads what it wrote
+	projection *projections.Projection
 
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced at every round's end
@@ -46,8 +48,26 @@ type viewSource interface {
 	Wait(ctx context.Context, revision log.Revision) error
 }
 
-func newProjector(node string, views viewSource, sync func(context.Context, *projections.Tables) (dataplane.Stats, error), logger *slog.Logger) *projector {
-	return &projector{node: node, views: views, sync: sync, logger: logger, changed: make(chan struct{})}
+// syncFunc makes the kernel equal to tables, to which a delta leads; see
+// dataplane.Syncer.SyncDelta.
+type syncFunc func(context.Context, *projections.Tables, projections.Delta) (dataplane.Stats, error)
+
+func newProjector(node string, views viewSource, sync syncFunc, logger *slog.Logger) *projector {
+	return &projector{
+		node: node, views: views, sync: sync, logger: logger, changed: make(chan struct{}),
+		projection: projections.New(node, projections.Options{}),
+	}
+}
+
+// tables brings the tables to a view. Should what is kept of earlier views be the
+// reason of an error, building them from scratch has none.
+func (p *projector) tables(view fsm.View) (*projections.Tables, projections.Delta, error) {
+	tables, delta, err := p.projection.Update(view)
+	if err == nil || errors.Is(err, projections.ErrUnknownNode) {
+		return tables, delta, err
+	}
+	p.logger.Warn("tables are built from scratch", "revision", view.Revision(), "error", err)
+	return p.projection.Update(view)
 }
 
 // round brings the kernel to the newest view.
@@ -57,11 +77,14 @@ func (p *projector) round(ctx context.Context) (dataplane.Stats, error) {
 	view := p.views.View()
 	seen := metrics.Round{Revision: view.Revision()}
 	began := time.Now()
-	tables, err := projections.Build(view, p.node, projections.Options{})
+	tables, delta, err := p.tables(view)
 	seen.Build, seen.Tables = time.Since(began), tables
 	var stats dataplane.Stats
 	if err == nil {
-		stats, err = p.sync(ctx, tables)
+		if stats, err = p.sync(ctx, tables, delta); err != nil && ctx.Err() == nil {
+			p.logger.Warn("tables will be built from scratch", "revision", view.Revision(), "error", err)
+			p.projection.Forget()
+		}
 		seen.Sync = time.Since(began) - seen.Build
 	}
 	if p.observe != nil {

@@ -15,7 +15,7 @@ import (
 func TestProjectorFollowsTheLog(t *testing.T) {
 	n := newNode(t)
 	var broken atomic.Bool
-	p := newProjector(n.cfg.Node, n.log, func(context.Context, *projections.Tables) (dataplane.Stats, error) {
+	p := newProjector(n.cfg.Node, n.log, func(context.Context, *projections.Tables, projections.Delta) (dataplane.Stats, error) {
 		if broken.Load() {
 			return dataplane.Stats{}, errors.New("map policy is full")
 		}
@@ -63,7 +63,9 @@ func TestProjectorFollowsTheLog(t *testing.T) {
 
 func TestHoldKeepsRoundsAway(t *testing.T) {
 	n := newNode(t)
-	p := newProjector(n.cfg.Node, n.log, func(context.Context, *projections.Tables) (dataplane.Stats, error) { return dataplane.Stats{}, nil }, n.cfg.Logger)
+	p := newProjector(n.cfg.Node, n.log, func(context.Context, *projections.Tables, projections.Delta) (dataplane.Stats, error) {
+		return dataplane.Stats{}, nil
+	}, n.cfg.Logger)
 	if _, err := p.round(t.Context()); err != nil {
 		t.Fatal(err)
 	}
