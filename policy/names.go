@@ -102,10 +102,17 @@ func checkLabelValue(v string) string {
 	return ""
 }
 
-// checkSource wants what Cilium's label sources look like.
+// checkSource wants what Cilium's label sources look like: it knows none with an
+// upper-case letter, so that one is a slip that would select no one or everyone.
 func checkSource(source string) string {
-	if checkDNSLabel(source) != "" {
-		return "a label source must be like k8s, any or reserved"
+	const rule = "a label source must be like k8s, any or reserved: 1 to 63 of a-z and 0-9"
+	if source == "" || len(source) > 63 {
+		return rule
+	}
+	for i := range len(source) {
+		if !isLowerAlnum(source[i]) {
+			return rule
+		}
 	}
 	return ""
 }

@@ -39,18 +39,16 @@ type terms []term
 // well formed.
 type keyReader func(key string) (source, rest, problem string)
 
-// ciliumKey reads a key with an optional source. Cilium takes "reserved.x" and
-// "$x" for reserved:x too.
+// ciliumKey reads a key with an optional source. Of source "unspec" is, in a
+// selector, whatever has the key. A '.' ends no source: a pod can have a label
+// reserved.x.
 func ciliumKey(key string) (source, rest, problem string) {
+	source, rest, ok := strings.Cut(key, ":")
 	switch {
-	case strings.HasPrefix(key, "$"):
-		source, rest = SourceReserved, key[1:]
-	case strings.Contains(key, ":"):
-		source, rest, _ = strings.Cut(key, ":")
-	case strings.HasPrefix(key, SourceReserved+"."):
-		source, rest = SourceReserved, strings.TrimPrefix(key, SourceReserved+".")
-	default:
+	case !ok:
 		source, rest = SourceAny, key
+	case source == "unspec":
+		source = SourceAny
 	}
 	return source, rest, cmp.Or(checkSource(source), checkSelectorKey(rest))
 }

@@ -90,8 +90,10 @@ func TestSemantics(t *testing.T) {
 
 		{"12 reserved unscoped", cnp("endpointSelector: {}\ningress: [{fromEndpoints: [{matchLabels: {\"reserved:host\": \"\"}}]}]"),
 			"subject " + own + "\nisolates ingress\ningress[0] reserved:host in () at all\n"},
-		{"12 reserved, other spellings", cnp("endpointSelector: {}\ningress: [{fromEndpoints: [{matchLabels: {$host: \"\"}}, {matchLabels: {reserved.health: \"\"}}]}]"),
-			"subject " + own + "\nisolates ingress\ningress[0] reserved:host in () | reserved:health in () at all\n"},
+		{"12 a dot ends no source", cnp("endpointSelector: {}\ningress: [{fromEndpoints: [{matchLabels: {reserved.health: \"\"}}]}]"),
+			"subject " + own + "\nisolates ingress\ningress[0] any:reserved.health in (),cluster in (home),ns in (alpha) at all\n"},
+		{"12 unspec is any source", cnp("endpointSelector: {matchExpressions: [{key: \"unspec:app\", operator: DoesNotExist}]}\ningress: [{fromEndpoints: [{matchLabels: {\"unspec:io.kubernetes.pod.namespace\": beta}}]}]"),
+			"subject !any:app,ns in (alpha)\nisolates ingress\ningress[0] any:ns in (beta),cluster in (home) at all\n"},
 		{"12 cluster named", cnp("endpointSelector: {}\negress: [{toEndpoints: [{matchLabels: {io.cilium.k8s.policy.cluster: away}}]}]"),
 			"subject " + own + "\nisolates egress\negress[0] any:cluster in (away),ns in (alpha) at all\n"},
 		{"12 init", ccnp("endpointSelector: {matchLabels: {\"reserved:init\": \"\"}}\negress: [{toEndpoints: [{}]}]"),
@@ -198,6 +200,9 @@ func TestRefused(t *testing.T) {
 		{"authentication", cnp("endpointSelector: {}\ningress: [{authentication: {mode: required}}]"), ErrUnsupported, "spec.ingress[0].authentication"},
 		{"log", cnp("endpointSelector: {}\nlog: {value: x}\ningress: [{}]"), ErrUnsupported, "spec.log"},
 		{"deny with rules", cnp("endpointSelector: {}\ningressDeny: [{toPorts: [{rules: {http: []}}]}]"), ErrUnsupported, "spec.ingressDeny[0].toPorts[0].rules"},
+		{"12 $ for reserved:", cnp("endpointSelector: {}\ningress: [{fromEndpoints: [{matchLabels: {$host: \"\"}}]}]"), ErrInvalid, "spec.ingress[0].fromEndpoints[0].matchLabels.$host"},
+		{"source with a dash", cnp("endpointSelector: {matchLabels: {\"k8s-x:a\": b}}\ningress: [{}]"), ErrInvalid, "spec.endpointSelector.matchLabels.k8s-x:a"},
+		{"source in upper case", cnp("endpointSelector: {matchExpressions: [{key: \"K8S:a\", operator: DoesNotExist}]}\ningress: [{}]"), ErrInvalid, "spec.endpointSelector.matchExpressions[0]"},
 		{"source cidr", cnp("endpointSelector: {}\ningress: [{fromEndpoints: [{matchLabels: {\"cidr:10.0.0.0/8\": \"\"}}]}]"), ErrUnsupported, "spec.ingress[0].fromEndpoints[0].matchLabels.cidr:10.0.0.0/8"},
 
 		{"value a boolean", cnp("endpointSelector: {matchLabels: {a: true}}\ningress: [{}]"), ErrInvalid, "spec.endpointSelector.matchLabels.a"},
