@@ -23,14 +23,15 @@ var (
 )
 
 var protocols = map[string][]uint8{
-	"":       {ProtoTCP, ProtoUDP, ProtoSCTP},
-	"ANY":    {ProtoTCP, ProtoUDP, ProtoSCTP},
-	"TCP":    {ProtoTCP},
-	"UDP":    {ProtoUDP},
-	"SCTP":   {ProtoSCTP},
-	"ICMP":   {ProtoICMP},
-	"ICMPV6": {ProtoICMPv6},
+	"":     {ProtoTCP, ProtoUDP, ProtoSCTP},
+	"ANY":  {ProtoTCP, ProtoUDP, ProtoSCTP},
+	"TCP":  {ProtoTCP},
+	"UDP":  {ProtoUDP},
+	"SCTP": {ProtoSCTP},
 }
+
+// portless are the protocols of Cilium that have no ports; none is supported.
+var portless = []string{"VRRP", "IGMP", "GRE", "IPIP", "IPV6", "ESP", "AH"}
 
 // ciliumPorts reads toPorts or icmps into pb. It tells whether the rule names
 // ports, if only to select none.
@@ -88,9 +89,14 @@ func (w *walker) toPorts(v *value, path string, section Section) []*eventpb.Port
 			out = append(out, w.ciliumPort(item, index(p, i))...)
 		}
 	}
-	if rules, p := o.get("rules"); rules != nil && !section.Denies() {
+	if section.Denies() {
+		return out
+	}
+	rules, p := o.get("rules")
+	if rules != nil {
 		w.l7Rules(rules, p, section, out)
 	}
+	w.serverNames(o, rules)
 	return out
 }
 
@@ -121,9 +127,12 @@ func (w *walker) ciliumPort(v *value, path string) []*eventpb.Port {
 			return nil
 		}
 	}
-	icmp := protos[0] == ProtoICMP || protos[0] == ProtoICMPv6
 	if checkPortName(text) {
-		return w.namedPort(text, port.line, p, protos, icmp, last > 0)
+		if last > 0 {
+			w.invalid(port.line, p, "endPort needs a port number", "remove endPort or the name")
+			return nil
+		}
+		return namedPorts(protos, text)
 	}
 	first, ok := portNumber(text)
 	if !ok {
@@ -143,23 +152,7 @@ func (w *walker) ciliumPort(v *value, path string) []*eventpb.Port {
 	case last == 0:
 		last = first
 	}
-	if icmp && last > 255 {
-		w.invalid(port.line, p, fmt.Sprintf("%d is no ICMP type", last), "use 0 to 255")
-		return nil
-	}
 	return portRange(protos, uint32(first), uint32(last))
-}
-
-func (w *walker) namedPort(name string, line int, path string, protos []uint8, icmp, ranged bool) []*eventpb.Port {
-	switch {
-	case icmp:
-		w.invalid(line, path, "ICMP has no named ports", "name the type under icmps")
-		return nil
-	case ranged:
-		w.invalid(line, path, "endPort needs a port number", "remove endPort or the name")
-		return nil
-	}
-	return namedPorts(protos, name)
 }
 
 func namedPorts(protos []uint8, name string) []*eventpb.Port {
@@ -196,50 +189,89 @@ func (w *walker) ciliumProtocol(o object) ([]uint8, bool) {
 	if !ok {
 		return nil, false
 	}
-	switch upper := strings.ToUpper(s); upper {
-	case "VRRP", "IGMP":
-		w.unsupported(v.line, p, "protocol "+upper+" is not supported", "use TCP, UDP, SCTP, ICMP, ICMPv6 or ANY")
-		return nil, false
+	upper := strings.ToUpper(s)
+	protos, ok := protocols[upper]
+	switch port, _ := o.get("port"); {
+	case ok:
+	case strings.HasPrefix(upper, "ICMP"):
+		w.invalid(v.line, p, "no protocol of ports", "name the types under icmps")
+	case !slices.Contains(portless, upper):
+		w.invalid(v.line, p, fmt.Sprintf("unknown protocol %q", s), "use TCP, UDP, SCTP or ANY")
+	case port != nil && port.text != "0" && port.text != "":
+		w.invalid(v.line, p, upper+" has no ports", "remove port")
 	default:
-		protos, ok := protocols[upper]
-		if !ok {
-			w.invalid(v.line, p, fmt.Sprintf("unknown protocol %q", s), "use TCP, UDP, SCTP, ICMP, ICMPv6 or ANY")
-		}
-		return protos, ok
+		w.unsupported(v.line, p, "protocol "+upper+" is not supported", "use TCP, UDP, SCTP or ANY")
 	}
+	return protos, ok
 }
 
-// l7Rules refuses rules about what is inside a connection. None at all, or an
-// empty http list, is no restriction.
+// l7Rules refuses rules about what is inside a connection, and as invalid what
+// Cilium refuses too. None at all, or an empty list of http or dns, is no
+// restriction.
 func (w *walker) l7Rules(v *value, path string, section Section, ports []*eventpb.Port) {
 	if v.kind != kindMap {
 		w.invalid(v.line, path, "must be a mapping, is "+v.kind.String(), "")
 		return
 	}
+	kinds := 0
 	for _, f := range v.fields {
 		p := join(path, f.key)
-		switch {
-		case f.val.kind == kindNull:
-			continue
-		case f.key == "http" && f.val.kind == kindList && len(f.val.items) == 0:
+		empty := len(f.val.items) == 0
+		if f.val.kind == kindNull || f.val.kind == kindList && empty && (f.key == "http" || f.key == "dns") {
 			continue
 		}
 		w.unsupported(f.line, p, "field "+f.key+" is not supported: rules above layer 4", "remove rules, which allows whatever the ports allow")
-		if len(f.val.items) == 0 {
+		if empty {
 			continue
 		}
-		if f.key == "dns" && section == SectionIngress {
-			w.invalid(f.line, p, "DNS rules are for egress only", "")
+		if kinds++; kinds > 1 {
+			w.invalid(f.line, path, "rules of two protocols", "write one entry of toPorts for each")
 		}
-		for _, port := range ports {
-			if port.Name == "" && port.First == 0 && port.Last == 65535 {
-				w.invalid(f.line, p, "rules above layer 4 need a port other than 0", "")
-				break
-			}
-			if f.key != "dns" && port.Protocol != uint32(ProtoTCP) {
-				w.invalid(f.line, p, f.key+" rules need protocol TCP", "write protocol: TCP at each port")
-				break
-			}
+		switch {
+		case f.key == "dns" && section == SectionIngress:
+			w.invalid(f.line, p, "DNS rules are for egress only", "")
+		case f.key == "dns" && len(ports) == 0:
+			w.invalid(f.line, p, "DNS rules need port 53", "name it under ports")
+		}
+		w.l7Ports(f, p, ports)
+	}
+}
+
+// l7Ports refuses ports that rules of a protocol cannot stand beside.
+func (w *walker) l7Ports(f field, path string, ports []*eventpb.Port) {
+	for _, port := range ports {
+		switch {
+		case port.Name == "" && port.First == 0 && port.Last == 65535:
+			w.invalid(f.line, path, "rules above layer 4 need a port other than 0", "")
+			return
+		case f.key != "dns" && port.Protocol != uint32(ProtoTCP):
+			w.invalid(f.line, path, f.key+" rules need protocol TCP", "write protocol: TCP at each port")
+			return
+		case f.key == "dns" && port.Last > port.First:
+			w.invalid(f.line, path, "DNS rules take no range of ports", "")
+			return
+		}
+	}
+}
+
+// serverNames refuses, as Cilium does, an empty name, and names beside rules that
+// only a terminated TLS connection shows.
+func (w *walker) serverNames(o object, rules *value) {
+	names, p := o.get("serverNames")
+	if names == nil {
+		return
+	}
+	for i, n := range names.items {
+		if n.kind == kindString && n.text == "" {
+			w.invalid(n.line, index(p, i), "empty", "remove it")
+		}
+	}
+	if tls, _ := o.get("terminatingTLS"); tls != nil || rules == nil || len(names.items) == 0 {
+		return
+	}
+	for _, f := range rules.fields {
+		if len(f.val.items) > 0 {
+			w.invalid(names.line, p, "server names beside "+f.key+" rules need terminatingTLS", "")
 		}
 	}
 }
@@ -311,8 +343,8 @@ func (w *walker) icmpField(v *value, path string) *eventpb.Port {
 	}
 	n, ok := icmpTypes[family][t.text]
 	if t.kind != kindString || !ok {
-		number, err := strconv.ParseUint(t.text, 10, 8)
-		if (t.kind != kindString && t.kind != kindInt) || err != nil {
+		number, ok := portNumber(t.text)
+		if (t.kind != kindString && t.kind != kindInt) || !ok || number > 255 {
 			w.invalid(t.line, p, fmt.Sprintf("%q is no ICMP type of %s", t.text, family), "give a number from 0 to 255 or a name, e.g. EchoRequest")
 			return nil
 		}
