@@ -1,6 +1,7 @@
 package purity
 
 import (
+	"fmt"
 	"go/ast"
 	"go/printer"
 	"go/token"
@@ -96,16 +97,14 @@ func (l *loop) write(to ast.Expr, op op, value ast.Expr, pos token.Pos) {
 		}
 		c.typ = t.Underlying()
 		l.read(to.Index)
-		if v := l.unaliased(to.X); v != nil {
-			c.obj = v
-		} else if _, ident := ast.Unparen(to.X).(*ast.Ident); !ident {
-			if sel, ok := ast.Unparen(to.X).(*ast.SelectorExpr); ok {
-				l.read(sel.X)
-			} else {
-				l.fail(pos, "%s is not followed", types.ExprString(to.X))
-				return
-			}
+		switch ast.Unparen(to.X).(type) {
+		case *ast.Ident, *ast.SelectorExpr:
+		default:
+			l.fail(pos, "%s is not followed", types.ExprString(to.X))
+			return
 		}
+		l.bases = append(l.bases, to.X)
+		c.obj = l.unaliased(to.X)
 	default:
 		l.fail(pos, "%s is not followed", types.ExprString(to))
 		return
@@ -210,11 +209,26 @@ func (l *loop) keyOf(c *cell) string {
 	text := ""
 	for _, w := range c.writes {
 		index := w.to.(*ast.IndexExpr).Index
-		if !l.injective(index) || text != "" && text != l.text(index) {
+		if !l.injective(index) || text != "" && text != l.indexText(index) {
 			return ""
 		}
-		text = l.text(index)
+		text = l.indexText(index)
 	}
+	return text
+}
+
+// indexText is equal for two indexes only if they are made of the same variables
+// in the same way.
+func (l *loop) indexText(e ast.Expr) string {
+	text := l.text(e)
+	ast.Inspect(e, func(n ast.Node) bool {
+		if id, ok := n.(*ast.Ident); ok {
+			if obj := l.pass.TypesInfo.Uses[id]; obj != nil && l.inside(obj) {
+				text += fmt.Sprintf(";%d", obj.Pos())
+			}
+		}
+		return true
+	})
 	return text
 }
 

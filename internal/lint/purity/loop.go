@@ -21,6 +21,7 @@ type loop struct {
 	key     *types.Var     // the range key, nil if it has no name
 	writes  []write
 	reads   []ast.Expr
+	bases   []ast.Expr // of which a part is read or written
 	exits   []ast.Stmt
 	cells   []*cell
 	problem *problem // the first found
@@ -334,10 +335,10 @@ func (l *loop) innerRange(s *ast.RangeStmt) {
 			l.readTarget(v)
 		}
 	}
-	switch l.pass.TypesInfo.TypeOf(s.X).Underlying().(type) {
-	case *types.Chan:
+	if _, ok := l.pass.TypesInfo.TypeOf(s.X).Underlying().(*types.Chan); ok {
 		l.fail(s.X.Pos(), "it receives from a channel")
 	}
+	l.function(s.X)
 	l.block(s.Body)
 }
 

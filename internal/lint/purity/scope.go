@@ -21,8 +21,12 @@ func (l *loop) local(e ast.Expr) bool {
 		obj := l.pass.TypesInfo.ObjectOf(e)
 		return obj != nil && l.inside(obj)
 	case *ast.SelectorExpr:
-		if l.pass.TypesInfo.Selections[e] == nil || l.pass.TypesInfo.Selections[e].Indirect() {
-			return l.freshLocal(e.X)
+		selection := l.pass.TypesInfo.Selections[e]
+		switch {
+		case selection == nil:
+			return false
+		case selection.Indirect(): // through e.X itself, not through a pointer embedded in what it points to
+			return len(selection.Index()) == 1 && l.freshLocal(e.X)
 		}
 		return l.local(e.X)
 	case *ast.IndexExpr:

@@ -12,6 +12,11 @@ func (l *loop) checkLists(r *ast.RangeStmt) {
 		if c.writes[0].op != opAppend || c.typ != nil || l.problem != nil {
 			continue
 		}
+		for _, w := range c.writes {
+			if !l.same(w.to, c.writes[0].to) {
+				l.fail(w.pos, "%s and %s may be one", types.ExprString(w.to), c.name())
+			}
+		}
 		if why := l.sortFollows(r, c.writes[0].to); why != "" {
 			l.fail(c.writes[0].pos, "%s grows in map order and %s", c.name(), why)
 		}

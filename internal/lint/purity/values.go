@@ -74,6 +74,9 @@ func (l *loop) checkReads() {
 	for _, e := range l.reads {
 		l.value(e)
 	}
+	for _, e := range l.bases {
+		l.base(e)
+	}
 }
 
 // value checks that e depends on the iteration alone and changes nothing.
@@ -226,7 +229,7 @@ func (l *loop) base(e ast.Expr) {
 	switch x := ast.Unparen(e).(type) {
 	case *ast.Ident:
 		for _, c := range l.cells {
-			if obj := l.pass.TypesInfo.ObjectOf(x); obj == c.obj {
+			if obj := l.pass.TypesInfo.ObjectOf(x); c.typ == nil && obj == c.obj {
 				l.fail(e.Pos(), "%s is read here while it is being written", c.name())
 			}
 		}
@@ -246,7 +249,7 @@ func (l *loop) selectorBase(x *ast.SelectorExpr) {
 		return
 	}
 	for _, c := range l.cells {
-		if selection.Obj().(*types.Var).Origin() == c.obj {
+		if c.typ == nil && selection.Obj().(*types.Var).Origin() == c.obj {
 			l.fail(x.Pos(), "%s is read here while it is being written", c.name())
 		}
 	}
@@ -255,24 +258,46 @@ func (l *loop) selectorBase(x *ast.SelectorExpr) {
 
 // index checks e.X[e.Index]; an element that only this iteration touches is its own.
 func (l *loop) index(e *ast.IndexExpr) {
-	if _, fn := l.pass.TypesInfo.TypeOf(e.X).Underlying().(*types.Signature); fn {
-		l.value(e.X) // an instantiated function
-		return
-	}
 	l.value(e.Index)
+	if l.own(e) {
+		l.base(e.X)
+	} else {
+		l.value(e.X)
+	}
+}
+
+// own tells whether e is an element of a map that is written, and all writes to
+// such maps are made under this iteration's key, as e is.
+func (l *loop) own(e *ast.IndexExpr) bool {
+	t := l.pass.TypesInfo.TypeOf(e.X)
+	if rootOf(e.X) == nil || !isMap(t) {
+		return false
+	}
+	own := false
 	for _, c := range l.cells {
-		if c.typ == nil || c.keyed == "" || c.keyed != l.text(e.Index) || !l.injective(e.Index) {
+		if c.typ == nil || !mayBeMap(t, c.typ) || c.obj != nil && !l.isVar(e.X, c.obj) {
 			continue
 		}
-		target := c.writes[0].to.(*ast.IndexExpr).X
-		if l.same(target, e.X) && rootOf(e.X) != nil {
-			if sel, ok := ast.Unparen(e.X).(*ast.SelectorExpr); ok {
-				l.base(sel.X)
-			}
-			return
+		if c.keyed == "" || c.keyed != l.indexText(e.Index) || !l.injective(e.Index) {
+			return false
 		}
+		own = true
 	}
-	l.value(e.X)
+	return own
+}
+
+// function checks that e, if it is one, is a function that may be called. What a
+// call returns has been checked with the call.
+func (l *loop) function(e ast.Expr) {
+	if _, fn := l.pass.TypesInfo.TypeOf(e).Underlying().(*types.Signature); !fn {
+		return
+	}
+	if _, call := ast.Unparen(e).(*ast.CallExpr); call {
+		return
+	}
+	if fn := l.named(e); fn == nil || !pureFunction(fn) {
+		l.fail(e.Pos(), "%s is a function that is not shown to have no effects", types.ExprString(e))
+	}
 }
 
 func (l *loop) call(e *ast.CallExpr) {
@@ -306,6 +331,7 @@ func (l *loop) call(e *ast.CallExpr) {
 	}
 	for _, arg := range e.Args {
 		l.value(arg)
+		l.function(arg)
 		if fn.Pkg().Path() == "fmt" && !shallow(l.pass.TypesInfo.TypeOf(arg)) {
 			l.fail(arg.Pos(), "fmt looks into %s, which may lead to what is being written; print its parts", types.ExprString(arg))
 		}

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"sort"
 	"strings"
+	"unicode"
 )
 
 type ref struct{ namespace, name string }
@@ -91,6 +92,23 @@ func mergesInto(s *state, add map[string]int) {
 			s.counts[k] += n * 2
 		}
 	}
+}
+
+func addsTo(dst, src map[string]int, other *state) {
+	for k := range src {
+		dst[k] = src[k] + other.counts[k]
+	}
+}
+
+func trims(m map[string]string) map[string]string {
+	out := map[string]string{}
+	for k, v := range m {
+		out[k] = strings.TrimFunc(v, unicode.IsSpace)
+		for part := range strings.SplitSeq(v, ",") {
+			out[k] += part
+		}
+	}
+	return out
 }
 
 func editsRanged(m map[string]int) {

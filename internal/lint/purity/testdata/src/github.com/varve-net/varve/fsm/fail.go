@@ -370,3 +370,83 @@ outer:
 	}
 	return n
 }
+
+type wrapper struct {
+	*endpoint
+	n int
+}
+
+func writesThroughEmbedded(m map[string]int, last *endpoint) {
+	for k := range m { // want `w\.name keeps what the last iteration left`
+		w := &wrapper{endpoint: last}
+		w.name = k
+	}
+}
+
+func callsIterator(m map[string]int, names func(func(string) bool)) map[string][]string {
+	out := map[string][]string{}
+	for k := range m { // want `names is a function that is not shown to have no effects`
+		out[k] = slices.Collect(names)
+	}
+	return out
+}
+
+func rangesFunction(m map[string]int, names func(func(string) bool)) (n int) {
+	for range m { // want `names is a function that is not shown to have no effects`
+		for range names {
+			n++
+		}
+	}
+	return n
+}
+
+func mapsCharacters(m map[string]int, f func(rune) rune) map[string]string {
+	out := map[string]string{}
+	for k := range m { // want `f is a function that is not shown to have no effects`
+		out[k] = strings.Map(f, k)
+	}
+	return out
+}
+
+func startsAnew(m map[string]int) map[string]int {
+	out := map[string]int{}
+	for k, v := range m { // want `out is read here while it is being written`
+		if v == 0 {
+			out = map[string]int{}
+		}
+		out[k] = v
+	}
+	return out
+}
+
+func startsFieldAnew(s *state, m map[string]int) {
+	for k, v := range m { // want `s\.counts is read here while it is being written`
+		if v == 0 {
+			s.counts = nil
+		}
+		s.counts[k] = v
+	}
+}
+
+func twoKeysOfOneName(m map[string]string) map[[2]string]string {
+	out := map[[2]string]string{}
+	for k, v := range m { // want `out\[p\] keeps what the last iteration left`
+		{
+			p := [2]string{k, v}
+			out[p] = "a" + v
+		}
+		{
+			p := [2]string{v, k}
+			out[p] = "b" + v
+		}
+	}
+	return out
+}
+
+func twoLists(a, b *state) {
+	for k := range a.byName { // want `b\.keys and a\.keys may be one`
+		a.keys = append(a.keys, k)
+		b.keys = append(b.keys, "b"+k)
+	}
+	slices.Sort(a.keys)
+}
