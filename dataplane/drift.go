@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -127,6 +128,19 @@ func (d *Dataplane) nodeDrift(ctx context.Context, s NodeSpec) ([]Drift, error) 
 			out = append(out, Drift{Kind: DriftAddress, Object: "gateway " + g.String(), What: "is not on the loopback"})
 		}
 	}
+	if len(s.Ranges) > 0 {
+		routes, err := dump(ctx, func() ([]netlink.Route, error) {
+			return d.node.handle.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Type: unix.RTN_UNREACHABLE}, netlink.RT_FILTER_TYPE)
+		})
+		if err != nil {
+			return nil, fmt.Errorf("node: routes: %w", err)
+		}
+		for _, r := range s.Ranges {
+			if !slices.ContainsFunc(routes, func(have netlink.Route) bool { return isRange(have, r) }) {
+				out = append(out, Drift{Kind: DriftRoute, Object: "range " + r.String(), What: "has no route that makes free addresses unreachable"})
+			}
+		}
+	}
 	var settings []sysctl
 	if s.Gateway4.IsValid() {
 		settings = append(settings, sysctl{"ipv4/ip_forward", "1"})
@@ -136,6 +150,11 @@ func (d *Dataplane) nodeDrift(ctx context.Context, s NodeSpec) ([]Drift, error) 
 	}
 	sysctls, err := d.node.sysctlDrift(settings)
 	return append(out, sysctls...), err
+}
+
+func isRange(have netlink.Route, r netip.Prefix) bool {
+	want := unreachable(r)
+	return have.Dst != nil && have.Dst.String() == want.Dst.String() && have.Priority == want.Priority
 }
 
 // sysctlDrift reads settings, all on one thread.

@@ -64,6 +64,7 @@ func (c *rowChecker) pass(ctx context.Context, n names) ([]Difference, error) {
 			continue
 		}
 		if ds, err := c.s.settle(ctx, n); len(ds) > 0 || err != nil {
+			c.s.Forget()
 			return ds, err
 		}
 	}
@@ -265,7 +266,6 @@ func (s *Syncer) settle(ctx context.Context, n names) ([]Difference, error) {
 		return nil, nil
 	}
 	sortDifferences(ds)
-	s.have = nil
 	return ds, (&writer{Maps: s.maps, have: have}).restore(want)
 }
 

@@ -30,9 +30,15 @@ type driftWorld struct {
 	trips atomic.Int64
 }
 
+var driftNode = NodeSpec{
+	Gateway4: gateways.Gateway4, Gateway6: gateways.Gateway6,
+	Ranges: []netip.Prefix{netip.MustParsePrefix("10.77.1.0/24"), netip.MustParsePrefix("fd77::1:0/112")},
+}
+
 func newDriftWorld(t *testing.T) *driftWorld {
 	w := &driftWorld{world: newWorld(t, nil)}
 	rules := []rule{{pod: "b", direction: abi.Ingress, peer: "any"}, {pod: "b", direction: abi.Ingress, peer: "c", deny: true}}
+	w.check(w.SetupNode(t.Context(), driftNode))
 	w.start(rules, "a", "b", "c")
 	w.want = w.tables(rules...)
 	w.serve(w.pods["b"].ns, 80, w.pods["b"].ips()...)
@@ -107,7 +113,7 @@ func (w *driftWorld) refused(ctx context.Context, ip netip.Addr, done <-chan str
 func (w *driftWorld) pass(t *testing.T) []Drift {
 	t.Helper()
 	ctx := t.Context()
-	out, err := w.CheckShared(ctx, gateways)
+	out, err := w.CheckShared(ctx, driftNode)
 	w.check(err)
 	var all []Bound
 	by := make(map[string]Bound)
@@ -296,7 +302,8 @@ func TestDriftIsFoundAndRepairedUnderTraffic(t *testing.T) {
 		{"gateways removed", func(*testing.T) {
 			w.ip("addr", "del", "10.77.0.1/32", "dev", "lo")
 			w.ip("addr", "del", "fd77::1/128", "dev", "lo")
-		}, []string{"gateway 10.77.0.1: is not on the loopback", "gateway fd77::1: is not on the loopback"}},
+			w.ip("-6", "route", "del", "unreachable", "fd77::1:0/112", "metric", "2147483647")
+		}, []string{"range fd77::1:0/112: has no route", "gateway 10.77.0.1: is not on the loopback", "gateway fd77::1: is not on the loopback"}},
 		{"sysctls turned", func(*testing.T) {
 			w.check(w.node.Do(func() error {
 				return errors.Join(os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("0"), 0),

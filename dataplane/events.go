@@ -30,6 +30,9 @@ type Event struct {
 	SrcPeer, DstPeer uint64 // as the programs resolved them
 	// Row of the policy that decided, 0: none did. Table is the one asked.
 	Row, Table uint64
+	// Drift is set if this is not of the ring buffer but tells what somebody else
+	// has changed; of the rest, only SinceBoot and Endpoint mean something then.
+	Drift *Drift
 }
 
 // Events calls fn for each record of the ring buffer until ctx ends, then returns

@@ -103,6 +103,10 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	eps.recover(ctx)
 
 	mon := newMonitor()
+	drifts := &drift{
+		dp: dp, eps: eps, node: nodeSpec(&cfg), every: cfg.DriftInterval, current: proj.Current,
+		publish: mon.publish, repaired: met.MapDriftRepaired, logger: logger,
+	}
 	info := apiserver.Info{
 		Version: cfg.Version, Cluster: cfg.Cluster, Node: cfg.Node, PID: os.Getpid(), StartedUnixNS: began.UnixNano(),
 		ReplayedEvents: rlog.Replayed(), ReplayNS: int64(replayed), BootstrapNS: int64(time.Since(began)), BootstrapWritten: uint64(stats.Total()),
@@ -110,7 +114,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	srv := apiserver.New(apiserver.Config{
 		Listener: listener, Group: cfg.Group, Cluster: cfg.Cluster, Node: cfg.Node,
 		Info: func() apiserver.Info { return info },
-		Log:  rlog, Projector: proj, Endpoints: eps, Kernel: watchedKernel{dp, met}, Monitor: mon, Logger: logger,
+		Log:  rlog, Projector: proj, Endpoints: eps, Kernel: watchedKernel{dp, met}, Monitor: mon, Drift: drifts.Report, Logger: logger,
 	})
 	met.Bootstrapped(phaseOverall, time.Since(began))
 	met.Attach(sources(cfg.Node, rlog, dp, proj, eps))
@@ -120,6 +124,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	g.Go(func() error { return proj.run(ctx) })
 	g.Go(func() error { return ended(ctx, dp.Events(ctx, mon.publish)) })
 	g.Go(func() error { return collect(ctx, dp) })
+	g.Go(func() error { drifts.run(ctx); return nil })
 	g.Go(func() error { return watchAddresses(ctx, &cfg, fct) })
 	if cfg.PrometheusServeAddr != "" {
 		g.Go(func() error { follow(ctx, met, rlog, proj, logger); return nil })

@@ -41,6 +41,9 @@ type Config struct {
 	ConntrackMax int
 	PolicyMax    int
 
+	// DriftInterval is how often the kernel is compared with what it should be.
+	DriftInterval time.Duration
+
 	// SnapshotThreshold is the number of Raft entries between snapshots.
 	SnapshotThreshold uint64
 
@@ -64,6 +67,7 @@ const (
 	DefaultMTU      = 1500
 
 	DefaultSnapshotThreshold = 8192
+	DefaultDriftInterval     = 2 * time.Second
 )
 
 // Default ranges of endpoint addresses.
@@ -94,6 +98,9 @@ func (c *Config) normalize() error {
 	if c.SnapshotThreshold == 0 {
 		c.SnapshotThreshold = DefaultSnapshotThreshold
 	}
+	if c.DriftInterval == 0 {
+		c.DriftInterval = DefaultDriftInterval
+	}
 	if c.MTU == 0 {
 		c.MTU = DefaultMTU
 	}
@@ -116,6 +123,9 @@ func (c *Config) normalize() error {
 	}
 	if c.MTU < 1280 || c.MTU > 65535 {
 		errs = append(errs, fmt.Errorf("mtu: %d; give 1280 to 65535", c.MTU))
+	}
+	if c.DriftInterval < 100*time.Millisecond {
+		errs = append(errs, fmt.Errorf("drift-interval: %s; give at least 100ms", c.DriftInterval))
 	}
 	if c.PrometheusServeAddr != "" {
 		if _, _, err := net.SplitHostPort(c.PrometheusServeAddr); err != nil {

@@ -19,6 +19,7 @@ const (
 	typeDrop    = "drop"
 	typeNewFlow = "new-flow"
 	typeClosed  = "closed"
+	typeDrift   = "drift"
 	typeLost    = "lost"
 )
 
@@ -26,8 +27,8 @@ var eventTypes = map[abi.EventType]string{abi.EventDrop: typeDrop, abi.EventNewF
 
 func (s datapathService) Monitor(ctx context.Context, req *connect.Request[varvev1.MonitorRequest], stream *connect.ServerStream[varvev1.DatapathEvent]) error {
 	for i, t := range req.Msg.Types {
-		if !slices.Contains([]string{typeDrop, typeNewFlow, typeClosed, typeLost}, t) {
-			return invalid("types[%d]: %q; give %s, %s or %s", i, t, typeDrop, typeNewFlow, typeClosed)
+		if !slices.Contains([]string{typeDrop, typeNewFlow, typeClosed, typeDrift, typeLost}, t) {
+			return invalid("types[%d]: %q; give %s, %s, %s or %s", i, t, typeDrop, typeNewFlow, typeClosed, typeDrift)
 		}
 	}
 	// The header tells the client that it listens now.
@@ -41,7 +42,7 @@ func (s datapathService) Monitor(ctx context.Context, req *connect.Request[varve
 				return err
 			}
 		}
-		if len(req.Msg.Types) > 0 && !slices.Contains(req.Msg.Types, eventTypes[e.Type]) {
+		if len(req.Msg.Types) > 0 && !slices.Contains(req.Msg.Types, typeOf(e)) {
 			return nil
 		}
 		if tables := s.Projector.Current(); n == nil || n.tables != tables {
@@ -56,7 +57,17 @@ func (s datapathService) Monitor(ctx context.Context, req *connect.Request[varve
 	return streamError(err)
 }
 
+func typeOf(e dataplane.Event) string {
+	if e.Drift != nil {
+		return typeDrift
+	}
+	return eventTypes[e.Type]
+}
+
 func eventProto(n *names, e dataplane.Event) *varvev1.DatapathEvent {
+	if e.Drift != nil {
+		return driftEvent(n, e)
+	}
 	src, dst := e.Src, e.Dst
 	out := &varvev1.DatapathEvent{
 		TimeUnixNs: unixTime(e), Type: eventTypes[e.Type], Direction: directionName(e.Direction),

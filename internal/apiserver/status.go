@@ -75,6 +75,11 @@ func (s agentService) status(ctx context.Context, verify bool, view fsm.View, ta
 		{"projection", s.checkProjection(tables)},
 		{"endpoints", s.checkEndpoints(view)},
 	}
+	if s.Drift != nil {
+		report := s.Drift()
+		resp.Drift = driftStatus(report)
+		checks = append(checks, check{"drift", checkDrift(report)})
+	}
 	if verify {
 		checks = append(checks, check{"kernel", s.checkKernel(tables, resp)})
 	}

@@ -77,6 +77,7 @@ keys are named as the flags are, and the default.`),
 	flags.IntVar(&cfg.ConntrackMax, "bpf-ct-max", 0, "entries of the conntrack map (0: the built-in size)")
 	flags.IntVar(&cfg.PolicyMax, "bpf-policy-map-max", 0, "entries of the policy map (0: the built-in size)")
 	flags.Uint64Var(&cfg.SnapshotThreshold, "snapshot-threshold", agent.DefaultSnapshotThreshold, "Raft entries between two snapshots")
+	flags.DurationVar(&cfg.DriftInterval, "drift-interval", agent.DefaultDriftInterval, "how often to look for what others changed in the kernel, and repair it")
 	flags.StringVar(&cfg.PrometheusServeAddr, "prometheus-serve-addr", "", "TCP address of /metrics and /healthz, without authentication, such as 127.0.0.1:9962 (empty: none)")
 	flags.StringVar(&f.logLevel, "log-level", "info", "least severe level to log: debug, info, warn, error")
 	flags.StringVar(&f.logFormat, "log-format", "text", "form of the agent's own log: text, json")

@@ -16,7 +16,7 @@ import (
 )
 
 // monitorTypes are the types of events one can ask for; "lost" comes unasked.
-var monitorTypes = []string{"drop", "new-flow"}
+var monitorTypes = []string{"drop", "new-flow", "drift"}
 
 func (a *app) monitorCommand() *cobra.Command {
 	var req varvev1.MonitorRequest
@@ -25,8 +25,8 @@ func (a *app) monitorCommand() *cobra.Command {
 		Short: "Show drops and verdicts as they happen",
 		Long: strings.TrimSpace(`
 Show drops and new flows as they happen, one a line, until interrupted: time,
-verdict, reason and direction, from whom to whom, and the rule that decided. With
--o json one event is one line.`),
+verdict, reason and direction, from whom to whom, and the rule that decided; and
+what others changed in the kernel (drift). With -o json one event is one line.`),
 		Example: strings.Trim(`
   varve monitor
   varve monitor --type drop --endpoint default/web
@@ -91,6 +91,13 @@ func (a *app) eventLine(e *varvev1.DatapathEvent) string {
 	at := a.ink.dim.Sprint(time.Unix(0, e.TimeUnixNs).In(a.zone).Format("15:04:05.000000"))
 	if e.Type == "lost" {
 		return fmt.Sprintf("%s %s %s: read faster or filter", at, a.ink.warn.Sprintf("%-8s", "lost"), plural(int(e.Lost), "event"))
+	}
+	if d := e.Drift; d != nil {
+		state := "repaired"
+		if d.Error != "" {
+			state = a.ink.bad.Sprint("NOT REPAIRED: " + d.Error)
+		}
+		return fmt.Sprintf("%s %s %s %s: %s; %s", at, a.ink.warn.Sprintf("%-8s", "drift"), d.Kind, d.Object, d.What, state)
 	}
 	verdict, reason := a.ink.good.Sprintf("%-8s", "allow"), "new flow"
 	if e.Type != "new-flow" {

@@ -88,7 +88,20 @@ func (a *app) showStatusHead(s *varvev1.StatusResponse) {
 	g.add("Start", fmt.Sprintf("replayed %s in %s, enforcing after %s, %s written",
 		plural(int(s.ReplayedEvents), "event"), duration(time.Duration(s.ReplayNanoseconds)),
 		duration(time.Duration(s.BootstrapNanoseconds)), plural(int(s.BootstrapRowsWritten), "row")))
+	if s.Drift != nil {
+		g.add("Drift", a.drift(s.Drift))
+	}
 	a.show(g, "")
+}
+
+// drift is what others changed in the kernel, in a line.
+func (a *app) drift(d *varvev1.DriftStatus) string {
+	if d.Last == nil {
+		return "nothing changed by others since the start"
+	}
+	ago := a.now().Sub(time.Unix(0, d.Last.TimeUnixNs)).Truncate(time.Second)
+	return a.ink.warn.Sprintf("%d found, %d repaired", d.Found, d.Repaired) +
+		fmt.Sprintf("; last %s ago: %s %s: %s", ago, d.Last.Kind, d.Last.Object, d.Last.What)
 }
 
 func (a *app) showStatusTables(s *varvev1.StatusResponse, verify bool) {
