@@ -66,13 +66,11 @@ func openPin(path string) (holder, error) {
 //
 // Errors: ErrForeignFilter.
 func (o *Objects) Attach(ifindex int) error {
+	if kept, err := o.keptByPredecessor(ifindex); err != nil || kept {
+		return err
+	}
 	o.attaching.Lock()
 	defer o.attaching.Unlock()
-	for _, p := range o.predecessors {
-		if has, err := p.has(ifindex); err != nil || has {
-			return err
-		}
-	}
 	return o.attachBoth(ifindex)
 }
 

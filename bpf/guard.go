@@ -126,8 +126,12 @@ func (g *Guard) Release() error {
 	return errors.Join(errs...)
 }
 
-// Sound tells whether Interface would find nothing.
+// Sound tells whether Interface would find nothing. An interface that has the
+// programs of another layout until Migrate is sound.
 func (g *Guard) Sound(ifindex int) (bool, error) {
+	if kept, err := g.o.keptByPredecessor(ifindex); err != nil || kept {
+		return kept, err
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, h := range hooks {
@@ -142,6 +146,9 @@ func (g *Guard) Sound(ifindex int) (bool, error) {
 // repairs them: a removed pin, a detached link, another program in the link,
 // programs of others before ours.
 func (g *Guard) Interface(ifindex int) ([]Finding, error) {
+	if kept, err := g.o.keptByPredecessor(ifindex); err != nil || kept {
+		return nil, err
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	var found []Finding

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
@@ -24,6 +25,9 @@ type converter struct {
 	ct4 func(key, value []byte) (abi.CT4Key, abi.CTValue)
 	ct6 func(key, value []byte) (abi.CT6Key, abi.CTValue)
 }
+
+// tcActShot is TC_ACT_SHOT of linux/pkt_cls.h.
+const tcActShot = 2
 
 // converters by layout. Layout 1 is the first.
 var converters = map[int]converter{}
@@ -91,6 +95,19 @@ func (o *Objects) findPredecessors(pinDir string) error {
 		o.predecessors = append(o.predecessors, p)
 	}
 	return nil
+}
+
+// keptByPredecessor tells whether the interface has, until Migrate, the programs of
+// another layout.
+func (o *Objects) keptByPredecessor(ifindex int) (bool, error) {
+	o.attaching.Lock()
+	defer o.attaching.Unlock()
+	for _, p := range o.predecessors {
+		if has, err := p.has(ifindex); err != nil || has {
+			return has, err
+		}
+	}
+	return false, nil
 }
 
 // Migrating tells whether programs of another layout still run, so that Migrate
@@ -211,6 +228,7 @@ type handover struct {
 	o      *Objects
 	config abi.Config // as it was
 	front  bool
+	walls  []link.Link // behind ours where there are no old ones
 }
 
 // beginHandover makes ours hand on everything: with both address families off,
@@ -220,23 +238,64 @@ func (o *Objects) beginHandover(hooks map[int][]hookPin) (h handover, err error)
 	if h.front, err = o.standsInFront(hooks); err != nil {
 		return h, err
 	}
-	if h.config, err = o.GetConfig(); err != nil {
+	if h.config, err = o.readConfig(); err != nil {
 		return h, err
 	}
 	h.config.Handover = false // of one that was cut short
 	if !h.front {
 		return h, nil
 	}
+	if err := h.wallOff(hooks); err != nil {
+		return h, errors.Join(err, h.end())
+	}
 	c := h.config
 	c.EnableIPv4, c.EnableIPv6, c.Handover = false, false, true
-	return h, o.SetConfig(c)
+	return h, o.putConfig(c)
+}
+
+// wallOff puts a program that drops everything behind ours where no old one is,
+// on interfaces that were made since: what is handed on there must not pass.
+func (h *handover) wallOff(old map[int][]hookPin) error {
+	pins, err := pinsIn(h.o.dir)
+	if err != nil {
+		return err
+	}
+	wall, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "wall", Type: ebpf.SchedCLS, License: "Dual BSD/GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, tcActShot), asm.Return()},
+	})
+	if err != nil {
+		return fmt.Errorf("program wall: %w", err)
+	}
+	defer wall.Close()
+	for _, p := range pins {
+		if !p.live || len(old[p.ifindex]) == 2 {
+			continue
+		}
+		l, err := link.AttachTCX(link.TCXOptions{Interface: p.ifindex, Program: wall, Attach: p.hook.attach, Anchor: link.Tail()})
+		if errors.Is(err, unix.ENODEV) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("interface %d: %w", p.ifindex, err)
+		}
+		h.walls = append(h.walls, l)
+	}
+	return nil
 }
 
 // judge makes ours hand on only what they would drop.
 func (h handover) judge() error {
 	c := h.config
 	c.Handover = h.front
-	return h.o.SetConfig(c)
+	return h.o.putConfig(c)
 }
 
-func (h handover) end() error { return h.o.SetConfig(h.config) }
+// end puts the switch off, and then what was needed while it was on.
+func (h handover) end() error {
+	err := h.o.putConfig(h.config)
+	for _, l := range h.walls {
+		err = errors.Join(err, l.Close()) // not pinned, so this detaches it
+	}
+	return err
+}

@@ -327,6 +327,49 @@ func TestMigrateFlows(t *testing.T) {
 	}
 }
 
+// TestHandoverWall: an interface that only ours are on drops while they hand on.
+func TestHandoverWall(t *testing.T) {
+	if !kernelHasTCX(t) {
+		return // nothing is handed on by filters
+	}
+	n := newNode(t)
+	n.enforce(&n.b, abi.Ingress)
+	n.o.BumpAllGenerations()
+	server, err := n.pods[1].EchoUDP(netip.AddrPortFrom(n.b.v4, 7777))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	reach := func() error { return n.ns.ExchangeUDP(server.Addr(), 100*time.Millisecond) }
+	do(t, n.ns, func() error {
+		h := handover{o: n.o, front: true}
+		if h.config, err = n.o.readConfig(); err != nil {
+			return err
+		}
+		if err := h.judge(); err != nil {
+			return err
+		}
+		if err := reach(); err != nil {
+			t.Errorf("without a wall: %v, so this test shows nothing", err)
+		}
+		if err := h.wallOff(nil); err != nil {
+			return err
+		}
+		if err := reach(); err == nil {
+			t.Error("what is denied passed")
+		}
+		return h.end()
+	})
+	if err := reach(); err == nil {
+		t.Error("what is denied passed after the handover")
+	}
+	for h, prog := range map[hook]*ebpf.Program{hookFrom: n.o.FromContainer, hookTo: n.o.ToContainer} {
+		if got := programs(t, n.world, n.b.index(), h); got != 1 {
+			t.Errorf("%s: %d programs, want %s alone", h.suffix, got, prog)
+		}
+	}
+}
+
 // TestUnknownLayout: what cannot be taken over from is left alone.
 func TestUnknownLayout(t *testing.T) {
 	o := load(t, smallSizes())

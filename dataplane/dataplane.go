@@ -277,7 +277,7 @@ func (d *Dataplane) SyncDelta(ctx context.Context, desired *projections.Tables, 
 	d.mu.Lock()
 	d.bind = maps.Clone(bind)
 	d.mu.Unlock()
-	return stats, nil
+	return stats, d.migrate(ctx)
 }
 
 // Forget makes the next Sync read the maps anew and repair what differs.

@@ -87,7 +87,7 @@ func parse(args []string, stderr io.Writer) (config, error) {
 	packages := fs.String("packages", "bpf,dataplane", "directories of the packages to test")
 	fs.StringVar(&c.cache, "cache", "", "where unpacked kernels are kept; empty: varve/vm in the user's cache directory. Remove it to get newer ones")
 	fs.StringVar(&c.run, "run", "", "only tests that match")
-	fs.DurationVar(&c.timeout, "timeout", 10*time.Minute, "for all of a kernel's tests")
+	fs.DurationVar(&c.timeout, "timeout", 20*time.Minute, "for all of a kernel's tests")
 	fs.DurationVar(&c.boot, "boot-timeout", 2*time.Minute, "until the first test starts")
 	fs.IntVar(&c.memoryMB, "memory", 1536, "of a machine, in MiB")
 	fs.IntVar(&c.cpus, "cpus", 2, "of a machine")
