@@ -376,7 +376,7 @@ func (c *inspector) branchTarget(s *ast.BranchStmt) ast.Node {
 		if s.Label == nil {
 			return at
 		}
-		if labeled, ok := c.parents[at].(*ast.LabeledStmt); ok && labeled.Label.Name == s.Label.Name {
+		if label, ok := c.parents[at].(*ast.LabeledStmt); ok && label.Label.Name == s.Label.Name {
 			return at
 		}
 	}

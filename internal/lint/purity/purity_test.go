@@ -67,7 +67,7 @@ func TestPurePackages(t *testing.T) {
 			t.Errorf("%s was loaded and not looked at", p.PkgPath)
 		}
 	}
-	graph, err := checker.Analyze([]*analysis.Analyzer{Analyzer}, pkgs, nil)
+	graph, err := checker.Analyze([]*analysis.Analyzer{Analyzer}, pkgs, nil) //nolint:misspell // their name
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -28,7 +28,7 @@ func (l *loop) checkLists(r *ast.RangeStmt) {
 // appended to. A field may have other names, so it is sorted in the very next
 // statement.
 func (c *inspector) sortFollows(from ast.Stmt, list ast.Expr) string {
-	if _, labeled := c.parents[from].(*ast.LabeledStmt); !labeled && !c.inList(from) {
+	if _, label := c.parents[from].(*ast.LabeledStmt); !label && !c.inList(from) {
 		return "is not sorted by the next statement"
 	}
 	id, isIdent := ast.Unparen(list).(*ast.Ident)
@@ -80,8 +80,8 @@ func (c *inspector) sortFollows(from ast.Stmt, list ast.Expr) string {
 
 // after lists the statements that follow n in its list.
 func (c *inspector) after(n ast.Node) []ast.Stmt {
-	if labeled, ok := c.parents[n].(*ast.LabeledStmt); ok {
-		n = labeled
+	if label, ok := c.parents[n].(*ast.LabeledStmt); ok {
+		n = label
 	}
 	for i, s := range listOf(c.parents[n]) {
 		if s == n {
