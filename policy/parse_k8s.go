@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/varve-net/varve/log/eventpb"
 )
@@ -194,9 +195,9 @@ func (w *walker) npPort(v *value, path string) *eventpb.Port {
 		if !ok {
 			return nil
 		}
-		if !checkPortName(name) {
+		if !checkPortName(name) || strings.ToLower(name) != name {
 			w.invalid(port.line, p, fmt.Sprintf("%q is no port name", name),
-				"write a number without quotes, or at most 15 letters, digits and single '-' with at least one letter")
+				"write a number without quotes, or at most 15 of a-z, 0-9 and single '-' with at least one letter")
 			return nil
 		}
 		return namedPorts([]uint8{proto}, name)[0]

@@ -160,6 +160,11 @@ func TestRefused(t *testing.T) {
 		{"8 endPort with a name", np("podSelector: {}\ningress: [{ports: [{port: http, endPort: 90}]}]"), ErrInvalid, "spec.ingress[0].ports[0].endPort"},
 		{"8 endPort below port", np("podSelector: {}\ningress: [{ports: [{port: 100, endPort: 90}]}]"), ErrInvalid, "spec.ingress[0].ports[0].endPort"},
 		{"8 port as string", np("podSelector: {}\ningress: [{ports: [{port: \"80\"}]}]"), ErrInvalid, "spec.ingress[0].ports[0].port"},
+		{"8 port name in upper case", np("podSelector: {}\ningress: [{ports: [{port: HTTP}]}]"), ErrInvalid, "spec.ingress[0].ports[0].port"},
+		{"1 three policy types", np("podSelector: {}\npolicyTypes: [Ingress, Ingress, Egress]"), ErrInvalid, "spec.policyTypes"},
+		{"8 endPort without port", np("podSelector: {}\negress: [{ports: [{endPort: 90}]}]"), ErrInvalid, "spec.egress[0].ports[0].endPort"},
+		{"8 port 0", np("podSelector: {}\negress: [{ports: [{port: 0}]}]"), ErrInvalid, "spec.egress[0].ports[0].port"},
+		{"8 protocol in lower case", np("podSelector: {}\negress: [{ports: [{protocol: tcp}]}]"), ErrInvalid, "spec.egress[0].ports[0].protocol"},
 		{"1 unknown policy type", np("podSelector: {}\npolicyTypes: [ingress]"), ErrInvalid, "spec.policyTypes[0]"},
 		{"np misplaced to", np("podSelector: {}\ningress: [{to: []}]"), ErrUnsupported, "spec.ingress[0].to"},
 
