@@ -1,210 +1,175 @@
-// Package gen makes clusters of a given size, for benchmarks: the same events
-// each time, folded into a State.
+// Package gen makes histories for benchmarks: the same events for the same seed,
+// on every machine and in every version that keeps the package as it is.
 package gen
 
 import (
-	"encoding/binary"
 	"fmt"
-	"strings"
+	"iter"
+	"math/rand/v2"
 
-	"github.com/varve-net/varve/fsm"
 	"github.com/varve-net/varve/log"
 	"github.com/varve-net/varve/log/eventpb"
-	"github.com/varve-net/varve/policy"
 )
 
-// Node is the node whose tables are of interest.
-const Node = "node00"
-
-// Config is the size of a cluster.
-type Config struct {
-	Namespaces int
-	Pods       int // of each namespace; each pod has an identity of its own
-	LocalPods  int // of Node; one in each of the first namespaces, and so on
+// Mix is the shape of a history.
+type Mix struct {
+	Seed       uint64
+	Cluster    string
+	Events     int
 	Nodes      int
+	Namespaces int
+	Endpoints  int // live at once, once all are created
+	Apps       int // label sets
+	Policies   int // live at once
 }
 
-// Typical is 10,000 identities under 1,000 policies, 110 of them here.
-func Typical() Config { return Config{Namespaces: 500, Pods: 20, LocalPods: 110, Nodes: 100} }
-
-// Cluster is a State in the making.
-type Cluster struct {
-	State *fsm.State
-	pods  int
+// Standard is the mix that docs/benchmarks.md quotes: a cluster of 10,000
+// endpoints and 2,500 policies that is created and then churned. Of the churn 50
+// in a hundred events relabel an endpoint, 40 replace one by its next
+// incarnation, 9 set a policy; one in a thousand relabels a namespace.
+func Standard(events int) Mix {
+	return Mix{Seed: 1, Cluster: "bench", Events: events, Nodes: 100, Namespaces: 50, Endpoints: 10_000, Apps: 400, Policies: 2500}
 }
 
-var tiers = []string{"web", "api", "db", "job"}
+// startNS is the time of the first event; each of the others is a microsecond on.
+const startNS = 1_700_000_000_000_000_000
 
-// New makes a cluster in which every namespace has pods of four tiers, isolates
-// itself but for its team, lets tiers talk to the next one, and may reach DNS, a
-// team's databases and a range outside.
-func New(c Config) (*Cluster, error) {
-	g := &Cluster{State: fsm.New("default")}
-	for n := range c.Nodes {
-		err := g.fact(nodeName(n), &eventpb.Event{Payload: &eventpb.Event_NodeJoined{NodeJoined: &eventpb.NodeJoined{
-			Name: nodeName(n), Addresses: [][]byte{{192, 168, byte(n >> 8), byte(n)}},
-		}}})
-		if err != nil {
-			return nil, err
-		}
-	}
-	local := 0
-	for pod := range c.Pods {
-		for ns := range c.Namespaces {
-			if pod == 0 {
-				if err := g.Relabel(ns, map[string]string{"team": team(ns)}); err != nil {
-					return nil, err
-				}
-			}
-			node := nodeName(1 + (ns*c.Pods+pod)%(c.Nodes-1))
-			if local < c.LocalPods {
-				node, local = Node, local+1
-			}
-			if err := g.AddPod(ns, pod, node); err != nil {
-				return nil, err
+// Node is the name of the i-th node.
+func Node(i int) string { return fmt.Sprintf("bench-%d", i+1) }
+
+// All yields the history's events as they stand in a log. Applied to an empty
+// state of the cluster, all of them are applied.
+func (m Mix) All() iter.Seq2[[]byte, error] {
+	return func(yield func([]byte, error) bool) {
+		g := &generator{Mix: m, rand: rand.New(rand.NewPCG(m.Seed, 0)), seqs: make([]uint64, m.Nodes), incarnation: make([]uint64, m.Endpoints)}
+		for n := range m.Events {
+			b, err := g.encode(n, g.event(n))
+			if !yield(b, err) || err != nil {
+				return
 			}
 		}
 	}
-	for ns := range c.Namespaces {
-		if err := g.SetPolicies(policies(ns)); err != nil {
-			return nil, err
-		}
-	}
-	return g, nil
 }
 
-func nodeName(n int) string  { return fmt.Sprintf("node%02d", n) }
-func namespace(n int) string { return fmt.Sprintf("ns%03d", n) }
-func team(ns int) string     { return fmt.Sprintf("team%d", ns%7) }
+type generator struct {
+	Mix
+	rand        *rand.Rand
+	seqs        []uint64 // of the nodes' journals
+	incarnation []uint64
+}
 
-func (g *Cluster) apply(role eventpb.Role, node string, e *eventpb.Event) error {
-	e.Actor = &eventpb.Actor{Role: role, Name: "gen"}
-	e.Origin = &eventpb.Origin{Cluster: "default", Node: node}
+func (g *generator) encode(n int, e *eventpb.Event) ([]byte, error) {
+	e.TimeUnixNs = startNS + int64(n)*1000
+	e.RequestId = fmt.Sprintf("0190b4a2-7c3e-7a10-8000-%012d", n)
 	var err error
 	if e.Stream, err = log.StreamOf(e); err != nil {
-		return err
+		return nil, err
 	}
-	b, err := log.Marshal(e)
-	if err != nil {
-		return err
+	return log.Marshal(e)
+}
+
+// event is the n-th: nodes, namespaces, endpoints, policies, then the churn.
+func (g *generator) event(n int) *eventpb.Event {
+	switch created := n; {
+	case created < g.Nodes:
+		return g.join(created)
+	case created < g.Nodes+g.Namespaces:
+		return g.namespace(created-g.Nodes, 0)
+	case created < g.Nodes+g.Namespaces+g.Endpoints:
+		i := created - g.Nodes - g.Namespaces
+		return g.endpoint(i, i%g.Apps)
+	case created < g.Nodes+g.Namespaces+g.Endpoints+g.Policies:
+		return g.policy(created - g.Nodes - g.Namespaces - g.Endpoints)
 	}
-	_, r, err := g.State.Apply(b)
-	if err == nil && r.Outcome != log.OutcomeApplied {
-		err = fmt.Errorf("%s: outcome %d: %s", e.Stream, r.Outcome, r.Reason)
+	i := g.rand.IntN(g.Endpoints)
+	switch k := g.rand.IntN(1000); {
+	case k == 0:
+		return g.namespace(g.rand.IntN(g.Namespaces), n)
+	case k < 500:
+		return g.relabel(i, g.rand.IntN(g.Apps))
+	case k < 910:
+		return g.endpoint(i, g.rand.IntN(g.Apps))
+	default:
+		return g.policy(g.rand.IntN(g.Policies))
 	}
-	return err
 }
 
-func (g *Cluster) admin(e *eventpb.Event) error {
-	return g.apply(eventpb.Role_ROLE_ADMIN, Node, e)
+func (g *generator) admin(e *eventpb.Event) *eventpb.Event {
+	e.Actor = &eventpb.Actor{Role: eventpb.Role_ROLE_ADMIN, Name: "unix:uid=0,gid=0,pid=4711"}
+	e.Origin = &eventpb.Origin{Cluster: g.Cluster, Node: Node(0)}
+	return e
 }
 
-func (g *Cluster) fact(node string, e *eventpb.Event) error {
-	return g.apply(eventpb.Role_ROLE_NODE, node, e)
+func (g *generator) fact(node int, e *eventpb.Event) *eventpb.Event {
+	e.Actor = &eventpb.Actor{Role: eventpb.Role_ROLE_NODE, Name: "node:" + Node(node)}
+	e.Origin = &eventpb.Origin{Cluster: g.Cluster, Node: Node(node)}
+	g.seqs[node]++
+	e.JournalSeq = g.seqs[node]
+	return e
 }
 
-// Relabel sets the labels of a namespace.
-func (g *Cluster) Relabel(ns int, labels map[string]string) error {
-	return g.admin(&eventpb.Event{Payload: &eventpb.Event_NamespaceSet{NamespaceSet: &eventpb.NamespaceSet{Name: namespace(ns), Labels: labels}}})
-}
+func (g *generator) namespaceName(i int) string { return fmt.Sprintf("team-%d", i) }
 
-// AddPod makes a pod with labels, and so an identity, that no other has. Its tier
-// follows from its number.
-func (g *Cluster) AddPod(ns, pod int, node string) error {
-	g.pods++
-	addr := binary.BigEndian.AppendUint32(nil, 10<<24|uint32(g.pods))
-	return g.fact(node, &eventpb.Event{Payload: &eventpb.Event_EndpointCreated{EndpointCreated: &eventpb.EndpointCreated{
-		Ref:  &eventpb.EndpointRef{Namespace: namespace(ns), Name: fmt.Sprintf("pod%d", pod)},
-		Node: node, Incarnation: uint64(g.pods), Addresses: [][]byte{addr}, Mac: []byte{2, 0, addr[0], addr[1], addr[2], addr[3]},
-		Labels:     map[string]string{"tier": tiers[pod%len(tiers)], "version": fmt.Sprintf("v%d", pod%3), "pod": fmt.Sprintf("pod%d", pod)},
-		NamedPorts: []*eventpb.NamedPort{{Name: "http", Protocol: 6, Port: 8080 + uint32(pod%2)}},
+func (g *generator) join(i int) *eventpb.Event {
+	return g.fact(i, &eventpb.Event{Payload: &eventpb.Event_NodeJoined{NodeJoined: &eventpb.NodeJoined{
+		Name: Node(i), Addresses: [][]byte{{192, 0, 2, byte(i + 1)}}, EndpointCidrs: []string{fmt.Sprintf("10.%d.0.0/16", i+1)},
 	}}})
 }
 
-// SetPolicies applies the policies of a YAML text.
-func (g *Cluster) SetPolicies(yaml string) error {
-	sets, _, err := policy.Parse("generated", []byte(yaml), policy.Options{})
-	if err != nil {
-		return err
-	}
-	for _, set := range sets {
-		if err := g.admin(&eventpb.Event{Payload: &eventpb.Event_PolicySet{PolicySet: set}}); err != nil {
-			return err
-		}
-	}
-	return nil
+func (g *generator) namespace(i, revision int) *eventpb.Event {
+	return g.admin(&eventpb.Event{Payload: &eventpb.Event_NamespaceSet{NamespaceSet: &eventpb.NamespaceSet{
+		Name: g.namespaceName(i), Labels: map[string]string{"team": fmt.Sprint(i), "revision": fmt.Sprint(revision % 16)},
+	}}})
 }
 
-func policies(ns int) string {
-	return fmt.Sprintf(`apiVersion: cilium.io/v2
-kind: CiliumNetworkPolicy
-metadata: {name: tiers, namespace: %[1]s}
-spec:
-  endpointSelector: {matchExpressions: [{key: tier, operator: In, values: [api, db]}]}
-  ingress:
-  - fromEndpoints: [{matchLabels: {tier: web}}]
-    toPorts: [{ports: [{port: http, protocol: TCP}]}]
-  - fromEndpoints: [{matchLabels: {tier: api}}]
-    toPorts: [{ports: [{port: "5432", protocol: TCP}]}]
----
-apiVersion: networking.k8s.io/v1
-kind: NetworkPolicy
-metadata: {name: team, namespace: %[1]s}
-spec:
-  podSelector: {}
-  policyTypes: [Ingress, Egress]
-  ingress:
-  - from: [{namespaceSelector: {matchLabels: {team: %[2]s}}}]
-    ports: [{port: 9090}, {port: 30000, endPort: 32767}]
-  egress:
-  - to: [{podSelector: {}}]
-  - to: [{namespaceSelector: {matchLabels: {team: team0}}, podSelector: {matchLabels: {tier: db}}}]
-    ports: [{port: 53, protocol: UDP}, {port: 53}]
-  - to: [{ipBlock: {cidr: 203.%[3]d.0.0/16, except: [203.%[3]d.7.0/24]}}]
-`, namespace(ns), team(ns), ns%200)
+func (g *generator) ref(i int) *eventpb.EndpointRef {
+	return &eventpb.EndpointRef{Namespace: g.namespaceName(i % g.Namespaces), Name: fmt.Sprintf("web-%d", i)}
 }
 
-// OnePolicy is a policy of a namespace that admits two tiers on a port of its own.
-func OnePolicy(ns, n int) string {
-	return fmt.Sprintf(`apiVersion: cilium.io/v2
-kind: CiliumNetworkPolicy
-metadata: {name: extra, namespace: %s}
-spec:
-  endpointSelector: {}
-  ingress:
-  - fromEndpoints: [{matchLabels: {tier: web}}, {matchLabels: {tier: job, version: v1}}]
-    toPorts: [{ports: [{port: "%d", protocol: TCP}]}]
-`, namespace(ns), 1000+n)
+// node of an endpoint.
+func (g *generator) node(i int) int { return i % g.Nodes }
+
+func (g *generator) labels(app int, version string) map[string]string {
+	return map[string]string{"app": fmt.Sprintf("app-%d", app), "tier": "web", "version": version}
 }
 
-// Adversary is policies on every pod: one for each of count selectors, and one
-// that admits the whole cluster on 40 ports.
-func Adversary(count int) string {
-	var b strings.Builder
-	for i := range count {
-		fmt.Fprintf(&b, `---
-apiVersion: cilium.io/v2
-kind: CiliumClusterwideNetworkPolicy
-metadata: {name: adversary%d}
-spec:
-  endpointSelector: {}
-  ingress:
-  - fromEndpoints: [{matchLabels: {pod: pod%d, k8s:io.kubernetes.pod.namespace: %s}}]
-    toPorts: [{ports: [{port: "%d", protocol: TCP}]}]
-`, i, i/50%20, namespace(i%50), 2000+i)
-	}
-	b.WriteString(`---
-apiVersion: cilium.io/v2
-kind: CiliumClusterwideNetworkPolicy
-metadata: {name: adversary-cluster}
-spec:
-  endpointSelector: {}
-  ingress:
-  - fromEntities: [cluster]
-    toPorts:
-`)
-	for i := range 40 {
-		fmt.Fprintf(&b, "    - {ports: [{port: \"%d\", protocol: TCP}]}\n", 5000+2*i)
-	}
-	return b.String()
+func (g *generator) endpoint(i, app int) *eventpb.Event {
+	g.incarnation[i]++
+	node := g.node(i)
+	local := i/g.Nodes + 2 // after the gateway
+	return g.fact(node, &eventpb.Event{Payload: &eventpb.Event_EndpointCreated{EndpointCreated: &eventpb.EndpointCreated{
+		Ref: g.ref(i), Incarnation: g.incarnation[i], Node: Node(node), Labels: g.labels(app, "v1"),
+		Addresses:     [][]byte{{10, byte(node + 1), byte(local >> 8), byte(local)}},
+		Mac:           []byte{2, 0, 0, byte(i >> 16), byte(i >> 8), byte(i)},
+		HostInterface: fmt.Sprintf("vv%d", i), ContainerInterface: "eth0", Netns: fmt.Sprintf("/run/netns/web-%d", i),
+	}}})
+}
+
+func (g *generator) relabel(i, app int) *eventpb.Event {
+	return g.fact(g.node(i), &eventpb.Event{Payload: &eventpb.Event_EndpointUpdated{EndpointUpdated: &eventpb.EndpointUpdated{
+		Ref: g.ref(i), Incarnation: g.incarnation[i], Labels: g.labels(app, "v2"),
+	}}})
+}
+
+// policy i lets one app in to another on a few ports, within one namespace.
+func (g *generator) policy(i int) *eventpb.Event {
+	namespace := g.namespaceName(i % g.Namespaces)
+	return g.admin(&eventpb.Event{Payload: &eventpb.Event_PolicySet{PolicySet: &eventpb.PolicySet{
+		Ref: &eventpb.PolicyRef{Kind: eventpb.PolicyKind_CILIUM_NETWORK_POLICY, Namespace: namespace, Name: fmt.Sprintf("policy-%d", i)},
+		Specs: []*eventpb.PolicySpec{{
+			Subject:            app(namespace, i%g.Apps),
+			DefaultDenyIngress: true,
+			Ingress: []*eventpb.Rule{{
+				Peers: []*eventpb.Peer{{Peer: &eventpb.Peer_Endpoints{Endpoints: app(namespace, g.rand.IntN(g.Apps))}}},
+				Ports: []*eventpb.Port{{Protocol: 6, First: 80, Last: 80}, {Protocol: 6, First: 8000, Last: 8079}},
+			}},
+		}},
+	}}})
+}
+
+func app(namespace string, app int) *eventpb.Selector {
+	return &eventpb.Selector{Requirements: []*eventpb.Requirement{
+		{Key: "any:app", Operator: eventpb.Requirement_IN, Values: []string{fmt.Sprintf("app-%d", app)}},
+		{Key: "k8s:io.kubernetes.pod.namespace", Operator: eventpb.Requirement_IN, Values: []string{namespace}},
+	}}
 }
