@@ -50,7 +50,7 @@ type Drift struct {
 
 // String is one line.
 func (d Drift) String() string {
-	s := string(d.Kind) + " " + d.Object + ": " + d.What
+	s := string(d.Kind) + " " + strings.TrimPrefix(d.Object, string(d.Kind)+" ") + ": " + d.What
 	if d.Err != nil {
 		s += ": not repaired: " + d.Err.Error()
 	}

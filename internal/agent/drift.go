@@ -298,6 +298,9 @@ func (d *drift) tell(all []found, err error) {
 // log logs what has not been logged a moment ago.
 func (d *drift) log(f found, now time.Time) {
 	key := string(f.Kind) + " " + f.Object
+	if f.Err != nil {
+		key += " stays"
+	}
 	if f.Kind == dataplane.DriftRow {
 		key += f.What
 	}

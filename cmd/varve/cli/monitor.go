@@ -97,7 +97,7 @@ func (a *app) eventLine(e *varvev1.DatapathEvent) string {
 		if d.Error != "" {
 			state = a.ink.bad.Sprint("NOT REPAIRED: " + d.Error)
 		}
-		return fmt.Sprintf("%s %s %s %s: %s; %s", at, a.ink.warn.Sprintf("%-8s", "drift"), d.Kind, d.Object, d.What, state)
+		return fmt.Sprintf("%s %s %s %s: %s; %s", at, a.ink.warn.Sprintf("%-8s", "drift"), d.Kind, strings.TrimPrefix(d.Object, d.Kind+" "), d.What, state)
 	}
 	verdict, reason := a.ink.good.Sprintf("%-8s", "allow"), "new flow"
 	if e.Type != "new-flow" {

@@ -101,7 +101,7 @@ func (a *app) drift(d *varvev1.DriftStatus) string {
 	}
 	ago := a.now().Sub(time.Unix(0, d.Last.TimeUnixNs)).Truncate(time.Second)
 	return a.ink.warn.Sprintf("%d found, %d repaired", d.Found, d.Repaired) +
-		fmt.Sprintf("; last %s ago: %s %s: %s", ago, d.Last.Kind, d.Last.Object, d.Last.What)
+		fmt.Sprintf("; last %s ago: %s %s: %s", ago, d.Last.Kind, strings.TrimPrefix(d.Last.Object, d.Last.Kind+" "), d.Last.What)
 }
 
 func (a *app) showStatusTables(s *varvev1.StatusResponse, verify bool) {
