@@ -25,17 +25,23 @@ import (
 // ctValue0 is a conntrack entry of the made-up layout 0: what VARVE_LAYOUT_0
 // stands for in abi.h.
 type ctValue0 struct {
-	Packets uint64
-	abi.CTValue
+	Generation, Flags           uint32
+	ExpiresSeconds, SrcIdentity uint32
+	Side                        [2]abi.CTSide
+	Row                         uint64
+}
+
+func (v *ctValue0) convert() abi.CTValue {
+	return abi.CTValue{Row: v.Row, Generation: v.Generation, Flags: v.Flags, ExpiresSeconds: v.ExpiresSeconds, SrcIdentity: v.SrcIdentity, Side: v.Side}
 }
 
 func init() {
 	converters[0] = converter{
 		ct4: func(k, v []byte) (abi.CT4Key, abi.CTValue) {
-			return *(*abi.CT4Key)(unsafe.Pointer(&k[0])), (*ctValue0)(unsafe.Pointer(&v[0])).CTValue
+			return *(*abi.CT4Key)(unsafe.Pointer(&k[0])), (*ctValue0)(unsafe.Pointer(&v[0])).convert()
 		},
 		ct6: func(k, v []byte) (abi.CT6Key, abi.CTValue) {
-			return *(*abi.CT6Key)(unsafe.Pointer(&k[0])), (*ctValue0)(unsafe.Pointer(&v[0])).CTValue
+			return *(*abi.CT6Key)(unsafe.Pointer(&k[0])), (*ctValue0)(unsafe.Pointer(&v[0])).convert()
 		},
 	}
 }
@@ -303,12 +309,12 @@ func TestMigrateFlows(t *testing.T) {
 	for i := range 100 {
 		var k abi.CT4Key
 		binary.LittleEndian.PutUint32((*[unsafe.Sizeof(k)]byte)(unsafe.Pointer(&k))[:], uint32(i))
-		v := ctValue0{Packets: 7, CTValue: abi.CTValue{Row: uint64(i), Flags: 4, ExpiresSeconds: 1 << 30, SrcIdentity: 9}}
+		v := ctValue0{Row: uint64(i), Flags: 4, ExpiresSeconds: 1 << 30, SrcIdentity: 9}
 		if err := old.Put(k, v); err != nil {
 			t.Fatal(err)
 		}
 		v.Generation = unjudged
-		want[k] = v.CTValue
+		want[k] = v.convert()
 	}
 	next, err := Load(Options{PinDir: dir, Clsact: true})
 	if err != nil {

@@ -149,15 +149,17 @@ struct ct_side {
 #define CT_SEEN_REPLY 4U
 
 struct ct_value {
-#ifdef VARVE_LAYOUT_0 /* a made-up older layout, to test upgrades with */
-	__u64 packets;
-#endif
+#ifndef VARVE_LAYOUT_0
 	__u64 row;	  /* policy row that admitted it, 0: no policy enforced */
+#endif
 	__u32 generation; /* sum of both addresses' generations when judged; shares */
 	__u32 flags;	  /* an aligned 8-byte word with CT_*, read and written as one */
 	__u32 expires;	  /* seconds of CLOCK_MONOTONIC */
 	__u32 src_identity;
 	struct ct_side side[2];
+#ifdef VARVE_LAYOUT_0 /* a made-up older layout, to test upgrades with */
+	__u64 row;
+#endif
 };
 
 /*
