@@ -4,13 +4,13 @@ import (
 	"testing"
 
 	"github.com/varve-net/varve/fsm"
-	"github.com/varve-net/varve/internal/gen"
+	"github.com/varve-net/varve/internal/mix"
 )
 
 // BenchmarkReplay is a replay of 100,000 events of the standard mix from memory.
 func BenchmarkReplay(b *testing.B) {
 	const events = 100_000
-	m := gen.Standard(events)
+	m := mix.Standard(events)
 	s := fsm.New(m.Cluster)
 	var all kept
 	for event, err := range m.All() {

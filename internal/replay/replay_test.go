@@ -6,7 +6,7 @@ import (
 	"testing"
 
 	"github.com/varve-net/varve/fsm"
-	"github.com/varve-net/varve/internal/gen"
+	"github.com/varve-net/varve/internal/mix"
 	"github.com/varve-net/varve/log"
 )
 
@@ -31,7 +31,7 @@ func (k kept) Read(_ context.Context, first, last log.Revision, fn func(log.Reco
 
 func records(t *testing.T, events int) (kept, log.Hash) {
 	t.Helper()
-	m := gen.Standard(events)
+	m := mix.Standard(events)
 	s := fsm.New(m.Cluster)
 	var all kept
 	for event, err := range m.All() {

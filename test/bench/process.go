@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -28,11 +29,16 @@ type server struct {
 
 // startSelf starts a command of this program and waits until it is ready.
 func startSelf(ctx context.Context, args ...string) (*server, error) {
-	self, err := os.Executable()
+	return startSelfUnder(ctx, nil, args...)
+}
+
+// startSelfUnder is startSelf by way of a program such as nsenter.
+func startSelfUnder(ctx context.Context, under []string, args ...string) (*server, error) {
+	all, err := selfCommand(under, args)
 	if err != nil {
 		return nil, err
 	}
-	s := &server{cmd: exec.CommandContext(ctx, self, args...)}
+	s := &server{cmd: exec.CommandContext(ctx, all[0], all[1:]...)}
 	s.cmd.Stderr = &s.stderr
 	s.cmd.Cancel = func() error { return s.cmd.Process.Signal(syscall.SIGTERM) }
 	s.cmd.WaitDelay = stopGrace
@@ -59,6 +65,20 @@ func errNotReady(err error) error {
 	return err
 }
 
+func selfCommand(under, args []string) ([]string, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	return slices.Concat(under, []string{self}, args), nil
+}
+
+// kill ends a process that holds nothing.
+func (s *server) kill() {
+	_ = s.cmd.Process.Kill()
+	_ = s.cmd.Wait()
+}
+
 // stop ends the process and waits for it.
 func (s *server) stop() error {
 	_ = s.cmd.Process.Signal(syscall.SIGTERM)
@@ -69,11 +89,16 @@ func (s *server) stop() error {
 
 // runSelf runs a command of this program and decodes what it prints.
 func runSelf(ctx context.Context, into any, args ...string) error {
-	self, err := os.Executable()
+	return runSelfUnder(ctx, nil, into, args...)
+}
+
+// runSelfUnder is runSelf by way of a program such as nsenter.
+func runSelfUnder(ctx context.Context, under []string, into any, args ...string) error {
+	all, err := selfCommand(under, args)
 	if err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, self, args...)
+	cmd := exec.CommandContext(ctx, all[0], all[1:]...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

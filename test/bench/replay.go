@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"github.com/varve-net/varve/fsm"
-	"github.com/varve-net/varve/internal/gen"
+	"github.com/varve-net/varve/internal/mix"
 	"github.com/varve-net/varve/internal/replay"
 	"github.com/varve-net/varve/log"
 	"github.com/varve-net/varve/log/history"
@@ -32,7 +32,7 @@ type Replay struct {
 func runReplay(ctx context.Context, p *plan, out sink) error {
 	dir := filepath.Join(p.dir, "replay")
 	defer os.RemoveAll(dir)
-	digest, err := writeHistory(dir, gen.Standard(p.replay))
+	digest, err := writeHistory(dir, mix.Standard(p.replay))
 	if err != nil {
 		return err
 	}
@@ -50,14 +50,14 @@ func runReplay(ctx context.Context, p *plan, out sink) error {
 }
 
 // writeHistory keeps a mix's records, and returns the digest of its state.
-func writeHistory(dir string, mix gen.Mix) (log.Hash, error) {
+func writeHistory(dir string, m mix.Mix) (log.Hash, error) {
 	h, err := history.Open(dir, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return log.Hash{}, err
 	}
-	s := fsm.New(mix.Cluster)
+	s := fsm.New(m.Cluster)
 	var records []log.Record
-	for event, err := range mix.All() {
+	for event, err := range m.All() {
 		if err != nil {
 			return log.Hash{}, errors.Join(err, h.Close())
 		}
@@ -97,7 +97,7 @@ func replayCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 		return errors.Join(err, h.Close())
 	}
 	began = time.Now()
-	state := fsm.New(gen.Standard(0).Cluster)
+	state := fsm.New(mix.Standard(0).Cluster)
 	err = replay.Run(ctx, h, log.Revision(*events), state)
 	r.ReplaySeconds = time.Since(began).Seconds()
 	if err = errors.Join(err, h.Close()); err != nil {

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -42,6 +41,7 @@ var sections = []struct {
 }{
 	{"append", runAppend},
 	{"replay", runReplay},
+	{"datapath", runDatapath},
 }
 
 // runCommand measures and writes the results.
@@ -131,13 +131,4 @@ func writeJSON(path string, r *Results) error {
 		return err
 	}
 	return os.WriteFile(path, append(b, '\n'), 0o644)
-}
-
-// command runs a program to its end and gives its output in the error.
-func runProgram(ctx context.Context, name string, args ...string) error {
-	out, err := exec.CommandContext(ctx, name, args...).CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, out)
-	}
-	return nil
 }

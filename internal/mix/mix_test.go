@@ -1,4 +1,4 @@
-package gen
+package mix
 
 import (
 	"crypto/sha256"
