@@ -1,0 +1,178 @@
+// Package mix makes histories for benchmarks: the same events for the same seed,
+// on every machine and in every version that keeps the package as it is.
+package mix
+
+import (
+	"fmt"
+	"iter"
+	"math/rand/v2"
+
+	"github.com/varve-net/varve/log"
+	"github.com/varve-net/varve/log/eventpb"
+)
+
+// Mix is the shape of a history.
+type Mix struct {
+	Seed       uint64
+	Cluster    string
+	Events     int
+	Nodes      int
+	Namespaces int
+	Endpoints  int // live at once, once all are created
+	Apps       int // label sets
+	Policies   int // live at once
+}
+
+// Standard is the mix that docs/benchmarks.md quotes: a cluster of 10,000
+// endpoints and 2,500 policies that is created and then churned. Of the churn 50
+// in a hundred events relabel an endpoint, 40 replace one by its next
+// incarnation, 9 set a policy; one in a thousand relabels a namespace.
+func Standard(events int) Mix {
+	return Mix{Seed: 1, Cluster: "bench", Events: events, Nodes: 100, Namespaces: 50, Endpoints: 10_000, Apps: 40, Policies: 2500}
+}
+
+// startNS is the time of the first event; each of the others is stepNS on.
+const (
+	startNS = 1_700_000_000_000_000_000
+	stepNS  = 10_000_000
+)
+
+// Node is the name of the i-th node.
+func Node(i int) string { return fmt.Sprintf("bench-%d", i+1) }
+
+// All yields the history's events as they stand in a log. Applied to an empty
+// state of the cluster, all of them are applied.
+func (m Mix) All() iter.Seq2[[]byte, error] {
+	return func(yield func([]byte, error) bool) {
+		g := &generator{Mix: m, rand: rand.New(rand.NewPCG(m.Seed, 0)), seqs: make([]uint64, m.Nodes), incarnation: make([]uint64, m.Endpoints)}
+		for n := range m.Events {
+			b, err := g.encode(n, g.event(n))
+			if !yield(b, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+type generator struct {
+	Mix
+	rand        *rand.Rand
+	seqs        []uint64 // of the nodes' journals
+	incarnation []uint64
+}
+
+func (g *generator) encode(n int, e *eventpb.Event) ([]byte, error) {
+	e.TimeUnixNs = startNS + int64(n)*stepNS
+	e.RequestId = fmt.Sprintf("0190b4a2-7c3e-7a10-8000-%012d", n)
+	var err error
+	if e.Stream, err = log.StreamOf(e); err != nil {
+		return nil, err
+	}
+	return log.Marshal(e)
+}
+
+// event is the n-th: nodes, namespaces, endpoints, policies, then the churn.
+func (g *generator) event(n int) *eventpb.Event {
+	switch created := n; {
+	case created < g.Nodes:
+		return g.join(created)
+	case created < g.Nodes+g.Namespaces:
+		return g.namespace(created-g.Nodes, 0)
+	case created < g.Nodes+g.Namespaces+g.Endpoints:
+		i := created - g.Nodes - g.Namespaces
+		return g.endpoint(i, i%g.Apps)
+	case created < g.Nodes+g.Namespaces+g.Endpoints+g.Policies:
+		return g.policy(created - g.Nodes - g.Namespaces - g.Endpoints)
+	}
+	i := g.rand.IntN(g.Endpoints)
+	switch k := g.rand.IntN(1000); {
+	case k == 0:
+		return g.namespace(g.rand.IntN(g.Namespaces), n)
+	case k < 500:
+		return g.relabel(i, g.rand.IntN(g.Apps))
+	case k < 910:
+		return g.endpoint(i, g.rand.IntN(g.Apps))
+	default:
+		return g.policy(g.rand.IntN(g.Policies))
+	}
+}
+
+func (g *generator) admin(e *eventpb.Event) *eventpb.Event {
+	e.Actor = &eventpb.Actor{Role: eventpb.Role_ROLE_ADMIN, Name: "unix:uid=0,gid=0,pid=4711"}
+	e.Origin = &eventpb.Origin{Cluster: g.Cluster, Node: Node(0)}
+	return e
+}
+
+func (g *generator) fact(node int, e *eventpb.Event) *eventpb.Event {
+	e.Actor = &eventpb.Actor{Role: eventpb.Role_ROLE_NODE, Name: "node:" + Node(node)}
+	e.Origin = &eventpb.Origin{Cluster: g.Cluster, Node: Node(node)}
+	g.seqs[node]++
+	e.JournalSeq = g.seqs[node]
+	return e
+}
+
+func (g *generator) namespaceName(i int) string { return fmt.Sprintf("team-%d", i) }
+
+func (g *generator) join(i int) *eventpb.Event {
+	return g.fact(i, &eventpb.Event{Payload: &eventpb.Event_NodeJoined{NodeJoined: &eventpb.NodeJoined{
+		Name: Node(i), Addresses: [][]byte{{192, 0, 2, byte(i + 1)}}, EndpointCidrs: []string{fmt.Sprintf("10.%d.0.0/16", i+1)},
+	}}})
+}
+
+func (g *generator) namespace(i, revision int) *eventpb.Event {
+	return g.admin(&eventpb.Event{Payload: &eventpb.Event_NamespaceSet{NamespaceSet: &eventpb.NamespaceSet{
+		Name: g.namespaceName(i), Labels: map[string]string{"team": fmt.Sprint(i), "revision": fmt.Sprint(revision % 16)},
+	}}})
+}
+
+func (g *generator) ref(i int) *eventpb.EndpointRef {
+	return &eventpb.EndpointRef{Namespace: g.namespaceName(i % g.Namespaces), Name: fmt.Sprintf("web-%d", i)}
+}
+
+// node of an endpoint.
+func (g *generator) node(i int) int { return i % g.Nodes }
+
+func (g *generator) labels(app int, version string) map[string]string {
+	return map[string]string{"app": fmt.Sprintf("app-%d", app), "tier": "web", "version": version}
+}
+
+func (g *generator) endpoint(i, app int) *eventpb.Event {
+	g.incarnation[i]++
+	node := g.node(i)
+	local := i/g.Nodes + 2 // after the gateway
+	return g.fact(node, &eventpb.Event{Payload: &eventpb.Event_EndpointCreated{EndpointCreated: &eventpb.EndpointCreated{
+		Ref: g.ref(i), Incarnation: g.incarnation[i], Node: Node(node), Labels: g.labels(app, "v1"),
+		Addresses:     [][]byte{{10, byte(node + 1), byte(local >> 8), byte(local)}},
+		Mac:           []byte{2, 0, 0, byte(i >> 16), byte(i >> 8), byte(i)},
+		HostInterface: fmt.Sprintf("vv%d", i), ContainerInterface: "eth0", Netns: fmt.Sprintf("/run/netns/web-%d", i),
+	}}})
+}
+
+func (g *generator) relabel(i, app int) *eventpb.Event {
+	return g.fact(g.node(i), &eventpb.Event{Payload: &eventpb.Event_EndpointUpdated{EndpointUpdated: &eventpb.EndpointUpdated{
+		Ref: g.ref(i), Incarnation: g.incarnation[i], Labels: g.labels(app, "v2"),
+	}}})
+}
+
+// policy i lets one app in to another on a few ports, within one namespace.
+func (g *generator) policy(i int) *eventpb.Event {
+	namespace := g.namespaceName(i % g.Namespaces)
+	return g.admin(&eventpb.Event{Payload: &eventpb.Event_PolicySet{PolicySet: &eventpb.PolicySet{
+		Ref: &eventpb.PolicyRef{Kind: eventpb.PolicyKind_CILIUM_NETWORK_POLICY, Namespace: namespace, Name: fmt.Sprintf("policy-%d", i)},
+		Specs: []*eventpb.PolicySpec{{
+			Subject:            app(namespace, i%g.Apps),
+			DefaultDenyIngress: true,
+			Ingress: []*eventpb.Rule{{
+				Peers: []*eventpb.Peer{{Peer: &eventpb.Peer_Endpoints{Endpoints: app(namespace, g.rand.IntN(g.Apps))}}},
+				Ports: []*eventpb.Port{{Protocol: 6, First: 80, Last: 80}, {Protocol: 6, First: 8000, Last: 8079}},
+			}},
+		}},
+	}}})
+}
+
+func app(namespace string, app int) *eventpb.Selector {
+	return &eventpb.Selector{Requirements: []*eventpb.Requirement{
+		{Key: "any:app", Operator: eventpb.Requirement_IN, Values: []string{fmt.Sprintf("app-%d", app)}},
+		{Key: "k8s:io.kubernetes.pod.namespace", Operator: eventpb.Requirement_IN, Values: []string{namespace}},
+	}}
+}
