@@ -39,16 +39,16 @@ type terms []term
 // well formed.
 type keyReader func(key string) (source, rest, problem string)
 
-// ciliumKey reads a key with an optional source. Of source "unspec" is, in a
-// selector, whatever has the key. A '.' ends no source: a pod can have a label
-// reserved.x.
+// sourceUnspec selects as SourceAny does, but a namespace or cluster named with
+// it does not move the scope of a selector.
+const sourceUnspec = "unspec"
+
+// ciliumKey reads a key with an optional source. A '.' ends no source: a pod can
+// have a label reserved.x.
 func ciliumKey(key string) (source, rest, problem string) {
 	source, rest, ok := strings.Cut(key, ":")
-	switch {
-	case !ok:
+	if !ok {
 		source, rest = SourceAny, key
-	case source == "unspec":
-		source = SourceAny
 	}
 	return source, rest, cmp.Or(checkSource(source), checkSelectorKey(rest))
 }
@@ -130,7 +130,7 @@ func (w *walker) key(t *term, key string, read keyReader) bool {
 	case slices.Contains(sourcesOfOthers, t.source):
 		w.unsupported(t.line, t.path, fmt.Sprintf("labels of source %q are not supported", t.source), "")
 		return false
-	case t.source != SourceK8s && t.source != SourceAny && t.source != SourceReserved:
+	case !slices.Contains([]string{SourceK8s, SourceAny, SourceReserved, sourceUnspec}, t.source):
 		w.warn(t.line, t.path, fmt.Sprintf("no endpoint has labels of source %q", t.source))
 	}
 	return true
@@ -205,8 +205,12 @@ func (ts terms) pb() *eventpb.Selector {
 	for _, t := range ts {
 		values := slices.Clone(t.values)
 		slices.Sort(values)
+		source := t.source
+		if source == sourceUnspec {
+			source = SourceAny
+		}
 		s.Requirements = append(s.Requirements, &eventpb.Requirement{
-			Key: t.source + ":" + t.key, Operator: t.op, Values: slices.Compact(values),
+			Key: source + ":" + t.key, Operator: t.op, Values: slices.Compact(values),
 		})
 	}
 	compare := func(a, b *eventpb.Requirement) int {
