@@ -22,8 +22,8 @@ const startLimit = 60 * time.Second
 type agent struct {
 	server
 	socket string
-	logs   string // its file
-	began  time.Time
+	logs   string        // its file
+	took   time.Duration // from its start to enforcing
 }
 
 // startAgent starts an agent with its state in dir. Without a namespace's name it
@@ -56,7 +56,7 @@ func (p *plan) startAgent(ctx context.Context, dir, namespace string, more ...st
 	a.cmd.Stdout, a.cmd.Stderr, a.cmd.SysProcAttr = logs, logs, attr
 	a.cmd.Cancel = func() error { return a.cmd.Process.Signal(syscall.SIGTERM) }
 	a.cmd.WaitDelay = stopGrace
-	a.began = time.Now()
+	began := time.Now()
 	if err := a.cmd.Start(); err != nil {
 		return nil, err
 	}
@@ -65,6 +65,7 @@ func (p *plan) startAgent(ctx context.Context, dir, namespace string, more ...st
 		_ = a.stop()
 		return nil, fmt.Errorf("agent: %w\n%s", err, text)
 	}
+	a.took = time.Since(began)
 	return a, nil
 }
 

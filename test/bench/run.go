@@ -42,6 +42,7 @@ var sections = []struct {
 	{"append", runAppend},
 	{"replay", runReplay},
 	{"datapath", runDatapath},
+	{"agent", runAgent},
 }
 
 // runCommand measures and writes the results.
