@@ -42,7 +42,20 @@ test-vm: deps-vm ## Run the kernel tests on Debian's 6.1 and 6.12 in emulated ma
 	@{ $(GO) run ./test/vm $(VM) || true; } | $(GO) run ./hack/testreport
 
 .PHONY: bench
-bench: deps-go ## Run the Go benchmarks; BENCH=regexp PKG=./fsm/... narrow them
+bench: deps-bench build ## Measure every hot path beside its peers (as root); BENCH=quick for 3 rounds of 11, ONLY=append,datapath for some
+	@mkdir -p $(BIN)
+	cd test/bench && $(GO) build -trimpath -o $(BIN)/bench .
+	$(BIN)/bench run $(if $(filter quick,$(BENCH)),-quick) $(if $(ONLY),-only $(ONLY)) -varve $(CURDIR)/varve \
+	  -out $(or $(BENCH_OUT),test/bench/results.json)
+
+.PHONY: bench-report
+bench-report: deps-go ## Put the results of make bench into docs/benchmarks.md
+	@mkdir -p $(BIN)
+	cd test/bench && $(GO) build -trimpath -o $(BIN)/bench .
+	$(BIN)/bench report -in test/bench/results.json -docs docs
+
+.PHONY: bench-go
+bench-go: deps-go ## Run the Go benchmarks; BENCH=regexp PKG=./fsm/... narrow them
 	$(GO) test -run '^$$' -bench '$(or $(BENCH),.)' -benchmem $(or $(PKG),./...) | grep -Ev 'no test files|^ok|^PASS'
 
 .PHONY: generate
@@ -103,6 +116,8 @@ deps-test:
 	@GO=$(GO) hack/deps.sh go root race net
 deps-vm:
 	@GO=$(GO) hack/deps.sh go net vm
+deps-bench:
+	@GO=$(GO) hack/deps.sh go root net peers
 deps-generate:
 	@GO=$(GO) hack/deps.sh go generate
 deps-format:

@@ -58,6 +58,11 @@ for group in "$@"; do
 		want nsenter util-linux
 		want /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring
 		;;
+	peers)
+		want iptables-legacy-restore iptables
+		want ipset ipset
+		want nft nftables
+		;;
 	generate)
 		want clang-19 clang-19
 		want llvm-strip-19 llvm-19
