@@ -41,13 +41,14 @@ type editor[K, V comparable] struct {
 	codec  *codec[K, V]
 	tree   *tree[K, V]
 	digest log.Digest
-	// before has the rows, as they were at the last freeze, that changed since;
-	// nil for those that were not there.
-	before map[K]*Row[K, V]
+	edits  map[K]edit[K, V] // since the last freeze
 }
 
+// edit is a row at the last freeze and now; nil where there is none.
+type edit[K, V comparable] struct{ was, is *Row[K, V] }
+
 func newEditor[K, V comparable](c *codec[K, V]) *editor[K, V] {
-	return &editor[K, V]{codec: c, tree: c.newTree(), before: make(map[K]*Row[K, V])}
+	return &editor[K, V]{codec: c, tree: c.newTree(), edits: make(map[K]edit[K, V])}
 }
 
 func (e *editor[K, V]) get(k K) (*Row[K, V], bool) {
@@ -65,9 +66,9 @@ func (e *editor[K, V]) set(k K, v V, cause Cause) {
 	old, replaced := e.tree.Set(entry[K, V]{k, c})
 	if replaced {
 		e.digest.Remove(old.cell.hash)
-		e.note(k, &old.cell.Row)
+		e.note(k, &old.cell.Row, &c.Row)
 	} else {
-		e.note(k, nil)
+		e.note(k, nil, &c.Row)
 	}
 }
 
@@ -79,7 +80,11 @@ func (e *editor[K, V]) recause(r *Row[K, V], cause Cause) {
 	}
 	row := old.cell.Row
 	row.Cause = cause
-	e.tree.Set(entry[K, V]{r.Key, &cell[K, V]{row, old.cell.hash}})
+	c := &cell[K, V]{row, old.cell.hash}
+	e.tree.Set(entry[K, V]{r.Key, c})
+	if x, ok := e.edits[r.Key]; ok {
+		e.edits[r.Key] = edit[K, V]{x.was, &c.Row}
+	}
 }
 
 // remove deletes a row, if it is there, and returns it.
@@ -89,14 +94,15 @@ func (e *editor[K, V]) remove(k K) (*Row[K, V], bool) {
 		return nil, false
 	}
 	e.digest.Remove(old.cell.hash)
-	e.note(k, &old.cell.Row)
+	e.note(k, &old.cell.Row, nil)
 	return &old.cell.Row, true
 }
 
-func (e *editor[K, V]) note(k K, was *Row[K, V]) {
-	if _, ok := e.before[k]; !ok {
-		e.before[k] = was
+func (e *editor[K, V]) note(k K, was, is *Row[K, V]) {
+	if first, ok := e.edits[k]; ok {
+		was = first.was
 	}
+	e.edits[k] = edit[K, V]{was, is}
 }
 
 // while returns the rows from the one with key from on as long as in holds.
@@ -116,21 +122,21 @@ func (e *editor[K, V]) while(from K, in func(K) bool) []*Row[K, V] {
 func (e *editor[K, V]) freeze() (Table[K, V], Changes[K, V]) {
 	var c Changes[K, V]
 	//purity:ordered each list is sorted below
-	for k, was := range e.before {
-		is, ok := e.get(k)
+	for _, x := range e.edits {
 		switch {
-		case ok && was == nil:
-			c.Added = append(c.Added, is)
-		case ok && was.Value != is.Value:
-			c.Changed = append(c.Changed, is)
-		case !ok && was != nil:
-			c.Removed = append(c.Removed, was)
+		case x.is == nil && x.was == nil:
+		case x.was == nil:
+			c.Added = append(c.Added, x.is)
+		case x.is == nil:
+			c.Removed = append(c.Removed, x.was)
+		case x.was.Value != x.is.Value:
+			c.Changed = append(c.Changed, x.is)
 		}
 	}
-	e.before = make(map[K]*Row[K, V])
+	e.edits = make(map[K]edit[K, V])
 	for _, rows := range [][]*Row[K, V]{c.Added, c.Changed, c.Removed} {
 		slices.SortFunc(rows, func(a, b *Row[K, V]) int {
-			if e.codec.less(&a.Key, &b.Key) {
+			if e.codec.less(a.Key, b.Key) {
 				return -1
 			}
 			return 1

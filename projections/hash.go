@@ -93,23 +93,23 @@ func appendPolicyValue(b []byte, v abi.PolicyValue) []byte {
 
 // Numbers are little-endian in the bytes, so their first byte is the least.
 
-func lessEndpointKey(a, b *EndpointKey) bool { return before32(a.ID, b.ID) }
+func lessEndpointKey(a, b EndpointKey) bool { return before32(a.ID, b.ID) }
 
-func lessPrefix(a, b *Prefix) bool {
+func lessPrefix(a, b Prefix) bool {
 	if a.PrefixLen != b.PrefixLen {
 		return before32(a.PrefixLen, b.PrefixLen)
 	}
 	return bytes.Compare(a.Addr[:], b.Addr[:]) < 0
 }
 
-func lessClassKey(a, b *abi.ClassKey) bool {
+func lessClassKey(a, b abi.ClassKey) bool {
 	if a.Scope != b.Scope {
 		return before64(a.Scope, b.Scope)
 	}
 	return before64(a.Peer, b.Peer)
 }
 
-func lessPolicyKey(a, b *abi.PolicyKey) bool {
+func lessPolicyKey(a, b abi.PolicyKey) bool {
 	switch {
 	case a.Table != b.Table:
 		return before64(a.Table, b.Table)

@@ -190,6 +190,11 @@ type modelRows struct {
 	policy    map[abi.PolicyKey]abi.PolicyValue
 }
 
+func (m *modelRows) equal(o *modelRows) bool {
+	return maps.Equal(m.endpoints, o.endpoints) && maps.Equal(m.ipcache, o.ipcache) &&
+		maps.Equal(m.classes, o.classes) && maps.Equal(m.policy, o.policy)
+}
+
 func contents[K, V comparable](t *Table[K, V]) map[K]V {
 	out := make(map[K]V, t.Len())
 	for r := range t.All() {
@@ -239,6 +244,12 @@ func (m *modelRows) apply(t testing.TB, tables *Tables, d *Delta) {
 func sameTable[K, V comparable](t testing.TB, name string, want, got *Table[K, V]) {
 	t.Helper()
 	w, g := slices.Collect(want.All()), slices.Collect(got.All())
+	same := slices.EqualFunc(w, g, func(a, b *Row[K, V]) bool {
+		return a.Key == b.Key && a.Value == b.Value && sameCause(a.Cause, b.Cause)
+	})
+	if same && want.Digest() == got.Digest() {
+		return
+	}
 	if diff := cmp.Diff(w, g, cmpopts.EquateEmpty()); diff != "" {
 		t.Fatalf("%s, -from scratch +incremental:\n%s", name, diff)
 	}
@@ -296,16 +307,16 @@ func TestUpdatesEqualBuild(t *testing.T) {
 				t.Fatal("the delta follows on other tables than the last")
 			}
 			model.apply(tbOf(t), got, &delta)
-			if diff := cmp.Diff(rowsOf(got), model, cmp.AllowUnexported(modelRows{})); diff != "" {
-				t.Fatalf("the deltas lead elsewhere:\n%s", diff)
+			if now := rowsOf(got); !now.equal(&model) {
+				t.Fatalf("the deltas lead elsewhere:\n%s", cmp.Diff(now, model, cmp.AllowUnexported(modelRows{})))
 			}
 			p.live.checkNoLeaks(tbOf(t))
 			last = got
 			kept[got] = rowsOf(got)
 		}
 		for tables, rows := range kept {
-			if diff := cmp.Diff(rows, rowsOf(tables), cmp.AllowUnexported(modelRows{})); diff != "" {
-				t.Fatalf("tables of revision %d changed later:\n%s", tables.Revision, diff)
+			if now := rowsOf(tables); !now.equal(&rows) {
+				t.Fatalf("tables of revision %d changed later", tables.Revision)
 			}
 		}
 	})

@@ -32,7 +32,7 @@ type codec[K, V comparable] struct {
 	name  string
 	key   func([]byte, K) []byte
 	value func([]byte, V) []byte
-	less  func(a, b *K) bool // the order of the keys' bytes
+	less  func(a, b K) bool // the order of the keys' bytes
 }
 
 func (c *codec[K, V]) hash(key K, value V) log.Hash {
@@ -60,7 +60,7 @@ type tree[K, V comparable] = btree.BTreeG[entry[K, V]]
 const treeDegree = 8
 
 func (c *codec[K, V]) newTree() *tree[K, V] {
-	return btree.NewBTreeGOptions(func(a, b entry[K, V]) bool { return c.less(&a.key, &b.key) },
+	return btree.NewBTreeGOptions(func(a, b entry[K, V]) bool { return c.less(a.key, b.key) },
 		btree.Options{NoLocks: true, Degree: treeDegree})
 }
 
@@ -113,9 +113,9 @@ func newTable[K, V comparable](c *codec[K, V], rows []*Row[K, V]) (Table[K, V], 
 	}
 	slices.SortFunc(entries, func(a, b entry[K, V]) int {
 		switch {
-		case c.less(&a.key, &b.key):
+		case c.less(a.key, b.key):
 			return -1
-		case c.less(&b.key, &a.key):
+		case c.less(b.key, a.key):
 			return 1
 		}
 		return 0
