@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 
 	"github.com/hashicorp/raft"
 
@@ -42,7 +43,7 @@ func (m *machine) ApplyBatch(entries []*raft.Log) []any {
 		var results []log.Result
 		if err == nil {
 			if results, err = m.apply(entry.Data); err != nil {
-				err = fmt.Errorf("apply Raft entry %d: %w", entry.Index, err)
+				err = m.entryError(entry.Index, err)
 			}
 		}
 		responses[i] = answer{results: results}
@@ -63,6 +64,14 @@ func (m *machine) ApplyBatch(entries []*raft.Log) []any {
 		m.log.feed.publish(m.records)
 	}
 	return responses
+}
+
+// entryError names the entry and, if it is damaged, the file and the remedy.
+func (m *machine) entryError(index uint64, err error) error {
+	if errors.Is(err, log.ErrCorrupt) {
+		return fmt.Errorf("apply Raft entry %d of %s: %w; restore the directory from a copy", index, filepath.Join(m.log.config.Dir, storeFile), err)
+	}
+	return fmt.Errorf("apply Raft entry %d: %w", index, err)
 }
 
 // apply applies the events of one entry.

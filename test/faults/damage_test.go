@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// damaged is a state directory with a history, snapshots and a tail, and what was
+// damaged is a state directory with a Raft log and a history, and what was
 // acknowledged in it. Its agent is stopped.
 func damaged(t *testing.T) (n *node, pristine string, acked map[string]uint64) {
 	t.Helper()
