@@ -105,9 +105,9 @@ func (p modelPod) peer() uint64 {
 }
 
 func cidrPeer(c string) uint64 {
-	n := id64("cidr", c)&^peerCIDRv6 | abi.PeerCIDR
+	n := id64("cidr", c)&^abi.PeerCIDRv6 | abi.PeerCIDR
 	if netip.MustParsePrefix(c).Addr().Is6() {
-		n |= peerCIDRv6
+		n |= abi.PeerCIDRv6
 	}
 	return n
 }

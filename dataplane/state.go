@@ -107,13 +107,10 @@ func addresses(v abi.EndpointValue) []abi.Addr {
 	return as
 }
 
-// peerCIDRv6 marks the numbers of IPv6 prefixes among those with abi.PeerCIDR.
-const peerCIDRv6 uint64 = 1 << 62
-
 // baseClass is the class of a peer without a row: what its number says.
 func baseClass(peer uint64) uint64 {
 	switch identity := uint32(peer); {
-	case peer&abi.PeerCIDR != 0 && peer&peerCIDRv6 != 0:
+	case peer&abi.PeerCIDR != 0 && peer&abi.PeerCIDRv6 != 0:
 		return uint64(abi.IdentityWorldIPv6)
 	case peer&abi.PeerCIDR != 0:
 		return uint64(abi.IdentityWorldIPv4)

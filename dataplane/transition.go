@@ -154,7 +154,7 @@ func (b *transitionBuilder) alias(p prefix, m move) uint64 {
 	if n == 0 && isIPv4(p) {
 		n = b.fresh(abi.PeerCIDR)
 	} else if n == 0 {
-		n = b.fresh(abi.PeerCIDR | peerCIDRv6)
+		n = b.fresh(abi.PeerCIDR | abi.PeerCIDRv6)
 	}
 	b.aliases[n] = m
 	return n

@@ -14,10 +14,6 @@ import (
 // that none is ever a base class.
 const classBit uint64 = 1 << 63
 
-// peerCIDRv6 is set in the peer number of an IPv6 prefix and clear in that of an
-// IPv4 one: the base class of a CIDR peer follows from its number alone.
-const peerCIDRv6 uint64 = 1 << 62
-
 // content gathers the bytes that an id stands for. Every part is delimited, so
 // that different parts never make the same bytes.
 type content struct{ b []byte }
@@ -95,9 +91,9 @@ func (x *ids) cidrPeer(p netip.Prefix) uint64 {
 	var c content
 	c.str(p.String())
 	h := x.hash("cidr", &c)
-	id := le.Uint64(h[:])&^peerCIDRv6 | abi.PeerCIDR
+	id := le.Uint64(h[:])&^abi.PeerCIDRv6 | abi.PeerCIDR
 	if p.Addr().Is6() {
-		id |= peerCIDRv6
+		id |= abi.PeerCIDRv6
 	}
 	return x.claim("cidr", id, h)
 }

@@ -92,7 +92,7 @@ func (t *Tables) classOf(scope, peer uint64) uint64 {
 		return row.Value.Class
 	}
 	switch identity := uint32(peer); {
-	case peer&abi.PeerCIDR != 0 && peer&peerCIDRv6 != 0:
+	case peer&abi.PeerCIDR != 0 && peer&abi.PeerCIDRv6 != 0:
 		return baseWorldIPv6
 	case peer&abi.PeerCIDR != 0:
 		return baseWorldIPv4

@@ -38,6 +38,10 @@ const (
 // PeerCIDR marks a peer that is a CIDR prefix.
 const PeerCIDR uint64 = 1 << 63
 
+// PeerCIDRv6 is set beside PeerCIDR for an IPv6 prefix and clear for an IPv4 one,
+// so that the number alone tells a prefix's base class.
+const PeerCIDRv6 uint64 = 1 << 62
+
 // Flags of PolicyRef.
 const (
 	PolicyEnforced uint32 = 1 << 0
