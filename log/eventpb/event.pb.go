@@ -185,7 +185,7 @@ func (x Requirement_Operator) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Requirement_Operator.Descriptor instead.
 func (Requirement_Operator) EnumDescriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{12, 0}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{15, 0}
 }
 
 // Event is one fact as its proposer and the leader wrote it. Its encoded bytes
@@ -758,8 +758,12 @@ type PolicySpec struct {
 	IngressDeny        []*Rule                `protobuf:"bytes,6,rep,name=ingress_deny,json=ingressDeny,proto3" json:"ingress_deny,omitempty"`
 	EgressDeny         []*Rule                `protobuf:"bytes,7,rep,name=egress_deny,json=egressDeny,proto3" json:"egress_deny,omitempty"`
 	Description        string                 `protobuf:"bytes,8,opt,name=description,proto3" json:"description,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// What this spec alone would drop passes, and is reported as audited.
+	Audit bool `protobuf:"varint,9,opt,name=audit,proto3" json:"audit,omitempty"`
+	// The value of the spec's `log` section: a tag that its verdicts carry.
+	LogValue      string `protobuf:"bytes,10,opt,name=log_value,json=logValue,proto3" json:"log_value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PolicySpec) Reset() {
@@ -848,6 +852,20 @@ func (x *PolicySpec) GetDescription() string {
 	return ""
 }
 
+func (x *PolicySpec) GetAudit() bool {
+	if x != nil {
+		return x.Audit
+	}
+	return false
+}
+
+func (x *PolicySpec) GetLogValue() string {
+	if x != nil {
+		return x.LogValue
+	}
+	return ""
+}
+
 // Rule admits (or denies) peers AND ports.
 type Rule struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -929,6 +947,8 @@ type Peer struct {
 	//	*Peer_Endpoints
 	//	*Peer_Cidr
 	//	*Peer_Entity
+	//	*Peer_Fqdn
+	//	*Peer_AwsGroup
 	Peer          isPeer_Peer `protobuf_oneof:"peer"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -998,6 +1018,24 @@ func (x *Peer) GetEntity() string {
 	return ""
 }
 
+func (x *Peer) GetFqdn() *FqdnSelector {
+	if x != nil {
+		if x, ok := x.Peer.(*Peer_Fqdn); ok {
+			return x.Fqdn
+		}
+	}
+	return nil
+}
+
+func (x *Peer) GetAwsGroup() *AwsGroup {
+	if x != nil {
+		if x, ok := x.Peer.(*Peer_AwsGroup); ok {
+			return x.AwsGroup
+		}
+	}
+	return nil
+}
+
 type isPeer_Peer interface {
 	isPeer_Peer()
 }
@@ -1016,11 +1054,147 @@ type Peer_Entity struct {
 	Entity string `protobuf:"bytes,3,opt,name=entity,proto3,oneof"`
 }
 
+type Peer_Fqdn struct {
+	// Addresses that the subject itself learned by asking for a name.
+	Fqdn *FqdnSelector `protobuf:"bytes,4,opt,name=fqdn,proto3,oneof"`
+}
+
+type Peer_AwsGroup struct {
+	// Addresses of a cloud provider's group; none until they are resolved.
+	AwsGroup *AwsGroup `protobuf:"bytes,5,opt,name=aws_group,json=awsGroup,proto3,oneof"`
+}
+
 func (*Peer_Endpoints) isPeer_Peer() {}
 
 func (*Peer_Cidr) isPeer_Peer() {}
 
 func (*Peer_Entity) isPeer_Peer() {}
+
+func (*Peer_Fqdn) isPeer_Peer() {}
+
+func (*Peer_AwsGroup) isPeer_Peer() {}
+
+// FqdnSelector matches names that are lower case and end in a dot. Exactly one
+// field is set.
+type FqdnSelector struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	MatchName     string                 `protobuf:"bytes,1,opt,name=match_name,json=matchName,proto3" json:"match_name,omitempty"`          // "api.example.com."
+	MatchPattern  string                 `protobuf:"bytes,2,opt,name=match_pattern,json=matchPattern,proto3" json:"match_pattern,omitempty"` // "*.example.com."
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FqdnSelector) Reset() {
+	*x = FqdnSelector{}
+	mi := &file_log_eventpb_event_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FqdnSelector) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FqdnSelector) ProtoMessage() {}
+
+func (x *FqdnSelector) ProtoReflect() protoreflect.Message {
+	mi := &file_log_eventpb_event_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FqdnSelector.ProtoReflect.Descriptor instead.
+func (*FqdnSelector) Descriptor() ([]byte, []int) {
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *FqdnSelector) GetMatchName() string {
+	if x != nil {
+		return x.MatchName
+	}
+	return ""
+}
+
+func (x *FqdnSelector) GetMatchPattern() string {
+	if x != nil {
+		return x.MatchPattern
+	}
+	return ""
+}
+
+type AwsGroup struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Labels             map[string]string      `protobuf:"bytes,1,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	SecurityGroupIds   []string               `protobuf:"bytes,2,rep,name=security_group_ids,json=securityGroupIds,proto3" json:"security_group_ids,omitempty"`       // sorted
+	SecurityGroupNames []string               `protobuf:"bytes,3,rep,name=security_group_names,json=securityGroupNames,proto3" json:"security_group_names,omitempty"` // sorted
+	Region             string                 `protobuf:"bytes,4,opt,name=region,proto3" json:"region,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *AwsGroup) Reset() {
+	*x = AwsGroup{}
+	mi := &file_log_eventpb_event_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AwsGroup) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AwsGroup) ProtoMessage() {}
+
+func (x *AwsGroup) ProtoReflect() protoreflect.Message {
+	mi := &file_log_eventpb_event_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AwsGroup.ProtoReflect.Descriptor instead.
+func (*AwsGroup) Descriptor() ([]byte, []int) {
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *AwsGroup) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *AwsGroup) GetSecurityGroupIds() []string {
+	if x != nil {
+		return x.SecurityGroupIds
+	}
+	return nil
+}
+
+func (x *AwsGroup) GetSecurityGroupNames() []string {
+	if x != nil {
+		return x.SecurityGroupNames
+	}
+	return nil
+}
+
+func (x *AwsGroup) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
 
 type Cidr struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1032,7 +1206,7 @@ type Cidr struct {
 
 func (x *Cidr) Reset() {
 	*x = Cidr{}
-	mi := &file_log_eventpb_event_proto_msgTypes[9]
+	mi := &file_log_eventpb_event_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1044,7 +1218,7 @@ func (x *Cidr) String() string {
 func (*Cidr) ProtoMessage() {}
 
 func (x *Cidr) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[9]
+	mi := &file_log_eventpb_event_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1057,7 +1231,7 @@ func (x *Cidr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cidr.ProtoReflect.Descriptor instead.
 func (*Cidr) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{9}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Cidr) GetPrefix() string {
@@ -1083,14 +1257,17 @@ type Port struct {
 	First uint32 `protobuf:"varint,2,opt,name=first,proto3" json:"first,omitempty"`
 	Last  uint32 `protobuf:"varint,3,opt,name=last,proto3" json:"last,omitempty"`
 	// If set, a named port (lower case) of the destination instead of a number.
-	Name          string `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	Name string `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	// If set, what is sent to the port are DNS questions, and only those for names
+	// that one of its selectors matches are answered.
+	Dns           *DnsRules `protobuf:"bytes,5,opt,name=dns,proto3" json:"dns,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_log_eventpb_event_proto_msgTypes[10]
+	mi := &file_log_eventpb_event_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1102,7 +1279,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[10]
+	mi := &file_log_eventpb_event_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1115,7 +1292,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{10}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Port) GetProtocol() uint32 {
@@ -1146,6 +1323,57 @@ func (x *Port) GetName() string {
 	return ""
 }
 
+func (x *Port) GetDns() *DnsRules {
+	if x != nil {
+		return x.Dns
+	}
+	return nil
+}
+
+type DnsRules struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Names         []*FqdnSelector        `protobuf:"bytes,1,rep,name=names,proto3" json:"names,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DnsRules) Reset() {
+	*x = DnsRules{}
+	mi := &file_log_eventpb_event_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DnsRules) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DnsRules) ProtoMessage() {}
+
+func (x *DnsRules) ProtoReflect() protoreflect.Message {
+	mi := &file_log_eventpb_event_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DnsRules.ProtoReflect.Descriptor instead.
+func (*DnsRules) Descriptor() ([]byte, []int) {
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *DnsRules) GetNames() []*FqdnSelector {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
 // Selector is the AND of its requirements; with none it selects every labelled
 // peer. Keys carry their source: "k8s:app", "any:app", "reserved:host".
 type Selector struct {
@@ -1157,7 +1385,7 @@ type Selector struct {
 
 func (x *Selector) Reset() {
 	*x = Selector{}
-	mi := &file_log_eventpb_event_proto_msgTypes[11]
+	mi := &file_log_eventpb_event_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1169,7 +1397,7 @@ func (x *Selector) String() string {
 func (*Selector) ProtoMessage() {}
 
 func (x *Selector) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[11]
+	mi := &file_log_eventpb_event_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1182,7 +1410,7 @@ func (x *Selector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Selector.ProtoReflect.Descriptor instead.
 func (*Selector) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{11}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Selector) GetRequirements() []*Requirement {
@@ -1203,7 +1431,7 @@ type Requirement struct {
 
 func (x *Requirement) Reset() {
 	*x = Requirement{}
-	mi := &file_log_eventpb_event_proto_msgTypes[12]
+	mi := &file_log_eventpb_event_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1215,7 +1443,7 @@ func (x *Requirement) String() string {
 func (*Requirement) ProtoMessage() {}
 
 func (x *Requirement) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[12]
+	mi := &file_log_eventpb_event_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1228,7 +1456,7 @@ func (x *Requirement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Requirement.ProtoReflect.Descriptor instead.
 func (*Requirement) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{12}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Requirement) GetKey() string {
@@ -1262,7 +1490,7 @@ type NamespaceSet struct {
 
 func (x *NamespaceSet) Reset() {
 	*x = NamespaceSet{}
-	mi := &file_log_eventpb_event_proto_msgTypes[13]
+	mi := &file_log_eventpb_event_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1274,7 +1502,7 @@ func (x *NamespaceSet) String() string {
 func (*NamespaceSet) ProtoMessage() {}
 
 func (x *NamespaceSet) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[13]
+	mi := &file_log_eventpb_event_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1287,7 +1515,7 @@ func (x *NamespaceSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamespaceSet.ProtoReflect.Descriptor instead.
 func (*NamespaceSet) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{13}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *NamespaceSet) GetName() string {
@@ -1313,7 +1541,7 @@ type NamespaceDeleted struct {
 
 func (x *NamespaceDeleted) Reset() {
 	*x = NamespaceDeleted{}
-	mi := &file_log_eventpb_event_proto_msgTypes[14]
+	mi := &file_log_eventpb_event_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1325,7 +1553,7 @@ func (x *NamespaceDeleted) String() string {
 func (*NamespaceDeleted) ProtoMessage() {}
 
 func (x *NamespaceDeleted) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[14]
+	mi := &file_log_eventpb_event_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1338,7 +1566,7 @@ func (x *NamespaceDeleted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamespaceDeleted.ProtoReflect.Descriptor instead.
 func (*NamespaceDeleted) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{14}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *NamespaceDeleted) GetName() string {
@@ -1358,7 +1586,7 @@ type EndpointRef struct {
 
 func (x *EndpointRef) Reset() {
 	*x = EndpointRef{}
-	mi := &file_log_eventpb_event_proto_msgTypes[15]
+	mi := &file_log_eventpb_event_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1370,7 +1598,7 @@ func (x *EndpointRef) String() string {
 func (*EndpointRef) ProtoMessage() {}
 
 func (x *EndpointRef) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[15]
+	mi := &file_log_eventpb_event_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1383,7 +1611,7 @@ func (x *EndpointRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointRef.ProtoReflect.Descriptor instead.
 func (*EndpointRef) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{15}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *EndpointRef) GetNamespace() string {
@@ -1421,14 +1649,16 @@ type EndpointCreated struct {
 	ContainerInterface string `protobuf:"bytes,11,opt,name=container_interface,json=containerInterface,proto3" json:"container_interface,omitempty"`
 	// A stable identifier of the network namespace, "<device>:<inode>", so that a
 	// path that now names another container is noticed.
-	NetnsId       string `protobuf:"bytes,12,opt,name=netns_id,json=netnsId,proto3" json:"netns_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	NetnsId string `protobuf:"bytes,12,opt,name=netns_id,json=netnsId,proto3" json:"netns_id,omitempty"`
+	// What policy would drop of this endpoint's traffic passes, and is reported.
+	PolicyAuditMode bool `protobuf:"varint,13,opt,name=policy_audit_mode,json=policyAuditMode,proto3" json:"policy_audit_mode,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *EndpointCreated) Reset() {
 	*x = EndpointCreated{}
-	mi := &file_log_eventpb_event_proto_msgTypes[16]
+	mi := &file_log_eventpb_event_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1440,7 +1670,7 @@ func (x *EndpointCreated) String() string {
 func (*EndpointCreated) ProtoMessage() {}
 
 func (x *EndpointCreated) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[16]
+	mi := &file_log_eventpb_event_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1453,7 +1683,7 @@ func (x *EndpointCreated) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointCreated.ProtoReflect.Descriptor instead.
 func (*EndpointCreated) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{16}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *EndpointCreated) GetRef() *EndpointRef {
@@ -1540,21 +1770,29 @@ func (x *EndpointCreated) GetNetnsId() string {
 	return ""
 }
 
+func (x *EndpointCreated) GetPolicyAuditMode() bool {
+	if x != nil {
+		return x.PolicyAuditMode
+	}
+	return false
+}
+
 // EndpointUpdated replaces labels and named ports of a live incarnation.
 type EndpointUpdated struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	Ref            *EndpointRef           `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
-	Incarnation    uint64                 `protobuf:"varint,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
-	Labels         map[string]string      `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	ServiceAccount string                 `protobuf:"bytes,4,opt,name=service_account,json=serviceAccount,proto3" json:"service_account,omitempty"`
-	NamedPorts     []*NamedPort           `protobuf:"bytes,5,rep,name=named_ports,json=namedPorts,proto3" json:"named_ports,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Ref             *EndpointRef           `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Incarnation     uint64                 `protobuf:"varint,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	Labels          map[string]string      `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	ServiceAccount  string                 `protobuf:"bytes,4,opt,name=service_account,json=serviceAccount,proto3" json:"service_account,omitempty"`
+	NamedPorts      []*NamedPort           `protobuf:"bytes,5,rep,name=named_ports,json=namedPorts,proto3" json:"named_ports,omitempty"`
+	PolicyAuditMode bool                   `protobuf:"varint,6,opt,name=policy_audit_mode,json=policyAuditMode,proto3" json:"policy_audit_mode,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *EndpointUpdated) Reset() {
 	*x = EndpointUpdated{}
-	mi := &file_log_eventpb_event_proto_msgTypes[17]
+	mi := &file_log_eventpb_event_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1566,7 +1804,7 @@ func (x *EndpointUpdated) String() string {
 func (*EndpointUpdated) ProtoMessage() {}
 
 func (x *EndpointUpdated) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[17]
+	mi := &file_log_eventpb_event_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1579,7 +1817,7 @@ func (x *EndpointUpdated) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointUpdated.ProtoReflect.Descriptor instead.
 func (*EndpointUpdated) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{17}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *EndpointUpdated) GetRef() *EndpointRef {
@@ -1617,6 +1855,13 @@ func (x *EndpointUpdated) GetNamedPorts() []*NamedPort {
 	return nil
 }
 
+func (x *EndpointUpdated) GetPolicyAuditMode() bool {
+	if x != nil {
+		return x.PolicyAuditMode
+	}
+	return false
+}
+
 type EndpointDeleted struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           *EndpointRef           `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
@@ -1627,7 +1872,7 @@ type EndpointDeleted struct {
 
 func (x *EndpointDeleted) Reset() {
 	*x = EndpointDeleted{}
-	mi := &file_log_eventpb_event_proto_msgTypes[18]
+	mi := &file_log_eventpb_event_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1639,7 +1884,7 @@ func (x *EndpointDeleted) String() string {
 func (*EndpointDeleted) ProtoMessage() {}
 
 func (x *EndpointDeleted) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[18]
+	mi := &file_log_eventpb_event_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1652,7 +1897,7 @@ func (x *EndpointDeleted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointDeleted.ProtoReflect.Descriptor instead.
 func (*EndpointDeleted) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{18}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *EndpointDeleted) GetRef() *EndpointRef {
@@ -1680,7 +1925,7 @@ type NamedPort struct {
 
 func (x *NamedPort) Reset() {
 	*x = NamedPort{}
-	mi := &file_log_eventpb_event_proto_msgTypes[19]
+	mi := &file_log_eventpb_event_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1692,7 +1937,7 @@ func (x *NamedPort) String() string {
 func (*NamedPort) ProtoMessage() {}
 
 func (x *NamedPort) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[19]
+	mi := &file_log_eventpb_event_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1705,7 +1950,7 @@ func (x *NamedPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamedPort.ProtoReflect.Descriptor instead.
 func (*NamedPort) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{19}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *NamedPort) GetName() string {
@@ -1737,13 +1982,15 @@ type NodeJoined struct {
 	Addresses     [][]byte               `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty"`                              // 4 or 16 bytes each
 	EndpointCidrs []string               `protobuf:"bytes,3,rep,name=endpoint_cidrs,json=endpointCidrs,proto3" json:"endpoint_cidrs,omitempty"` // ranges from which its endpoints are addressed
 	KubeApiserver bool                   `protobuf:"varint,4,opt,name=kube_apiserver,json=kubeApiserver,proto3" json:"kube_apiserver,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// The same for every endpoint of the node.
+	PolicyAuditMode bool `protobuf:"varint,5,opt,name=policy_audit_mode,json=policyAuditMode,proto3" json:"policy_audit_mode,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *NodeJoined) Reset() {
 	*x = NodeJoined{}
-	mi := &file_log_eventpb_event_proto_msgTypes[20]
+	mi := &file_log_eventpb_event_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1755,7 +2002,7 @@ func (x *NodeJoined) String() string {
 func (*NodeJoined) ProtoMessage() {}
 
 func (x *NodeJoined) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[20]
+	mi := &file_log_eventpb_event_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1768,7 +2015,7 @@ func (x *NodeJoined) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeJoined.ProtoReflect.Descriptor instead.
 func (*NodeJoined) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{20}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *NodeJoined) GetName() string {
@@ -1799,19 +2046,28 @@ func (x *NodeJoined) GetKubeApiserver() bool {
 	return false
 }
 
+func (x *NodeJoined) GetPolicyAuditMode() bool {
+	if x != nil {
+		return x.PolicyAuditMode
+	}
+	return false
+}
+
 type NodeUpdated struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Addresses     [][]byte               `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty"`
 	EndpointCidrs []string               `protobuf:"bytes,3,rep,name=endpoint_cidrs,json=endpointCidrs,proto3" json:"endpoint_cidrs,omitempty"`
 	KubeApiserver bool                   `protobuf:"varint,4,opt,name=kube_apiserver,json=kubeApiserver,proto3" json:"kube_apiserver,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// The same for every endpoint of the node.
+	PolicyAuditMode bool `protobuf:"varint,5,opt,name=policy_audit_mode,json=policyAuditMode,proto3" json:"policy_audit_mode,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *NodeUpdated) Reset() {
 	*x = NodeUpdated{}
-	mi := &file_log_eventpb_event_proto_msgTypes[21]
+	mi := &file_log_eventpb_event_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1823,7 +2079,7 @@ func (x *NodeUpdated) String() string {
 func (*NodeUpdated) ProtoMessage() {}
 
 func (x *NodeUpdated) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[21]
+	mi := &file_log_eventpb_event_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1836,7 +2092,7 @@ func (x *NodeUpdated) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeUpdated.ProtoReflect.Descriptor instead.
 func (*NodeUpdated) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{21}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *NodeUpdated) GetName() string {
@@ -1867,6 +2123,13 @@ func (x *NodeUpdated) GetKubeApiserver() bool {
 	return false
 }
 
+func (x *NodeUpdated) GetPolicyAuditMode() bool {
+	if x != nil {
+		return x.PolicyAuditMode
+	}
+	return false
+}
+
 type NodeLeft struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1876,7 +2139,7 @@ type NodeLeft struct {
 
 func (x *NodeLeft) Reset() {
 	*x = NodeLeft{}
-	mi := &file_log_eventpb_event_proto_msgTypes[22]
+	mi := &file_log_eventpb_event_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1888,7 +2151,7 @@ func (x *NodeLeft) String() string {
 func (*NodeLeft) ProtoMessage() {}
 
 func (x *NodeLeft) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[22]
+	mi := &file_log_eventpb_event_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1901,7 +2164,7 @@ func (x *NodeLeft) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeLeft.ProtoReflect.Descriptor instead.
 func (*NodeLeft) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{22}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *NodeLeft) GetName() string {
@@ -1928,7 +2191,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_log_eventpb_event_proto_msgTypes[23]
+	mi := &file_log_eventpb_event_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1940,7 +2203,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[23]
+	mi := &file_log_eventpb_event_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1953,7 +2216,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{23}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -2022,7 +2285,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_log_eventpb_event_proto_msgTypes[24]
+	mi := &file_log_eventpb_event_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2034,7 +2297,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[24]
+	mi := &file_log_eventpb_event_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2047,7 +2310,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{24}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *SnapshotRecord) GetRecord() isSnapshotRecord_Record {
@@ -2161,7 +2424,7 @@ type SnapshotNamespace struct {
 
 func (x *SnapshotNamespace) Reset() {
 	*x = SnapshotNamespace{}
-	mi := &file_log_eventpb_event_proto_msgTypes[25]
+	mi := &file_log_eventpb_event_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2173,7 +2436,7 @@ func (x *SnapshotNamespace) String() string {
 func (*SnapshotNamespace) ProtoMessage() {}
 
 func (x *SnapshotNamespace) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[25]
+	mi := &file_log_eventpb_event_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2186,7 +2449,7 @@ func (x *SnapshotNamespace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotNamespace.ProtoReflect.Descriptor instead.
 func (*SnapshotNamespace) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{25}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *SnapshotNamespace) GetSet() *NamespaceSet {
@@ -2216,7 +2479,7 @@ type SnapshotNode struct {
 
 func (x *SnapshotNode) Reset() {
 	*x = SnapshotNode{}
-	mi := &file_log_eventpb_event_proto_msgTypes[26]
+	mi := &file_log_eventpb_event_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2228,7 +2491,7 @@ func (x *SnapshotNode) String() string {
 func (*SnapshotNode) ProtoMessage() {}
 
 func (x *SnapshotNode) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[26]
+	mi := &file_log_eventpb_event_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2241,7 +2504,7 @@ func (x *SnapshotNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotNode.ProtoReflect.Descriptor instead.
 func (*SnapshotNode) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{26}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SnapshotNode) GetJoined() *NodeJoined {
@@ -2292,7 +2555,7 @@ type SnapshotIdentity struct {
 
 func (x *SnapshotIdentity) Reset() {
 	*x = SnapshotIdentity{}
-	mi := &file_log_eventpb_event_proto_msgTypes[27]
+	mi := &file_log_eventpb_event_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2304,7 +2567,7 @@ func (x *SnapshotIdentity) String() string {
 func (*SnapshotIdentity) ProtoMessage() {}
 
 func (x *SnapshotIdentity) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[27]
+	mi := &file_log_eventpb_event_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2317,7 +2580,7 @@ func (x *SnapshotIdentity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotIdentity.ProtoReflect.Descriptor instead.
 func (*SnapshotIdentity) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{27}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SnapshotIdentity) GetId() uint32 {
@@ -2369,7 +2632,7 @@ type SnapshotEndpoint struct {
 
 func (x *SnapshotEndpoint) Reset() {
 	*x = SnapshotEndpoint{}
-	mi := &file_log_eventpb_event_proto_msgTypes[28]
+	mi := &file_log_eventpb_event_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2381,7 +2644,7 @@ func (x *SnapshotEndpoint) String() string {
 func (*SnapshotEndpoint) ProtoMessage() {}
 
 func (x *SnapshotEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[28]
+	mi := &file_log_eventpb_event_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2394,7 +2657,7 @@ func (x *SnapshotEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotEndpoint.ProtoReflect.Descriptor instead.
 func (*SnapshotEndpoint) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{28}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SnapshotEndpoint) GetCreated() *EndpointCreated {
@@ -2450,7 +2713,7 @@ type SnapshotPolicy struct {
 
 func (x *SnapshotPolicy) Reset() {
 	*x = SnapshotPolicy{}
-	mi := &file_log_eventpb_event_proto_msgTypes[29]
+	mi := &file_log_eventpb_event_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2462,7 +2725,7 @@ func (x *SnapshotPolicy) String() string {
 func (*SnapshotPolicy) ProtoMessage() {}
 
 func (x *SnapshotPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[29]
+	mi := &file_log_eventpb_event_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2475,7 +2738,7 @@ func (x *SnapshotPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotPolicy.ProtoReflect.Descriptor instead.
 func (*SnapshotPolicy) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{29}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SnapshotPolicy) GetSet() *PolicySet {
@@ -2512,7 +2775,7 @@ type SnapshotRequest struct {
 
 func (x *SnapshotRequest) Reset() {
 	*x = SnapshotRequest{}
-	mi := &file_log_eventpb_event_proto_msgTypes[30]
+	mi := &file_log_eventpb_event_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2524,7 +2787,7 @@ func (x *SnapshotRequest) String() string {
 func (*SnapshotRequest) ProtoMessage() {}
 
 func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[30]
+	mi := &file_log_eventpb_event_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2537,7 +2800,7 @@ func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRequest.ProtoReflect.Descriptor instead.
 func (*SnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{30}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *SnapshotRequest) GetId() string {
@@ -2620,7 +2883,7 @@ const file_log_eventpb_event_proto_rawDesc = "" +
 	"\x05specs\x18\x02 \x03(\v2\x1a.varve.event.v1.PolicySpecR\x05specs\x12\x1a\n" +
 	"\bmanifest\x18\x03 \x01(\tR\bmanifest\"<\n" +
 	"\rPolicyDeleted\x12+\n" +
-	"\x03ref\x18\x01 \x01(\v2\x19.varve.event.v1.PolicyRefR\x03ref\"\x92\x03\n" +
+	"\x03ref\x18\x01 \x01(\v2\x19.varve.event.v1.PolicyRefR\x03ref\"\xc5\x03\n" +
 	"\n" +
 	"PolicySpec\x122\n" +
 	"\asubject\x18\x01 \x01(\v2\x18.varve.event.v1.SelectorR\asubject\x120\n" +
@@ -2631,25 +2894,45 @@ const file_log_eventpb_event_proto_rawDesc = "" +
 	"\fingress_deny\x18\x06 \x03(\v2\x14.varve.event.v1.RuleR\vingressDeny\x125\n" +
 	"\vegress_deny\x18\a \x03(\v2\x14.varve.event.v1.RuleR\n" +
 	"egressDeny\x12 \n" +
-	"\vdescription\x18\b \x01(\tR\vdescription\"\x92\x01\n" +
+	"\vdescription\x18\b \x01(\tR\vdescription\x12\x14\n" +
+	"\x05audit\x18\t \x01(\bR\x05audit\x12\x1b\n" +
+	"\tlog_value\x18\n" +
+	" \x01(\tR\blogValue\"\x92\x01\n" +
 	"\x04Rule\x12\x19\n" +
 	"\bany_peer\x18\x01 \x01(\bR\aanyPeer\x12*\n" +
 	"\x05peers\x18\x02 \x03(\v2\x14.varve.event.v1.PeerR\x05peers\x12*\n" +
 	"\x05ports\x18\x03 \x03(\v2\x14.varve.event.v1.PortR\x05ports\x12\x17\n" +
-	"\ano_port\x18\x04 \x01(\bR\x06noPort\"\x8e\x01\n" +
+	"\ano_port\x18\x04 \x01(\bR\x06noPort\"\xfb\x01\n" +
 	"\x04Peer\x128\n" +
 	"\tendpoints\x18\x01 \x01(\v2\x18.varve.event.v1.SelectorH\x00R\tendpoints\x12*\n" +
 	"\x04cidr\x18\x02 \x01(\v2\x14.varve.event.v1.CidrH\x00R\x04cidr\x12\x18\n" +
-	"\x06entity\x18\x03 \x01(\tH\x00R\x06entityB\x06\n" +
-	"\x04peer\"6\n" +
+	"\x06entity\x18\x03 \x01(\tH\x00R\x06entity\x122\n" +
+	"\x04fqdn\x18\x04 \x01(\v2\x1c.varve.event.v1.FqdnSelectorH\x00R\x04fqdn\x127\n" +
+	"\taws_group\x18\x05 \x01(\v2\x18.varve.event.v1.AwsGroupH\x00R\bawsGroupB\x06\n" +
+	"\x04peer\"R\n" +
+	"\fFqdnSelector\x12\x1d\n" +
+	"\n" +
+	"match_name\x18\x01 \x01(\tR\tmatchName\x12#\n" +
+	"\rmatch_pattern\x18\x02 \x01(\tR\fmatchPattern\"\xfb\x01\n" +
+	"\bAwsGroup\x12<\n" +
+	"\x06labels\x18\x01 \x03(\v2$.varve.event.v1.AwsGroup.LabelsEntryR\x06labels\x12,\n" +
+	"\x12security_group_ids\x18\x02 \x03(\tR\x10securityGroupIds\x120\n" +
+	"\x14security_group_names\x18\x03 \x03(\tR\x12securityGroupNames\x12\x16\n" +
+	"\x06region\x18\x04 \x01(\tR\x06region\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"6\n" +
 	"\x04Cidr\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x16\n" +
-	"\x06except\x18\x02 \x03(\tR\x06except\"`\n" +
+	"\x06except\x18\x02 \x03(\tR\x06except\"\x8c\x01\n" +
 	"\x04Port\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x14\n" +
 	"\x05first\x18\x02 \x01(\rR\x05first\x12\x12\n" +
 	"\x04last\x18\x03 \x01(\rR\x04last\x12\x12\n" +
-	"\x04name\x18\x04 \x01(\tR\x04name\"K\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12*\n" +
+	"\x03dns\x18\x05 \x01(\v2\x18.varve.event.v1.DnsRulesR\x03dns\">\n" +
+	"\bDnsRules\x122\n" +
+	"\x05names\x18\x01 \x03(\v2\x1c.varve.event.v1.FqdnSelectorR\x05names\"K\n" +
 	"\bSelector\x12?\n" +
 	"\frequirements\x18\x01 \x03(\v2\x1b.varve.event.v1.RequirementR\frequirements\"\xd3\x01\n" +
 	"\vRequirement\x12\x10\n" +
@@ -2674,7 +2957,7 @@ const file_log_eventpb_event_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"?\n" +
 	"\vEndpointRef\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\"\x94\x04\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"\xc0\x04\n" +
 	"\x0fEndpointCreated\x12-\n" +
 	"\x03ref\x18\x01 \x01(\v2\x1b.varve.event.v1.EndpointRefR\x03ref\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x12\n" +
@@ -2689,17 +2972,19 @@ const file_log_eventpb_event_proto_rawDesc = "" +
 	"\x05netns\x18\n" +
 	" \x01(\tR\x05netns\x12/\n" +
 	"\x13container_interface\x18\v \x01(\tR\x12containerInterface\x12\x19\n" +
-	"\bnetns_id\x18\f \x01(\tR\anetnsId\x1a9\n" +
+	"\bnetns_id\x18\f \x01(\tR\anetnsId\x12*\n" +
+	"\x11policy_audit_mode\x18\r \x01(\bR\x0fpolicyAuditMode\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc7\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf3\x02\n" +
 	"\x0fEndpointUpdated\x12-\n" +
 	"\x03ref\x18\x01 \x01(\v2\x1b.varve.event.v1.EndpointRefR\x03ref\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12C\n" +
 	"\x06labels\x18\x03 \x03(\v2+.varve.event.v1.EndpointUpdated.LabelsEntryR\x06labels\x12'\n" +
 	"\x0fservice_account\x18\x04 \x01(\tR\x0eserviceAccount\x12:\n" +
 	"\vnamed_ports\x18\x05 \x03(\v2\x19.varve.event.v1.NamedPortR\n" +
-	"namedPorts\x1a9\n" +
+	"namedPorts\x12*\n" +
+	"\x11policy_audit_mode\x18\x06 \x01(\bR\x0fpolicyAuditMode\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"b\n" +
@@ -2709,18 +2994,20 @@ const file_log_eventpb_event_proto_rawDesc = "" +
 	"\tNamedPort\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bprotocol\x18\x02 \x01(\rR\bprotocol\x12\x12\n" +
-	"\x04port\x18\x03 \x01(\rR\x04port\"\x8c\x01\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\"\xb8\x01\n" +
 	"\n" +
 	"NodeJoined\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\taddresses\x18\x02 \x03(\fR\taddresses\x12%\n" +
 	"\x0eendpoint_cidrs\x18\x03 \x03(\tR\rendpointCidrs\x12%\n" +
-	"\x0ekube_apiserver\x18\x04 \x01(\bR\rkubeApiserver\"\x8d\x01\n" +
+	"\x0ekube_apiserver\x18\x04 \x01(\bR\rkubeApiserver\x12*\n" +
+	"\x11policy_audit_mode\x18\x05 \x01(\bR\x0fpolicyAuditMode\"\xb9\x01\n" +
 	"\vNodeUpdated\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\taddresses\x18\x02 \x03(\fR\taddresses\x12%\n" +
 	"\x0eendpoint_cidrs\x18\x03 \x03(\tR\rendpointCidrs\x12%\n" +
-	"\x0ekube_apiserver\x18\x04 \x01(\bR\rkubeApiserver\"\x1e\n" +
+	"\x0ekube_apiserver\x18\x04 \x01(\bR\rkubeApiserver\x12*\n" +
+	"\x11policy_audit_mode\x18\x05 \x01(\bR\x0fpolicyAuditMode\"\x1e\n" +
 	"\bNodeLeft\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\xd3\x01\n" +
 	"\x0eSnapshotHeader\x12\x16\n" +
@@ -2799,7 +3086,7 @@ func file_log_eventpb_event_proto_rawDescGZIP() []byte {
 }
 
 var file_log_eventpb_event_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_log_eventpb_event_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_log_eventpb_event_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_log_eventpb_event_proto_goTypes = []any{
 	(Role)(0),                 // 0: varve.event.v1.Role
 	(PolicyKind)(0),           // 1: varve.event.v1.PolicyKind
@@ -2813,84 +3100,93 @@ var file_log_eventpb_event_proto_goTypes = []any{
 	(*PolicySpec)(nil),        // 9: varve.event.v1.PolicySpec
 	(*Rule)(nil),              // 10: varve.event.v1.Rule
 	(*Peer)(nil),              // 11: varve.event.v1.Peer
-	(*Cidr)(nil),              // 12: varve.event.v1.Cidr
-	(*Port)(nil),              // 13: varve.event.v1.Port
-	(*Selector)(nil),          // 14: varve.event.v1.Selector
-	(*Requirement)(nil),       // 15: varve.event.v1.Requirement
-	(*NamespaceSet)(nil),      // 16: varve.event.v1.NamespaceSet
-	(*NamespaceDeleted)(nil),  // 17: varve.event.v1.NamespaceDeleted
-	(*EndpointRef)(nil),       // 18: varve.event.v1.EndpointRef
-	(*EndpointCreated)(nil),   // 19: varve.event.v1.EndpointCreated
-	(*EndpointUpdated)(nil),   // 20: varve.event.v1.EndpointUpdated
-	(*EndpointDeleted)(nil),   // 21: varve.event.v1.EndpointDeleted
-	(*NamedPort)(nil),         // 22: varve.event.v1.NamedPort
-	(*NodeJoined)(nil),        // 23: varve.event.v1.NodeJoined
-	(*NodeUpdated)(nil),       // 24: varve.event.v1.NodeUpdated
-	(*NodeLeft)(nil),          // 25: varve.event.v1.NodeLeft
-	(*SnapshotHeader)(nil),    // 26: varve.event.v1.SnapshotHeader
-	(*SnapshotRecord)(nil),    // 27: varve.event.v1.SnapshotRecord
-	(*SnapshotNamespace)(nil), // 28: varve.event.v1.SnapshotNamespace
-	(*SnapshotNode)(nil),      // 29: varve.event.v1.SnapshotNode
-	(*SnapshotIdentity)(nil),  // 30: varve.event.v1.SnapshotIdentity
-	(*SnapshotEndpoint)(nil),  // 31: varve.event.v1.SnapshotEndpoint
-	(*SnapshotPolicy)(nil),    // 32: varve.event.v1.SnapshotPolicy
-	(*SnapshotRequest)(nil),   // 33: varve.event.v1.SnapshotRequest
-	nil,                       // 34: varve.event.v1.NamespaceSet.LabelsEntry
-	nil,                       // 35: varve.event.v1.EndpointCreated.LabelsEntry
-	nil,                       // 36: varve.event.v1.EndpointUpdated.LabelsEntry
+	(*FqdnSelector)(nil),      // 12: varve.event.v1.FqdnSelector
+	(*AwsGroup)(nil),          // 13: varve.event.v1.AwsGroup
+	(*Cidr)(nil),              // 14: varve.event.v1.Cidr
+	(*Port)(nil),              // 15: varve.event.v1.Port
+	(*DnsRules)(nil),          // 16: varve.event.v1.DnsRules
+	(*Selector)(nil),          // 17: varve.event.v1.Selector
+	(*Requirement)(nil),       // 18: varve.event.v1.Requirement
+	(*NamespaceSet)(nil),      // 19: varve.event.v1.NamespaceSet
+	(*NamespaceDeleted)(nil),  // 20: varve.event.v1.NamespaceDeleted
+	(*EndpointRef)(nil),       // 21: varve.event.v1.EndpointRef
+	(*EndpointCreated)(nil),   // 22: varve.event.v1.EndpointCreated
+	(*EndpointUpdated)(nil),   // 23: varve.event.v1.EndpointUpdated
+	(*EndpointDeleted)(nil),   // 24: varve.event.v1.EndpointDeleted
+	(*NamedPort)(nil),         // 25: varve.event.v1.NamedPort
+	(*NodeJoined)(nil),        // 26: varve.event.v1.NodeJoined
+	(*NodeUpdated)(nil),       // 27: varve.event.v1.NodeUpdated
+	(*NodeLeft)(nil),          // 28: varve.event.v1.NodeLeft
+	(*SnapshotHeader)(nil),    // 29: varve.event.v1.SnapshotHeader
+	(*SnapshotRecord)(nil),    // 30: varve.event.v1.SnapshotRecord
+	(*SnapshotNamespace)(nil), // 31: varve.event.v1.SnapshotNamespace
+	(*SnapshotNode)(nil),      // 32: varve.event.v1.SnapshotNode
+	(*SnapshotIdentity)(nil),  // 33: varve.event.v1.SnapshotIdentity
+	(*SnapshotEndpoint)(nil),  // 34: varve.event.v1.SnapshotEndpoint
+	(*SnapshotPolicy)(nil),    // 35: varve.event.v1.SnapshotPolicy
+	(*SnapshotRequest)(nil),   // 36: varve.event.v1.SnapshotRequest
+	nil,                       // 37: varve.event.v1.AwsGroup.LabelsEntry
+	nil,                       // 38: varve.event.v1.NamespaceSet.LabelsEntry
+	nil,                       // 39: varve.event.v1.EndpointCreated.LabelsEntry
+	nil,                       // 40: varve.event.v1.EndpointUpdated.LabelsEntry
 }
 var file_log_eventpb_event_proto_depIdxs = []int32{
 	4,  // 0: varve.event.v1.Event.actor:type_name -> varve.event.v1.Actor
 	5,  // 1: varve.event.v1.Event.origin:type_name -> varve.event.v1.Origin
 	7,  // 2: varve.event.v1.Event.policy_set:type_name -> varve.event.v1.PolicySet
 	8,  // 3: varve.event.v1.Event.policy_deleted:type_name -> varve.event.v1.PolicyDeleted
-	16, // 4: varve.event.v1.Event.namespace_set:type_name -> varve.event.v1.NamespaceSet
-	17, // 5: varve.event.v1.Event.namespace_deleted:type_name -> varve.event.v1.NamespaceDeleted
-	19, // 6: varve.event.v1.Event.endpoint_created:type_name -> varve.event.v1.EndpointCreated
-	20, // 7: varve.event.v1.Event.endpoint_updated:type_name -> varve.event.v1.EndpointUpdated
-	21, // 8: varve.event.v1.Event.endpoint_deleted:type_name -> varve.event.v1.EndpointDeleted
-	23, // 9: varve.event.v1.Event.node_joined:type_name -> varve.event.v1.NodeJoined
-	24, // 10: varve.event.v1.Event.node_updated:type_name -> varve.event.v1.NodeUpdated
-	25, // 11: varve.event.v1.Event.node_left:type_name -> varve.event.v1.NodeLeft
+	19, // 4: varve.event.v1.Event.namespace_set:type_name -> varve.event.v1.NamespaceSet
+	20, // 5: varve.event.v1.Event.namespace_deleted:type_name -> varve.event.v1.NamespaceDeleted
+	22, // 6: varve.event.v1.Event.endpoint_created:type_name -> varve.event.v1.EndpointCreated
+	23, // 7: varve.event.v1.Event.endpoint_updated:type_name -> varve.event.v1.EndpointUpdated
+	24, // 8: varve.event.v1.Event.endpoint_deleted:type_name -> varve.event.v1.EndpointDeleted
+	26, // 9: varve.event.v1.Event.node_joined:type_name -> varve.event.v1.NodeJoined
+	27, // 10: varve.event.v1.Event.node_updated:type_name -> varve.event.v1.NodeUpdated
+	28, // 11: varve.event.v1.Event.node_left:type_name -> varve.event.v1.NodeLeft
 	0,  // 12: varve.event.v1.Actor.role:type_name -> varve.event.v1.Role
 	1,  // 13: varve.event.v1.PolicyRef.kind:type_name -> varve.event.v1.PolicyKind
 	6,  // 14: varve.event.v1.PolicySet.ref:type_name -> varve.event.v1.PolicyRef
 	9,  // 15: varve.event.v1.PolicySet.specs:type_name -> varve.event.v1.PolicySpec
 	6,  // 16: varve.event.v1.PolicyDeleted.ref:type_name -> varve.event.v1.PolicyRef
-	14, // 17: varve.event.v1.PolicySpec.subject:type_name -> varve.event.v1.Selector
+	17, // 17: varve.event.v1.PolicySpec.subject:type_name -> varve.event.v1.Selector
 	10, // 18: varve.event.v1.PolicySpec.ingress:type_name -> varve.event.v1.Rule
 	10, // 19: varve.event.v1.PolicySpec.egress:type_name -> varve.event.v1.Rule
 	10, // 20: varve.event.v1.PolicySpec.ingress_deny:type_name -> varve.event.v1.Rule
 	10, // 21: varve.event.v1.PolicySpec.egress_deny:type_name -> varve.event.v1.Rule
 	11, // 22: varve.event.v1.Rule.peers:type_name -> varve.event.v1.Peer
-	13, // 23: varve.event.v1.Rule.ports:type_name -> varve.event.v1.Port
-	14, // 24: varve.event.v1.Peer.endpoints:type_name -> varve.event.v1.Selector
-	12, // 25: varve.event.v1.Peer.cidr:type_name -> varve.event.v1.Cidr
-	15, // 26: varve.event.v1.Selector.requirements:type_name -> varve.event.v1.Requirement
-	2,  // 27: varve.event.v1.Requirement.operator:type_name -> varve.event.v1.Requirement.Operator
-	34, // 28: varve.event.v1.NamespaceSet.labels:type_name -> varve.event.v1.NamespaceSet.LabelsEntry
-	18, // 29: varve.event.v1.EndpointCreated.ref:type_name -> varve.event.v1.EndpointRef
-	35, // 30: varve.event.v1.EndpointCreated.labels:type_name -> varve.event.v1.EndpointCreated.LabelsEntry
-	22, // 31: varve.event.v1.EndpointCreated.named_ports:type_name -> varve.event.v1.NamedPort
-	18, // 32: varve.event.v1.EndpointUpdated.ref:type_name -> varve.event.v1.EndpointRef
-	36, // 33: varve.event.v1.EndpointUpdated.labels:type_name -> varve.event.v1.EndpointUpdated.LabelsEntry
-	22, // 34: varve.event.v1.EndpointUpdated.named_ports:type_name -> varve.event.v1.NamedPort
-	18, // 35: varve.event.v1.EndpointDeleted.ref:type_name -> varve.event.v1.EndpointRef
-	28, // 36: varve.event.v1.SnapshotRecord.namespace:type_name -> varve.event.v1.SnapshotNamespace
-	29, // 37: varve.event.v1.SnapshotRecord.node:type_name -> varve.event.v1.SnapshotNode
-	30, // 38: varve.event.v1.SnapshotRecord.identity:type_name -> varve.event.v1.SnapshotIdentity
-	31, // 39: varve.event.v1.SnapshotRecord.endpoint:type_name -> varve.event.v1.SnapshotEndpoint
-	32, // 40: varve.event.v1.SnapshotRecord.policy:type_name -> varve.event.v1.SnapshotPolicy
-	33, // 41: varve.event.v1.SnapshotRecord.request:type_name -> varve.event.v1.SnapshotRequest
-	16, // 42: varve.event.v1.SnapshotNamespace.set:type_name -> varve.event.v1.NamespaceSet
-	23, // 43: varve.event.v1.SnapshotNode.joined:type_name -> varve.event.v1.NodeJoined
-	19, // 44: varve.event.v1.SnapshotEndpoint.created:type_name -> varve.event.v1.EndpointCreated
-	7,  // 45: varve.event.v1.SnapshotPolicy.set:type_name -> varve.event.v1.PolicySet
-	46, // [46:46] is the sub-list for method output_type
-	46, // [46:46] is the sub-list for method input_type
-	46, // [46:46] is the sub-list for extension type_name
-	46, // [46:46] is the sub-list for extension extendee
-	0,  // [0:46] is the sub-list for field type_name
+	15, // 23: varve.event.v1.Rule.ports:type_name -> varve.event.v1.Port
+	17, // 24: varve.event.v1.Peer.endpoints:type_name -> varve.event.v1.Selector
+	14, // 25: varve.event.v1.Peer.cidr:type_name -> varve.event.v1.Cidr
+	12, // 26: varve.event.v1.Peer.fqdn:type_name -> varve.event.v1.FqdnSelector
+	13, // 27: varve.event.v1.Peer.aws_group:type_name -> varve.event.v1.AwsGroup
+	37, // 28: varve.event.v1.AwsGroup.labels:type_name -> varve.event.v1.AwsGroup.LabelsEntry
+	16, // 29: varve.event.v1.Port.dns:type_name -> varve.event.v1.DnsRules
+	12, // 30: varve.event.v1.DnsRules.names:type_name -> varve.event.v1.FqdnSelector
+	18, // 31: varve.event.v1.Selector.requirements:type_name -> varve.event.v1.Requirement
+	2,  // 32: varve.event.v1.Requirement.operator:type_name -> varve.event.v1.Requirement.Operator
+	38, // 33: varve.event.v1.NamespaceSet.labels:type_name -> varve.event.v1.NamespaceSet.LabelsEntry
+	21, // 34: varve.event.v1.EndpointCreated.ref:type_name -> varve.event.v1.EndpointRef
+	39, // 35: varve.event.v1.EndpointCreated.labels:type_name -> varve.event.v1.EndpointCreated.LabelsEntry
+	25, // 36: varve.event.v1.EndpointCreated.named_ports:type_name -> varve.event.v1.NamedPort
+	21, // 37: varve.event.v1.EndpointUpdated.ref:type_name -> varve.event.v1.EndpointRef
+	40, // 38: varve.event.v1.EndpointUpdated.labels:type_name -> varve.event.v1.EndpointUpdated.LabelsEntry
+	25, // 39: varve.event.v1.EndpointUpdated.named_ports:type_name -> varve.event.v1.NamedPort
+	21, // 40: varve.event.v1.EndpointDeleted.ref:type_name -> varve.event.v1.EndpointRef
+	31, // 41: varve.event.v1.SnapshotRecord.namespace:type_name -> varve.event.v1.SnapshotNamespace
+	32, // 42: varve.event.v1.SnapshotRecord.node:type_name -> varve.event.v1.SnapshotNode
+	33, // 43: varve.event.v1.SnapshotRecord.identity:type_name -> varve.event.v1.SnapshotIdentity
+	34, // 44: varve.event.v1.SnapshotRecord.endpoint:type_name -> varve.event.v1.SnapshotEndpoint
+	35, // 45: varve.event.v1.SnapshotRecord.policy:type_name -> varve.event.v1.SnapshotPolicy
+	36, // 46: varve.event.v1.SnapshotRecord.request:type_name -> varve.event.v1.SnapshotRequest
+	19, // 47: varve.event.v1.SnapshotNamespace.set:type_name -> varve.event.v1.NamespaceSet
+	26, // 48: varve.event.v1.SnapshotNode.joined:type_name -> varve.event.v1.NodeJoined
+	22, // 49: varve.event.v1.SnapshotEndpoint.created:type_name -> varve.event.v1.EndpointCreated
+	7,  // 50: varve.event.v1.SnapshotPolicy.set:type_name -> varve.event.v1.PolicySet
+	51, // [51:51] is the sub-list for method output_type
+	51, // [51:51] is the sub-list for method input_type
+	51, // [51:51] is the sub-list for extension type_name
+	51, // [51:51] is the sub-list for extension extendee
+	0,  // [0:51] is the sub-list for field type_name
 }
 
 func init() { file_log_eventpb_event_proto_init() }
@@ -2914,8 +3210,10 @@ func file_log_eventpb_event_proto_init() {
 		(*Peer_Endpoints)(nil),
 		(*Peer_Cidr)(nil),
 		(*Peer_Entity)(nil),
+		(*Peer_Fqdn)(nil),
+		(*Peer_AwsGroup)(nil),
 	}
-	file_log_eventpb_event_proto_msgTypes[24].OneofWrappers = []any{
+	file_log_eventpb_event_proto_msgTypes[27].OneofWrappers = []any{
 		(*SnapshotRecord_Namespace)(nil),
 		(*SnapshotRecord_Node)(nil),
 		(*SnapshotRecord_Identity)(nil),
@@ -2929,7 +3227,7 @@ func file_log_eventpb_event_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_log_eventpb_event_proto_rawDesc), len(file_log_eventpb_event_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   34,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
