@@ -15,7 +15,7 @@ import (
 func (b *builder) endpointRows() []*Row[EndpointKey, abi.EndpointValue] {
 	var rows []*Row[EndpointKey, abi.EndpointValue]
 	for _, e := range b.endpoints {
-		if e.Node != b.node {
+		if e.subjects[policy.Egress] == nil {
 			continue
 		}
 		rows = append(rows, endpointRow(e.Endpoint, e.subjects[policy.Egress], e.subjects[policy.Ingress]))

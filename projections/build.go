@@ -26,14 +26,32 @@ import (
 //	scope x matches -> classes
 //	table x classes -> policy rows
 func Build(v fsm.View, node string, opts Options) (*Tables, error) {
-	return build(facts{
+	return build(factsOf(v), node, opts)
+}
+
+// BuildEndpoint is Build for the node of one endpoint, of which it makes no more
+// than that endpoint's verdicts need: its row, the classes and policy rows of its
+// two directions, and an ipcache with the prefixes that its rules name. What it has
+// of the first three is as in Build. ErrUnknownEndpoint if the View has none.
+func BuildEndpoint(v fsm.View, ref fsm.EndpointRef, opts Options) (*Tables, error) {
+	e, ok := v.Endpoint(ref)
+	if !ok {
+		return nil, fmt.Errorf("endpoint %s: %w", ref, ErrUnknownEndpoint)
+	}
+	f := factsOf(v)
+	f.only = e
+	return build(f, e.Node, opts)
+}
+
+func factsOf(v fsm.View) facts {
+	return facts{
 		cluster:   v.Cluster(),
 		revision:  v.Revision(),
 		nodes:     slices.Collect(v.Nodes()),
 		endpoints: slices.Collect(v.Endpoints()),
 		policies:  slices.Collect(v.Policies()),
 		identity:  v.Identity,
-	}, node, opts)
+	}
 }
 
 // facts is what Build takes from a View, in the View's order.
@@ -44,6 +62,7 @@ type facts struct {
 	endpoints []*fsm.Endpoint
 	policies  []*fsm.Policy
 	identity  func(uint32) (*fsm.Identity, bool)
+	only      *fsm.Endpoint // of the node's, the one to be subject; nil: all
 }
 
 func build(f facts, node string, opts Options) (*Tables, error) {
@@ -56,6 +75,7 @@ func build(f facts, node string, opts Options) (*Tables, error) {
 		opts:     opts,
 		ids:      newIDs(f.cluster),
 		node:     node,
+		only:     f.only,
 		subjects: make(map[string]*subject),
 		tables:   make(map[uint64]*table),
 		scopes:   make(map[uint64]*scope),
@@ -95,6 +115,7 @@ type builder struct {
 	opts Options
 	ids  *ids
 	node string
+	only *fsm.Endpoint
 
 	endpoints []endpoint // of the cluster, by namespace and name
 	subjects  map[string]*subject
@@ -123,7 +144,7 @@ type subject struct {
 
 func (b *builder) addEndpoint(e *fsm.Endpoint, id *fsm.Identity) {
 	ep := endpoint{Endpoint: e, identity: id, peer: b.ids.endpointPeer(id.ID, e.NamedPorts)}
-	if e.Node == b.node {
+	if e.Node == b.node && (b.only == nil || b.only == e) {
 		ep.subjects[policy.Egress] = b.subject(policy.Egress, id, nil)
 		ep.subjects[policy.Ingress] = b.subject(policy.Ingress, id, e.NamedPorts)
 	}

@@ -261,3 +261,50 @@ func describe(policies []*fsm.Policy) string {
 	}
 	return b.String()
 }
+
+// What is built for one endpoint alone gives it the verdicts, rows and classes that
+// the whole node's tables do.
+func TestBuildEndpointIsPartOfBuild(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w := drawWorld(t)
+		whole, err := build(w.facts, "one", Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range w.facts.endpoints {
+			if e.Node != "one" {
+				continue
+			}
+			f := w.facts
+			f.only = e
+			part, err := build(f, "one", Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			want, _ := whole.Endpoints.Get(EndpointKey{e.ID})
+			if got, ok := part.Endpoints.Get(EndpointKey{e.ID}); !ok || part.Endpoints.Len() != 1 || got.Value != want.Value {
+				t.Fatalf("%d endpoint rows, want %+v", part.Endpoints.Len(), want)
+			}
+			for _, other := range w.parties {
+				for _, d := range []abi.Direction{abi.Egress, abi.Ingress} {
+					for _, protocol := range drawnProtocols {
+						for _, port := range drawnPorts {
+							ask := func(tables *Tables) Answer {
+								a, err := tables.Verdict(Question{e.ID, d, other.number(tables), uint8(protocol), port})
+								if err != nil {
+									t.Fatal(err)
+								}
+								return a
+							}
+							got, want := ask(part), ask(whole)
+							if got.Verdict != want.Verdict || got.Default != want.Default || got.Class != want.Class ||
+								got.Row != nil && (got.Row.Value != want.Row.Value || !sameCause(got.Row.Cause, want.Row.Cause)) {
+								t.Fatalf("endpoint %s, other %+v: got %+v, want %+v", e.Ref.Name, other, got, want)
+							}
+						}
+					}
+				}
+			}
+		}
+	})
+}
