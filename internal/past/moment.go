@@ -1,0 +1,147 @@
+package past
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/varve-net/varve/log"
+)
+
+// Moment is a point of the past.
+type Moment struct {
+	Revision log.Revision
+	// TimeNS is the effective time of Revision, 0 for revision 0.
+	TimeNS int64
+}
+
+// Resolve finds the moment that a text names:
+//
+//	4711                        a revision
+//	2026-03-01T03:00:00Z        a time (RFC 3339): the last revision until then
+//	2026-03-01, 2026-03-01T03:00, 2026-03-01 03:00:00     the same, in UTC
+//	-2h, -90m, -1h30m, -7d      that long before now
+//	now                         the newest revision
+//
+// The error is ErrMoment for any other text, ErrFuture for what is still to come
+// and log.ErrCompacted for what is no longer kept.
+func (p *Past) Resolve(ctx context.Context, text string) (Moment, error) {
+	text = strings.TrimSpace(text)
+	head, _ := p.Log.Head()
+	if text == "now" {
+		return p.moment(ctx, head)
+	}
+	if n, err := strconv.ParseUint(text, 10, 64); err == nil {
+		if log.Revision(n) > head {
+			return Moment{}, fmt.Errorf("revision %d: %w; the newest is %d", n, ErrFuture, head)
+		}
+		return p.moment(ctx, log.Revision(n))
+	}
+	now := p.Now()
+	at, err := parseTime(text, now)
+	if err != nil {
+		return Moment{}, err
+	}
+	if at.After(now) {
+		return Moment{}, fmt.Errorf("%s: %w; it is %s", text, ErrFuture, now.UTC().Format(time.RFC3339))
+	}
+	return p.until(ctx, at.UnixNano())
+}
+
+// Check tells whether a text may name a moment, without looking into a log.
+func Check(text string) error {
+	text = strings.TrimSpace(text)
+	if _, err := strconv.ParseUint(text, 10, 64); err == nil || text == "now" {
+		return nil
+	}
+	_, err := parseTime(text, time.Now())
+	return err
+}
+
+// layouts are the forms of a time, RFC 3339 and what people write short for it.
+var layouts = []string{
+	time.RFC3339Nano, "2006-01-02T15:04:05.999999999", "2006-01-02 15:04:05.999999999", "2006-01-02T15:04Z07:00",
+	"2006-01-02T15:04", "2006-01-02 15:04", "2006-01-02",
+}
+
+func parseTime(text string, now time.Time) (time.Time, error) {
+	if back, ok := strings.CutPrefix(text, "-"); ok {
+		d, err := parseDuration(back)
+		if err != nil {
+			return time.Time{}, noMoment(text)
+		}
+		return now.Add(-d), nil
+	}
+	for _, layout := range layouts {
+		if t, err := time.ParseInLocation(layout, text, time.UTC); err == nil {
+			return t, nil
+		}
+	}
+	return time.Time{}, noMoment(text)
+}
+
+func noMoment(text string) error {
+	return fmt.Errorf("%q %w; give e.g. 4711, 2026-03-01T03:00:00Z, 2026-03-01, -2h, -7d or now", text, ErrMoment)
+}
+
+// parseDuration is time.ParseDuration with days before the rest.
+func parseDuration(text string) (time.Duration, error) {
+	var days time.Duration
+	if n, rest, ok := strings.Cut(text, "d"); ok {
+		count, err := strconv.ParseUint(n, 10, 16)
+		if err != nil {
+			return 0, err
+		}
+		if days = time.Duration(count) * 24 * time.Hour; rest == "" {
+			return days, nil
+		}
+		text = rest
+	}
+	d, err := time.ParseDuration(text)
+	if err == nil && (d < 0 || strings.HasPrefix(text, "+")) {
+		err = strconv.ErrRange
+	}
+	return days + d, err
+}
+
+// until finds the last revision whose effective time is not after a time.
+func (p *Past) until(ctx context.Context, ns int64) (Moment, error) {
+	first := p.Log.First()
+	head, _ := p.Log.Head()
+	// Revisions before low are at or before the time, those from high on after it.
+	low, high := first, head+1
+	last := Moment{Revision: first - 1}
+	for low < high {
+		mid := low + (high-low)/2
+		m, err := p.moment(ctx, mid)
+		if err != nil {
+			return Moment{}, err
+		}
+		if m.TimeNS <= ns {
+			low, last = mid+1, m
+		} else {
+			high = mid
+		}
+	}
+	if last.Revision < first && first > 1 {
+		return Moment{}, fmt.Errorf("%s is before the oldest revision kept, %d: %w",
+			time.Unix(0, ns).UTC().Format(time.RFC3339), first, log.ErrCompacted)
+	}
+	return last, nil
+}
+
+// moment is a revision with its time. The one before the oldest record counts as
+// kept if there is a checkpoint of it.
+func (p *Past) moment(ctx context.Context, revision log.Revision) (Moment, error) {
+	if revision == 0 {
+		return Moment{}, nil
+	}
+	if first := p.Log.First(); revision+1 == first {
+		v, err := p.View(ctx, revision)
+		return Moment{revision, v.TimeNS()}, err
+	}
+	r, err := p.Record(ctx, revision)
+	return Moment{revision, r.TimeNS}, err
+}
