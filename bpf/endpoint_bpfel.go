@@ -98,7 +98,7 @@ type endpointEndpointValue struct {
 		ClassLens uint32
 		AnyLens   uint32
 		Flags     uint32
-		Pad       uint32
+		BaseLens  uint32
 	}
 	Ingress struct {
 		_         structs.HostLayout
@@ -107,7 +107,7 @@ type endpointEndpointValue struct {
 		ClassLens uint32
 		AnyLens   uint32
 		Flags     uint32
-		Pad       uint32
+		BaseLens  uint32
 	}
 	Ipv4  uint32
 	Mac   [6]uint8

@@ -33,6 +33,11 @@ const (
 const (
 	ClassAny uint64 = 0
 	ClassPod uint64 = 16
+
+	// classOwn marks a class of the class map; its base class stands below.
+	classOwn       uint64 = 1 << 63
+	classBaseShift        = 58
+	classBaseMask  uint64 = 31
 )
 
 // PeerCIDR marks a peer that is a CIDR prefix.
@@ -72,6 +77,24 @@ const (
 	Egress  Direction = 0
 	Ingress Direction = 1
 )
+
+// ClassOf is the class of the class map that is part of a base class and has this
+// hash, of which the upper bits are not used.
+func ClassOf(base, hash uint64) uint64 {
+	return classOwn | base&classBaseMask<<classBaseShift | hash&(1<<classBaseShift-1)
+}
+
+// BaseOf is the base class that a class is part of; a base class is part of itself.
+// A class of the class map does not repeat the rows of its base class.
+func BaseOf(class uint64) uint64 {
+	if !IsOwnClass(class) {
+		return class
+	}
+	return class >> classBaseShift & classBaseMask
+}
+
+// IsOwnClass tells whether a class is one of the class map.
+func IsOwnClass(class uint64) bool { return class&classOwn != 0 }
 
 // Addr is an address as the maps hold it: 16 bytes, IPv4 as ::ffff:a.b.c.d.
 type Addr [16]byte
@@ -120,10 +143,10 @@ type IPCacheValue struct {
 type PolicyRef struct {
 	Table     uint64
 	Scope     uint64
-	ClassLens uint32
+	ClassLens uint32 // of classes of the scope
 	AnyLens   uint32
 	Flags     uint32
-	_         uint32
+	BaseLens  uint32 // of base classes
 }
 
 // EndpointKey is the host side's interface; local to this boot, so a desired

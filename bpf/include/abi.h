@@ -39,6 +39,14 @@ enum base_class {
 	CLASS_POD = 16, /* a managed endpoint of this cluster */
 };
 
+/*
+ * A class of the class map is CLASS_OWN | its base class << CLASS_BASE_SHIFT | hash.
+ * It does not repeat the rows of its base class.
+ */
+#define CLASS_OWN (1ULL << 63)
+#define CLASS_BASE_SHIFT 58
+#define CLASS_BASE_MASK 31ULL
+
 struct ipcache_key {
 	__u8 addr[16]; /* IPv4 as ::ffff:a.b.c.d */
 };
@@ -58,10 +66,10 @@ struct ipcache_value {
 struct policy_ref {
 	__u64 table;
 	__u64 scope;
-	__u32 class_lens; /* bit n: rows of n port bits exist for specific classes */
+	__u32 class_lens; /* bit n: rows of n port bits exist for classes of the scope */
 	__u32 any_lens;	  /* the same for CLASS_ANY */
 	__u32 flags;	  /* POLICY_* */
-	__u32 pad;
+	__u32 base_lens;  /* the same as class_lens for base classes */
 };
 
 #define LENS_ALL_PROTOCOLS (1U << 17) /* a row with protocol 0 exists */
