@@ -50,6 +50,11 @@ const PeerCIDRv6 uint64 = 1 << 62
 // Flags of PolicyRef.
 const (
 	PolicyEnforced uint32 = 1 << 0
+	// PolicyFQDN says that the table has rows of classes that hold addresses by
+	// what the endpoint learned (see FQDNValue).
+	PolicyFQDN uint32 = 1 << 1
+	// PolicyAsks says that the table has rows with PolicyDNS.
+	PolicyAsks uint32 = 1 << 2
 )
 
 // LensAllProtocols is the bit of a lens mask that says that a row with protocol
@@ -189,12 +194,49 @@ type PolicyKey struct {
 	_        uint32
 }
 
+// PolicyDNS, a flag of an allowing PolicyValue: what is sent there goes to the DNS
+// proxy and nowhere else.
+const PolicyDNS uint8 = 1 << 0
+
 // PolicyValue is one policy row.
 type PolicyValue struct {
 	Row     uint64
 	Verdict Verdict
-	_       [7]uint8
+	Flags   uint8
+	_       [6]uint8
 }
+
+// FQDNPairs is how many classes an address can have for one endpoint.
+const FQDNPairs = 8
+
+// FQDNKey is an address that an endpoint learned by asking for a name.
+type FQDNKey struct {
+	Endpoint uint32 // id
+	Addr     Addr
+}
+
+// FQDNValue is the classes whose rows hold for the address, and until when a new
+// flow may use each. A class of 0 is none.
+type FQDNValue struct {
+	Class          [FQDNPairs]uint64
+	ExpiresSeconds [FQDNPairs]uint32 // of CLOCK_MONOTONIC
+}
+
+// Proxy is the only element of the proxy map: where the DNS proxy listens. The
+// proxy writes it; zero sends nothing to it.
+type Proxy struct {
+	PortBE [2]byte // UDP and TCP, the wildcard address of both families
+	_      [6]uint8
+}
+
+// Marks of packets and sockets, below MarkMask, and the routing table that takes
+// what has MarkToProxy to the local host. As in Cilium.
+const (
+	MarkMask      = 0xf00
+	MarkToProxy   = 0x200
+	MarkFromProxy = 0xb00
+	ProxyTable    = 2004
+)
 
 // CT4Key and CT6Key are a flow; side 0 compares lower.
 type CT4Key struct {
@@ -233,6 +275,7 @@ const (
 	CTOrigin    uint32 = 1
 	CTDenied    uint32 = 2
 	CTSeenReply uint32 = 4
+	CTProxy     uint32 = 8 // the DNS proxy is the other end, whatever the address says
 )
 
 // CTValue is one flow.
@@ -325,6 +368,13 @@ type HeldValue struct {
 type Clock struct {
 	MonotonicSeconds uint32
 	Jiffy            uint32 // when they were read
+}
+
+// Device is the MAC of an interface of the node, by its index, so that a packet can
+// be put before it as if it had come in there.
+type Device struct {
+	MAC [6]byte
+	_   [2]uint8
 }
 
 // CounterSlots is the size of the counters map, and CounterLostEvents the index
