@@ -1,9 +1,9 @@
-// Package raftlog is the replicated log: hashicorp/raft over package wal, with all
+// Package raftlog is the replicated log: hashicorp/raft over bbolt, with all
 // appends that wait gathered into one Raft entry, every record kept in package
 // history, and the state folded from them. It is the only place where a clock
 // enters the log.
 //
-//	Append --> queue --> proposer --> wal (durable) --> fsm.State.Apply --> history --> answer
+//	Append --> queue --> proposer --> raft.db (durable) --> fsm.State.Apply --> history --> answer
 //	                                                              |                 |
 //	                                                            View              feed --> Subscribe
 package raftlog
@@ -19,6 +19,7 @@ import (
 	"sync/atomic"
 
 	"github.com/hashicorp/raft"
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 
 	"github.com/varve-net/varve/fsm"
 	"github.com/varve-net/varve/log"
@@ -37,7 +38,7 @@ type Log struct {
 	restored, opened log.Revision
 
 	lock      *os.File
-	files     files
+	bolt      *raftboltdb.BoltStore
 	transport *raft.InmemTransport
 	machine   *machine
 	raft      *raft.Raft
@@ -122,7 +123,7 @@ func (l *Log) start() (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			if err = l.Err(); err == nil {
-				err = &log.CorruptError{What: fmt.Sprintf("%s cannot be read (%v); restore the directory from a copy", filepath.Join(c.Dir, stableFile), p)}
+				err = &log.CorruptError{What: fmt.Sprintf("%s cannot be read (%v); restore the directory from a copy", filepath.Join(c.Dir, storeFile), p)}
 			}
 		}
 	}()
@@ -143,16 +144,16 @@ func (l *Log) start() (err error) {
 		index = s.Index
 	}
 	last, _ := l.history.Last()
-	if err := l.openFiles(last == 0 && index == 0, snapshots); err != nil {
+	if l.bolt, err = openStore(c, last == 0 && index == 0, snapshots, l.transport); err != nil {
 		return err
 	}
-	if err := l.checkContinuity(index); err != nil {
+	if err := checkContinuity(l.bolt, filepath.Join(c.Dir, storeFile), index); err != nil {
 		return err
 	}
 	l.machine = &machine{log: l, state: fsm.New(c.Cluster)}
 	view := l.machine.state.View()
 	l.view.Store(&view)
-	s := &store{Store: l.files.entries, StableStore: l.files.stable, stop: l.failDisk}
+	s := &store{BoltStore: l.bolt, stop: l.failDisk}
 	r, err := raft.NewRaft(c.Raft, l.machine, s, s, snapshots, l.transport)
 	if err != nil {
 		if cause := l.Err(); cause != nil {
@@ -175,7 +176,7 @@ func (l *Log) lead(ctx context.Context) error {
 	}
 	if all := members.Configuration().Servers; len(all) != 1 || all[0].ID != l.config.Raft.LocalID {
 		return fmt.Errorf("%s is of members %v, and this is server %s; restore the node's identity that belongs to it, or choose another directory",
-			stableFile, all, l.config.Raft.LocalID)
+			storeFile, all, l.config.Raft.LocalID)
 	}
 	// A leader that hands over sends this; here it spares the wait for an election
 	// timeout, after which the server would elect itself anyway.
@@ -322,7 +323,9 @@ func (l *Log) release() error {
 	if l.transport != nil {
 		errs = append(errs, l.transport.Close())
 	}
-	errs = append(errs, l.files.close())
+	if l.bolt != nil {
+		errs = append(errs, l.bolt.Close())
+	}
 	if l.history != nil {
 		errs = append(errs, l.history.Close())
 	}

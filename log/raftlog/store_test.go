@@ -2,7 +2,6 @@ package raftlog
 
 import (
 	"bytes"
-	"errors"
 	"log/slog"
 	"path/filepath"
 	"strings"
@@ -10,8 +9,6 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
-
-	"github.com/varve-net/varve/log/raftlog/wal"
 )
 
 // What Raft would panic at ends its goroutine and stops the node.
@@ -22,20 +19,15 @@ func TestStoreStopsInsteadOfPanic(t *testing.T) {
 		"GetLog":    func(s *store) error { return s.GetLog(1, new(raft.Log)) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			dir := t.TempDir()
-			bolt, err := openBolt(filepath.Join(dir, stableFile))
+			bolt, err := openBolt(filepath.Join(t.TempDir(), storeFile))
 			if err != nil {
 				t.Fatal(err)
 			}
-			entries, err := wal.Open(filepath.Join(dir, walDir), slog.New(slog.DiscardHandler))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := errors.Join(bolt.Close(), entries.Close()); err != nil {
+			if err := bolt.Close(); err != nil {
 				t.Fatal(err)
 			}
 			var cause error
-			s := &store{Store: entries, StableStore: bolt, stop: func(err error) { cause = err }}
+			s := &store{BoltStore: bolt, stop: func(err error) { cause = err }}
 			if err := call(s); err == nil || cause == nil {
 				t.Errorf("before Raft runs: error %v, cause %v", err, cause)
 			}

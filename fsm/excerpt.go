@@ -1,0 +1,97 @@
+package fsm
+
+import (
+	"fmt"
+
+	"github.com/varve-net/varve/log"
+	"github.com/varve-net/varve/policy"
+)
+
+// Excerpt returns a State with some rows of a View: the named endpoints that
+// exist and their identities, the policies that keep says, and every namespace and
+// node. The rows are the View's own. What else the log holds is as if it had never
+// been, so the State must only Fold, never Apply: it would answer repeats,
+// conflicts and the numbers of identities wrongly.
+//
+// It costs time with the number of policies, namespaces and nodes. Any number of
+// calls for one View may run at once.
+func (v View) Excerpt(endpoints []EndpointRef, keep func(policy.Ref) bool) *State {
+	from, s := v.tables(), New(v.Cluster())
+	s.revision, s.chain, s.timeNS, s.nextIdentity = from.revision, from.chain, from.timeNS, from.nextIdentity
+	copyRows(s, s.namespaces, from.namespaces, nil)
+	copyRows(s, s.nodes, from.nodes, nil)
+	copyRows(s, s.policies, from.policies, func(p *Policy) bool { return keep(p.Policy.Ref) })
+	for n := range all(s.nodes) {
+		if !n.Left {
+			for _, a := range n.Addresses {
+				s.owners[a] = owner{node: n.Name}
+			}
+		}
+	}
+	refs := map[uint32]int{}
+	for _, ref := range endpoints {
+		c, ok := from.endpoints.Get(ref.key())
+		if !ok {
+			continue
+		}
+		if _, twice := s.endpoints.Set(ref.key(), c); twice {
+			continue
+		}
+		s.rows.Add(c.hash)
+		s.own(&c.row)
+		refs[c.row.Identity]++
+	}
+	for e := range all(s.endpoints) {
+		c, ok := from.identities.Get(e.Identity)
+		if _, have := s.tables.identities.Get(e.Identity); have || !ok {
+			continue
+		}
+		row := c.row
+		row.Refs = refs[e.Identity]
+		s.tables.identities.Set(row.ID, &cell[Identity]{row: row, hash: c.hash})
+		s.rows.Add(c.hash)
+		s.byLabels[string(labelKey(nil, row.Labels))] = row.ID
+	}
+	return s
+}
+
+func copyRows[T any](s *State, to, from *table[string, T], keep func(*T) bool) {
+	from.Scan(func(key string, c *cell[T]) bool {
+		if keep == nil || keep(&c.row) {
+			to.Set(key, c)
+			s.rows.Add(c.hash)
+		}
+		return true
+	})
+}
+
+// Fold brings an Excerpt to a later record of the same log. What a record that was
+// applied says is taken as it stands, under the revision and time that it has
+// there; one that was rejected only moves those. Records may be left out if they
+// are about none of the rows that the excerpt is of; the identities of endpoints
+// and their ids are then other numbers than the log's.
+//
+// The error is of a record that cannot follow on what the excerpt holds, and is
+// one for which Apply would stop the node or reject it.
+func (s *State) Fold(r *log.Record) error {
+	if r.Revision <= s.revision {
+		return fmt.Errorf("revision %d: the excerpt is at %d", r.Revision, s.revision)
+	}
+	if r.Outcome == log.OutcomeApplied {
+		e, err := log.Unmarshal(r.Event)
+		if err != nil {
+			return fmt.Errorf("revision %d: %w", r.Revision, err)
+		}
+		c := change{event: e, rev: r.Revision, now: r.TimeNS, authorized: true}
+		if c.kind, err = log.KindOf(e); err != nil {
+			return fmt.Errorf("revision %d: %w", r.Revision, err)
+		}
+		s.begin(c.rev)
+		if err := s.apply(&c); err != nil {
+			return fmt.Errorf("revision %d: %w", r.Revision, err)
+		}
+		s.countNodeFact(&c)
+	}
+	s.revision, s.timeNS, s.chain = r.Revision, r.TimeNS, r.Chain
+	return nil
+}
