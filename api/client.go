@@ -27,6 +27,7 @@ type Client struct {
 	Identities varvev1connect.IdentityServiceClient
 	Agent      varvev1connect.AgentServiceClient
 	Datapath   varvev1connect.DatapathServiceClient
+	Audit      varvev1connect.AuditServiceClient
 
 	address   string
 	transport *transports
@@ -76,6 +77,7 @@ func New(address string, opts ...Option) (*Client, error) {
 		Identities: varvev1connect.NewIdentityServiceClient(h, baseURL, o.connect...),
 		Agent:      varvev1connect.NewAgentServiceClient(h, baseURL, o.connect...),
 		Datapath:   varvev1connect.NewDatapathServiceClient(h, baseURL, o.connect...),
+		Audit:      varvev1connect.NewAuditServiceClient(h, baseURL, o.connect...),
 		address:    path,
 		transport:  transport,
 	}, nil

@@ -10,6 +10,10 @@ import (
 	"github.com/varve-net/varve/log"
 )
 
+// classBit is set in the id of every class that has rows in the class map, so
+// that none is ever a base class.
+const classBit uint64 = 1 << 63
+
 // content gathers the bytes that an id stands for. Every part is delimited, so
 // that different parts never make the same bytes.
 type content struct{ b []byte }
@@ -77,11 +81,9 @@ func (x *ids) id(kind string, c *content) uint64 {
 	return x.claim(kind, le.Uint64(h[:]), h)
 }
 
-// class is the id of a class of the class map: never a base class, and known by
-// itself as part of one.
-func (x *ids) class(base uint64, c *content) uint64 {
+func (x *ids) class(c *content) uint64 {
 	h := x.hash("class", c)
-	return x.claim("class", abi.ClassOf(base, le.Uint64(h[:])), h)
+	return x.claim("class", le.Uint64(h[:])|classBit, h)
 }
 
 // cidrPeer is the number of a prefix.

@@ -28,11 +28,8 @@ const (
 	FragmentTiny       Reason = 18
 	FragmentHeld       Reason = 19 // no drop: it comes again, and is counted again, after its first
 
-	ProxyMissing  Reason = 20 // for the DNS proxy, which does not listen
-	ProxyBypassed Reason = 21 // to or from a server around the DNS proxy
-
 	// ReasonCount is one more than the highest reason.
-	ReasonCount = 22
+	ReasonCount = 20
 )
 
 var reasonNames = [ReasonCount]string{
@@ -41,7 +38,7 @@ var reasonNames = [ReasonCount]string{
 	"fragment", "extension header", "unknown protocol", "no endpoint",
 	"conntrack full", "unsolicited ICMP", "multicast", "IPv4 options",
 	"disabled address family", "neighbour request",
-	"tiny or overlapping fragment", "fragment held", "DNS proxy missing", "around the DNS proxy",
+	"tiny or overlapping fragment", "fragment held",
 }
 
 // String is the reason as people read it.

@@ -12,6 +12,7 @@ import (
 	"github.com/varve-net/varve/cluster"
 	"github.com/varve-net/varve/dataplane"
 	"github.com/varve-net/varve/internal/apiserver"
+	"github.com/varve-net/varve/internal/past"
 	"github.com/varve-net/varve/log/raftlog"
 	"github.com/varve-net/varve/projections"
 )
@@ -114,7 +115,8 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	srv := apiserver.New(apiserver.Config{
 		Listener: listener, Group: cfg.Group, Cluster: cfg.Cluster, Node: cfg.Node,
 		Info: func() apiserver.Info { return info },
-		Log:  rlog, Projector: proj, Endpoints: eps, Kernel: watchedKernel{dp, met}, Monitor: mon, Drift: drifts.Report, Logger: logger,
+		Log:  rlog, Projector: proj, Endpoints: eps, Kernel: watchedKernel{dp, met}, Monitor: mon,
+		Past: past.New(past.Config{Log: rlog, Cluster: cfg.Cluster, Logger: logger}), Drift: drifts.Report, Logger: logger,
 	})
 	met.Bootstrapped(phaseOverall, time.Since(began))
 	met.Attach(sources(cfg.Node, rlog, dp, proj, eps))

@@ -15,6 +15,7 @@ import (
 	"github.com/varve-net/varve/cluster"
 	"github.com/varve-net/varve/dataplane"
 	"github.com/varve-net/varve/fsm"
+	"github.com/varve-net/varve/internal/past"
 	"github.com/varve-net/varve/log"
 	"github.com/varve-net/varve/log/eventpb"
 	"github.com/varve-net/varve/log/raftlog"
@@ -57,6 +58,7 @@ func newKit(t *testing.T) *kit {
 		Listener: listener, Cluster: testCluster, Node: testNode, Logger: logger,
 		Info: func() Info { return Info{Version: "test", Cluster: testCluster, Node: testNode, PID: os.Getpid()} },
 		Log:  rlog, Projector: projector{rlog}, Endpoints: endpoints{}, Kernel: kernel{}, Monitor: monitor{},
+		Past: past.New(past.Config{Log: rlog, Cluster: testCluster}),
 	})
 	ctx, stop := context.WithCancel(context.Background())
 	served := make(chan error, 1)

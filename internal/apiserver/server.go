@@ -20,6 +20,9 @@ import (
 
 	"github.com/varve-net/varve/api"
 	"github.com/varve-net/varve/api/varve/v1/varvev1connect"
+	"github.com/varve-net/varve/internal/auditserver"
+	"github.com/varve-net/varve/internal/past"
+	"github.com/varve-net/varve/projections"
 )
 
 // maxRequestBytes bounds one message of a client; a manifest of a few thousand
@@ -40,7 +43,7 @@ const maxStreams = 1000
 var services = []string{
 	varvev1connect.LogServiceName, varvev1connect.PolicyServiceName, varvev1connect.EndpointServiceName,
 	varvev1connect.NamespaceServiceName, varvev1connect.IdentityServiceName, varvev1connect.AgentServiceName,
-	varvev1connect.DatapathServiceName,
+	varvev1connect.DatapathServiceName, varvev1connect.AuditServiceName,
 }
 
 // Config is all a Server needs.
@@ -56,6 +59,7 @@ type Config struct {
 	Endpoints Endpoints
 	Kernel    Kernel
 	Monitor   Monitor
+	Past      *past.Past
 	Drift     func() DriftReport // nil: nobody looks for it
 	Logger    *slog.Logger
 }
@@ -78,6 +82,7 @@ func New(cfg Config) *Server {
 	mux.Handle(varvev1connect.NewIdentityServiceHandler(identityService{s}, opts))
 	mux.Handle(varvev1connect.NewAgentServiceHandler(agentService{s}, opts))
 	mux.Handle(varvev1connect.NewDatapathServiceHandler(datapathService{s}, opts))
+	mux.Handle(varvev1connect.NewAuditServiceHandler(auditserver.New(cfg.Past, projections.Options{}), opts))
 
 	// For grpcurl and gRPC health probes; authenticated as all the rest.
 	reflector := grpcreflect.NewStaticReflector(services...)
