@@ -69,7 +69,7 @@ func TestCases(t *testing.T) {
 			t.Errorf("%s: %s, want invalid: %s", c.ID, got, *c.Error)
 		case got == "unsupported":
 			unsupported++
-			if s := err.Error(); !strings.Contains(s, "rules above layer 4") {
+			if s := err.Error(); !strings.Contains(s, "field http is not supported") {
 				t.Errorf("%s: refused: %v", c.ID, err)
 			}
 		default:
@@ -77,7 +77,7 @@ func TestCases(t *testing.T) {
 		}
 	}
 	t.Logf("%d accepted, %d invalid, %d unsupported", accepted, invalid, unsupported)
-	if accepted < 140 || invalid != 10 {
+	if accepted < 142 || invalid != 10 {
 		t.Errorf("%d accepted, %d invalid, %d unsupported", accepted, invalid, unsupported)
 	}
 }

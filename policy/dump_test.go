@@ -27,6 +27,9 @@ func dump(t *testing.T, set *eventpb.PolicySet) string {
 			fmt.Fprintf(&b, "spec %d\n", i)
 		}
 		fmt.Fprintf(&b, "subject %s\n", short(s.Subject.String()))
+		if s.Log != "" {
+			fmt.Fprintf(&b, "log %s\n", s.Log)
+		}
 		var isolates []string
 		for _, d := range []Direction{Ingress, Egress} {
 			if s.DefaultDeny[d] {

@@ -43,11 +43,11 @@ metadata: {name: web}
 spec:
   endpointSelector: {}
   egress:
-  - toFQDNs: [{matchName: example.com}]
+  - toServices: [{k8sService: {serviceName: db}}]
 `), policy.Options{})
 	for _, e := range policy.FieldErrors(err) {
 		fmt.Println(errors.Is(e, policy.ErrUnsupported), e)
 	}
 	// Output:
-	// true web.yaml:8: spec.egress[0].toFQDNs: field toFQDNs is not supported
+	// true web.yaml:8: spec.egress[0].toServices: field toServices is not supported: policy knows no services; select the service's pods with toEndpoints, or its addresses with toCIDR
 }

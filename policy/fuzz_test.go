@@ -109,9 +109,10 @@ func FuzzCompile(f *testing.F) {
 			s.Subject.Matches(ls)
 			for _, r := range s.Rules {
 				for _, peer := range r.Peers {
-					if (peer.Selector != nil) == peer.CIDR.IsValid() && peer.Entity == "" {
+					if kinds := peerKinds(peer); kinds != 1 {
 						t.Fatalf("%+v", peer)
 					}
+					peer.FQDN.Matches("a.b.c.")
 					if peer.Selector != nil {
 						peer.Selector.Matches(ls)
 					}
@@ -120,6 +121,47 @@ func FuzzCompile(f *testing.F) {
 					}
 				}
 			}
+		}
+	})
+}
+
+func peerKinds(p Peer) (n int) {
+	for _, set := range []bool{p.Selector != nil, p.CIDR.IsValid(), p.Entity != "", p.FQDN != FQDNSelector{}, p.Group != nil} {
+		if set {
+			n++
+		}
+	}
+	return n
+}
+
+// What ParseFQDN takes has one canonical form, and matches as the regular
+// expression of the semantics does.
+func FuzzParseFQDN(f *testing.F) {
+	cases, names := fqdnCases(f)
+	for _, c := range cases {
+		name, pattern := fqdnOf(c.Kind, c.Pattern)
+		for _, n := range names {
+			f.Add(name, pattern, n)
+		}
+	}
+	f.Fuzz(func(t *testing.T, matchName, matchPattern, name string) {
+		s, err := ParseFQDN(matchName, matchPattern)
+		if err != nil {
+			if !errors.Is(err, ErrInvalid) || s.Matches(name) {
+				t.Fatalf("%q, %v", s, err)
+			}
+			return
+		}
+		again, err := FQDNFromPB(s.PB())
+		if err != nil || again != s {
+			t.Fatalf("%q reads back as %q: %v", s, again, err)
+		}
+		if len(name) > 300 {
+			return
+		}
+		name = NormalizeFQDN(name)
+		if got, want := s.Matches(name), fqdnRegexp(matchName+matchPattern).MatchString(name); got != want {
+			t.Fatalf("%q (%q, %q) matches %q: %t, want %t", s, matchName, matchPattern, name, got, want)
 		}
 	})
 }

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 // Bounds on one policy. Those without a source only keep a hostile event small;
@@ -17,6 +19,9 @@ const (
 	maxRequirements = 256  // of one selector
 	maxValues       = 1024 // of one requirement
 	maxExcept       = 1024 // of one CIDR
+	maxNames        = 1024 // of the DNS rules of one port
+	maxGroupTerms   = 256  // of each sort, in one group
+	maxLog          = 32   // characters of a log value: Cilium's bound
 	maxManifest     = 1 << 20
 )
 
@@ -93,6 +98,14 @@ func checkLabelKey(key string) string {
 // length under varve's prefix.
 func checkSelectorKey(key string) string {
 	return checkLabelKey(strings.TrimPrefix(key, KeyNamespaceLabelPrefix))
+}
+
+// checkLogValue wants what Cilium takes as log.value.
+func checkLogValue(s string) string {
+	if !utf8.ValidString(s) || utf8.RuneCountInString(s) > maxLog || strings.ContainsFunc(s, func(r rune) bool { return unicode.Is(unicode.C, r) }) {
+		return fmt.Sprintf("must be at most %d printable characters", maxLog)
+	}
+	return ""
 }
 
 func checkLabelValue(v string) string {

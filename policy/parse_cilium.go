@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -13,41 +14,57 @@ import (
 var specSchema = schema{
 	fields: []string{
 		"endpointSelector", "ingress", "egress", "ingressDeny", "egressDeny",
-		"enableDefaultDeny", "description", "labels",
+		"enableDefaultDeny", "description", "labels", "log",
 	},
-	unsupported: map[string]string{"nodeSelector": "select endpoints with endpointSelector", "log": ""},
+	unsupported: map[string]refusal{
+		"nodeSelector": {"endpoints have policies and nodes have none", "select endpoints with endpointSelector"},
+	},
 }
 
-var defaultDenySchema = schema{fields: []string{"ingress", "egress"}}
+var (
+	defaultDenySchema = schema{fields: []string{"ingress", "egress"}}
+	logSchema         = schema{fields: []string{"value"}}
+)
 
 // side is what differs between the rules of the two directions.
 type side struct {
-	endpoints, cidr, cidrSet, entities string
-	allow, deny                        schema
-	foreign                            []string // kinds of peers that are not supported
+	endpoints, cidr, cidrSet, entities, groups string
+	fqdns                                      string // "": names are no peers
+	allow, deny                                schema
+	foreign                                    []string // kinds of peers that are not supported
 }
 
 var sides = [...]side{
-	Ingress: newSide("from", []string{"fromNodes", "fromGroups"}, "fromRequires"),
-	Egress:  newSide("to", []string{"toServices", "toFQDNs", "toGroups", "toNodes"}, "toRequires"),
+	Ingress: newSide("from", "", map[string]refusal{
+		"fromRequires": {"a requirement narrows every other rule", "repeat it in the selectors of fromEndpoints"},
+		"fromNodes":    {"nodes have no labels to select by", "write fromEntities: [remote-node]"},
+	}),
+	Egress: newSide("to", "toFQDNs", map[string]refusal{
+		"toRequires": {"a requirement narrows every other rule", "repeat it in the selectors of toEndpoints"},
+		"toNodes":    {"nodes have no labels to select by", "write toEntities: [remote-node]"},
+		"toServices": {"policy knows no services", "select the service's pods with toEndpoints, or its addresses with toCIDR"},
+	}),
 }
 
-func newSide(prefix string, foreign []string, requires string) side {
+func newSide(prefix, fqdns string, refused map[string]refusal) side {
 	s := side{
-		endpoints: prefix + "Endpoints", cidr: prefix + "CIDR",
-		cidrSet: prefix + "CIDRSet", entities: prefix + "Entities", foreign: foreign,
+		endpoints: prefix + "Endpoints", cidr: prefix + "CIDR", cidrSet: prefix + "CIDRSet",
+		entities: prefix + "Entities", groups: prefix + "Groups", fqdns: fqdns,
+		foreign: []string{prefix + "Nodes"},
 	}
 	fields := []string{s.endpoints, s.cidr, s.cidrSet, s.entities, "toPorts", "icmps"}
-	deny := map[string]string{requires: "repeat the requirement in the selectors of " + s.endpoints}
-	for _, f := range foreign {
-		deny[f] = ""
-	}
-	allow := map[string]string{"authentication": ""}
-	for f, remedy := range deny {
-		allow[f] = remedy
-	}
-	s.allow = schema{fields: fields, unsupported: allow}
+	deny := maps.Clone(refused)
+	deny[s.groups] = refusal{"a group that is not resolved would deny no one", "write its ranges out"}
+	allow := maps.Clone(refused)
+	allow["authentication"] = refusal{"connections are not authenticated", "remove it, which allows them without"}
 	s.deny = schema{fields: fields, unsupported: deny}
+	allowed := append(slices.Clone(fields), s.groups)
+	if fqdns != "" {
+		allowed = append(allowed, fqdns)
+		deny[fqdns] = refusal{"a deny rule cannot name DNS names", "deny ranges with toCIDR"}
+		s.foreign = append(s.foreign, "toServices")
+	}
+	s.allow = schema{fields: allowed, unsupported: allow}
 	return s
 }
 
@@ -83,6 +100,9 @@ func (w *walker) ciliumSpec(v *value, path string, ref Ref) *eventpb.PolicySpec 
 	if l, p := o.get("labels"); l != nil {
 		w.list(l, p, maxRequirements)
 	}
+	if l, p := o.get("log"); l != nil {
+		pb.LogValue = w.logValue(l, p)
+	}
 	given := 0
 	for _, s := range []struct {
 		section Section
@@ -100,9 +120,11 @@ func (w *walker) ciliumSpec(v *value, path string, ref Ref) *eventpb.PolicySpec 
 		if list.kind != kindList || len(list.items) > 0 {
 			given++
 		}
+		w.ports = nil
 		for i, r := range w.list(list, p, maxRules) {
 			*s.rules = append(*s.rules, w.ciliumRule(r, index(p, i), s.section, ref, subjectInit))
 		}
+		w.voidHTTP(w.ports)
 	}
 	if given == 0 {
 		w.invalid(v.line, path, "needs at least one rule in ingress, ingressDeny, egress or egressDeny",
@@ -114,6 +136,22 @@ func (w *walker) ciliumSpec(v *value, path string, ref Ref) *eventpb.PolicySpec 
 		w.defaultDeny(d, p, pb)
 	}
 	return pb
+}
+
+func (w *walker) logValue(v *value, path string) string {
+	o, ok := w.object(v, path, logSchema)
+	if !ok {
+		return ""
+	}
+	text, p := o.get("value")
+	if text == nil {
+		return ""
+	}
+	s, ok := w.str(text, p)
+	if problem := checkLogValue(s); ok && problem != "" {
+		w.invalid(text.line, p, problem, "shorten it")
+	}
+	return s
 }
 
 // endpointSelector sets the subject. It tells whether that selects by
@@ -195,14 +233,19 @@ func (w *walker) ciliumRule(v *value, path string, section Section, ref Ref, sub
 		{s.cidr, w.cidrPeer},
 		{s.cidrSet, w.cidrSetPeer},
 		{s.entities, w.entityPeer},
+		{s.groups, w.groupPeer},
+		{s.fqdns, w.fqdnPeer},
 	} {
 		list, p := o.get(read.field)
-		if list == nil {
+		if list == nil || section.Denies() && slices.Contains([]string{s.groups, s.fqdns}, read.field) {
 			continue
 		}
 		given = true
 		if list.kind == kindList && len(list.items) == 0 {
 			empty = p
+			if read.field == s.groups || read.field == s.fqdns {
+				w.unsupported(list.line, p, "an empty list is not supported: Cilium takes it for everyone", "remove it, or write out whom it selects")
+			}
 		}
 		for i, item := range w.list(list, p, maxPeers) {
 			if peer := read.peer(item, index(p, i)); peer != nil {
@@ -223,7 +266,7 @@ func (w *walker) ciliumRule(v *value, path string, section Section, ref Ref, sub
 func (w *walker) onePeerKind(o object, s *side) {
 	var used []string
 	line := 0
-	for _, name := range append([]string{s.endpoints, s.cidr, s.cidrSet, s.entities}, s.foreign...) {
+	for _, name := range append([]string{s.endpoints, s.cidr, s.cidrSet, s.entities, s.groups, s.fqdns}, s.foreign...) {
 		if v, _ := o.get(name); v != nil && len(v.items) > 0 {
 			used = append(used, name)
 			line = v.line
@@ -259,8 +302,11 @@ func (w *walker) cidrPeer(v *value, path string) *eventpb.Peer {
 }
 
 var cidrSetSchema = schema{
-	fields:      []string{"cidr", "except"},
-	unsupported: map[string]string{"cidrGroupRef": "write the ranges out", "cidrGroupSelector": "write the ranges out"},
+	fields: []string{"cidr", "except"},
+	unsupported: map[string]refusal{
+		"cidrGroupRef":      {"there are no CiliumCIDRGroups", "write the ranges out"},
+		"cidrGroupSelector": {"there are no CiliumCIDRGroups", "write the ranges out"},
+	},
 }
 
 func (w *walker) cidrSetPeer(v *value, path string) *eventpb.Peer {

@@ -12,14 +12,18 @@ import (
 var (
 	toPortsSchema = schema{
 		fields: []string{"ports", "rules"},
-		unsupported: map[string]string{
-			"listener": "", "terminatingTLS": "", "originatingTLS": "", "serverNames": "",
+		unsupported: map[string]refusal{
+			"listener":       {"there is no Envoy to hand connections to", "remove it, which allows whatever the ports allow"},
+			"terminatingTLS": {"TLS connections are not looked into", "remove it, together with the rules that need it"},
+			"originatingTLS": {"TLS connections are not looked into", "remove it, together with the rules that need it"},
+			"serverNames":    {"the server names of TLS are not looked at", "select the names with toFQDNs"},
 		},
 	}
-	toPortsDenySchema = schema{fields: []string{"ports"}}
-	portSchema        = schema{fields: []string{"port", "endPort", "protocol"}}
-	icmpsSchema       = schema{fields: []string{"fields"}}
-	icmpFieldSchema   = schema{fields: []string{"family", "type"}}
+	toPortsDenySchema = schema{
+		fields:      []string{"ports"},
+		unsupported: map[string]refusal{"rules": {"a deny rule denies whole ports", "remove rules"}},
+	}
+	portSchema = schema{fields: []string{"port", "endPort", "protocol"}}
 )
 
 var protocols = map[string][]uint8{
@@ -45,7 +49,7 @@ func (w *walker) ciliumPorts(o object, section Section, pb *eventpb.Rule) bool {
 	if toPorts != nil {
 		for i, v := range w.list(toPorts, tp, maxPorts) {
 			given = true
-			pb.Ports = append(pb.Ports, w.toPorts(v, index(tp, i), section)...)
+			pb.Ports = append(pb.Ports, w.toPorts(v, index(tp, i), section, pb)...)
 		}
 	}
 	if icmps != nil {
@@ -62,18 +66,19 @@ func (w *walker) ciliumPorts(o object, section Section, pb *eventpb.Rule) bool {
 func uniquePorts(in []*eventpb.Port) []*eventpb.Port {
 	type key struct {
 		protocol, first, last uint32
-		name                  string
+		name, dns             string
 	}
 	seen := make(map[key]bool, len(in))
 	return slices.DeleteFunc(in, func(p *eventpb.Port) bool {
-		k := key{p.Protocol, p.First, p.Last, p.Name}
+		k := key{p.Protocol, p.First, p.Last, p.Name, dnsKey(p.Dns)}
 		was := seen[k]
 		seen[k] = true
 		return was
 	})
 }
 
-func (w *walker) toPorts(v *value, path string, section Section) []*eventpb.Port {
+// toPorts reads one entry of toPorts of the rule pb.
+func (w *walker) toPorts(v *value, path string, section Section, pb *eventpb.Rule) []*eventpb.Port {
 	s := toPortsSchema
 	if section.Denies() {
 		s = toPortsDenySchema
@@ -92,11 +97,16 @@ func (w *walker) toPorts(v *value, path string, section Section) []*eventpb.Port
 	if section.Denies() {
 		return out
 	}
+	var within l7
 	rules, p := o.get("rules")
 	if rules != nil {
-		w.l7Rules(rules, p, section, out)
+		within = w.l7Rules(rules, p, section, out)
 	}
 	w.serverNames(o, rules)
+	for _, port := range out {
+		port.Dns = within.dns
+		w.ports = append(w.ports, portUse{rule: pb, port: port, http: within.http})
+	}
 	return out
 }
 
@@ -203,156 +213,4 @@ func (w *walker) ciliumProtocol(o object) ([]uint8, bool) {
 		w.unsupported(v.line, p, "protocol "+upper+" is not supported", "use TCP, UDP, SCTP or ANY")
 	}
 	return protos, ok
-}
-
-// l7Rules refuses rules about what is inside a connection, and as invalid what
-// Cilium refuses too. None at all, or an empty list of http or dns, is no
-// restriction.
-func (w *walker) l7Rules(v *value, path string, section Section, ports []*eventpb.Port) {
-	if v.kind != kindMap {
-		w.invalid(v.line, path, "must be a mapping, is "+v.kind.String(), "")
-		return
-	}
-	kinds := 0
-	for _, f := range v.fields {
-		p := join(path, f.key)
-		empty := len(f.val.items) == 0
-		if f.val.kind == kindNull || f.val.kind == kindList && empty && (f.key == "http" || f.key == "dns") {
-			continue
-		}
-		w.unsupported(f.line, p, "field "+f.key+" is not supported: rules above layer 4", "remove rules, which allows whatever the ports allow")
-		if empty {
-			continue
-		}
-		if kinds++; kinds > 1 {
-			w.invalid(f.line, path, "rules of two protocols", "write one entry of toPorts for each")
-		}
-		switch {
-		case f.key == "dns" && section == SectionIngress:
-			w.invalid(f.line, p, "DNS rules are for egress only", "")
-		case f.key == "dns" && len(ports) == 0:
-			w.invalid(f.line, p, "DNS rules need port 53", "name it under ports")
-		}
-		w.l7Ports(f, p, ports)
-	}
-}
-
-// l7Ports refuses ports that rules of a protocol cannot stand beside.
-func (w *walker) l7Ports(f field, path string, ports []*eventpb.Port) {
-	for _, port := range ports {
-		switch {
-		case port.Name == "" && port.First == 0 && port.Last == 65535:
-			w.invalid(f.line, path, "rules above layer 4 need a port other than 0", "")
-			return
-		case f.key != "dns" && port.Protocol != uint32(ProtoTCP):
-			w.invalid(f.line, path, f.key+" rules need protocol TCP", "write protocol: TCP at each port")
-			return
-		case f.key == "dns" && port.Last > port.First:
-			w.invalid(f.line, path, "DNS rules take no range of ports", "")
-			return
-		}
-	}
-}
-
-// serverNames refuses, as Cilium does, an empty name, and names beside rules that
-// only a terminated TLS connection shows.
-func (w *walker) serverNames(o object, rules *value) {
-	names, p := o.get("serverNames")
-	if names == nil {
-		return
-	}
-	for i, n := range names.items {
-		if n.kind == kindString && n.text == "" {
-			w.invalid(n.line, index(p, i), "empty", "remove it")
-		}
-	}
-	if tls, _ := o.get("terminatingTLS"); tls != nil || rules == nil || len(names.items) == 0 {
-		return
-	}
-	for _, f := range rules.fields {
-		if len(f.val.items) > 0 {
-			w.invalid(names.line, p, "server names beside "+f.key+" rules need terminatingTLS", "")
-		}
-	}
-}
-
-// icmpTypes are the names Cilium takes, by family.
-var icmpTypes = map[string]map[string]uint32{
-	"IPv4": {
-		"EchoReply": 0, "DestinationUnreachable": 3, "Redirect": 5, "Echo": 8, "EchoRequest": 8,
-		"RouterAdvertisement": 9, "RouterSelection": 10, "TimeExceeded": 11, "ParameterProblem": 12,
-		"Timestamp": 13, "TimestampReply": 14, "Photuris": 40, "ExtendedEchoRequest": 42,
-		"ExtendedEchoReply": 43,
-	},
-	"IPv6": {
-		"DestinationUnreachable": 1, "PacketTooBig": 2, "TimeExceeded": 3, "ParameterProblem": 4,
-		"EchoRequest": 128, "EchoReply": 129, "MulticastListenerQuery": 130,
-		"MulticastListenerReport": 131, "MulticastListenerDone": 132, "RouterSolicitation": 133,
-		"RouterAdvertisement": 134, "NeighborSolicitation": 135, "NeighborAdvertisement": 136,
-		"RedirectMessage": 137, "RouterRenumbering": 138, "ICMPNodeInformationQuery": 139,
-		"ICMPNodeInformationResponse": 140, "InverseNeighborDiscoverySolicitation": 141,
-		"InverseNeighborDiscoveryAdvertisement": 142, "HomeAgentAddressDiscoveryRequest": 144,
-		"HomeAgentAddressDiscoveryReply": 145, "MobilePrefixSolicitation": 146,
-		"MobilePrefixAdvertisement": 147, "DuplicateAddressRequestCodeSuffix": 157,
-		"DuplicateAddressConfirmationCodeSuffix": 158, "ExtendedEchoRequest": 160,
-		"ExtendedEchoReply": 161,
-	},
-}
-
-func (w *walker) icmps(v *value, path string) []*eventpb.Port {
-	o, ok := w.object(v, path, icmpsSchema)
-	if !ok {
-		return nil
-	}
-	fields, p := o.get("fields")
-	if fields == nil {
-		return nil
-	}
-	var out []*eventpb.Port
-	for i, item := range w.list(fields, p, maxPortsEntry) {
-		if port := w.icmpField(item, index(p, i)); port != nil {
-			out = append(out, port)
-		}
-	}
-	return out
-}
-
-func (w *walker) icmpField(v *value, path string) *eventpb.Port {
-	o, ok := w.object(v, path, icmpFieldSchema)
-	if !ok {
-		return nil
-	}
-	family := "IPv4"
-	if f, p := o.get("family"); f != nil {
-		s, ok := w.str(f, p)
-		if !ok {
-			return nil
-		}
-		if s != "" {
-			family = s
-		}
-		if icmpTypes[family] == nil {
-			w.invalid(f.line, p, fmt.Sprintf("unknown family %q", s), "use IPv4 or IPv6")
-			return nil
-		}
-	}
-	t, p := o.get("type")
-	if t == nil {
-		w.invalid(v.line, p, "missing", "give a number from 0 to 255 or a name, e.g. EchoRequest")
-		return nil
-	}
-	n, ok := icmpTypes[family][t.text]
-	if t.kind != kindString || !ok {
-		number, ok := portNumber(t.text)
-		if (t.kind != kindString && t.kind != kindInt) || !ok || number > 255 {
-			w.invalid(t.line, p, fmt.Sprintf("%q is no ICMP type of %s", t.text, family), "give a number from 0 to 255 or a name, e.g. EchoRequest")
-			return nil
-		}
-		n = uint32(number)
-	}
-	proto := ProtoICMP
-	if family == "IPv6" {
-		proto = ProtoICMPv6
-	}
-	return &eventpb.Port{Protocol: uint32(proto), First: n, Last: n}
 }

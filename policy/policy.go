@@ -34,6 +34,8 @@ type Policy struct {
 type Spec struct {
 	Subject     Selector
 	DefaultDeny [2]bool // indexed by Direction
+	Audit       bool    // what this spec alone would drop passes, and is reported
+	Log         string  // what its verdicts are tagged with; empty: nothing
 	Rules       []Rule  // in the order ingress, egress, ingressDeny, egressDeny
 }
 
@@ -71,13 +73,18 @@ type Rule struct {
 	Ports    []Port
 }
 
-// Peer is one term of a rule's peers. Exactly one of Selector, CIDR and Entity
-// is set. Two peers that select alike have the same Key.
+// Peer is one term of a rule's peers. Exactly one of Selector, CIDR, Entity, FQDN
+// and Group is set. Two peers that select alike have the same Key.
 type Peer struct {
 	Selector *Selector
 	CIDR     netip.Prefix
 	Except   []netip.Prefix // inside CIDR, sorted
 	Entity   Entity
+	// FQDN selects the addresses that the subject itself learned by asking for a
+	// name, and no others.
+	FQDN FQDNSelector
+	// Group is the addresses of a cloud provider's group: none until it is resolved.
+	Group *Group
 }
 
 // Entity is a reserved group of peers, named as in Cilium.
@@ -89,7 +96,26 @@ type Port struct {
 	First    uint16 // 0 to 65535 is every port
 	Last     uint16
 	Name     string // if set, a lower-case named port of the destination
+	// DNS, if set, says that what is sent here are DNS questions, and which of them
+	// may be asked. Only a single port of an egress rule that allows has it.
+	DNS *DNSRules
 }
+
+// DNSRules are the names that may be asked for. Without any, none may.
+type DNSRules struct {
+	Names []FQDNSelector // sorted by their text, without repeats
+}
+
+// Group is a group of machines of a cloud provider, which is AWS.
+type Group struct {
+	Labels             []GroupLabel // all of which a machine has; sorted by key
+	SecurityGroupIDs   []string     // one of which it has; sorted
+	SecurityGroupNames []string     // the same by name
+	Region             string
+}
+
+// GroupLabel is a label of a machine.
+type GroupLabel struct{ Key, Value string }
 
 // Label is one security label, e.g. k8s:app=web.
 type Label struct {

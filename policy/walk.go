@@ -17,6 +17,8 @@ type walker struct {
 	cluster  string
 	errs     []error
 	warnings []Warning
+
+	ports []portUse // of the section that is being read
 }
 
 func (w *walker) add(class error, line int, path, problem, remedy string) {
@@ -47,9 +49,13 @@ func (w *walker) warn(line int, path, text string) {
 // schema is the fields of one mapping.
 type schema struct {
 	fields      []string
-	unsupported map[string]string // known to Cilium, not to us: what to do instead, or ""
+	unsupported map[string]refusal
 	hints       map[string]string // unknown, but often written: where it belongs
 }
+
+// refusal is why a field that Cilium knows is not supported, and what to do
+// instead.
+type refusal struct{ reason, remedy string }
 
 // object is a mapping that was held against its schema.
 type object struct {
@@ -68,11 +74,11 @@ func (w *walker) object(v *value, path string, s schema) (object, bool) {
 		if slices.Contains(s.fields, f.key) {
 			continue
 		}
-		remedy, known := s.unsupported[f.key]
+		why, known := s.unsupported[f.key]
 		switch {
 		case known && f.val.kind == kindNull:
 		case known:
-			w.unsupported(f.line, join(path, f.key), "field "+f.key+" is not supported", remedy)
+			w.unsupported(f.line, join(path, f.key), "field "+f.key+" is not supported: "+why.reason, why.remedy)
 		default:
 			w.unsupported(f.line, join(path, f.key), "unknown field "+strconv.Quote(f.key)+", not supported", s.suggest(f.key))
 		}

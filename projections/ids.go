@@ -99,10 +99,14 @@ func (x *ids) cidrPeer(p netip.Prefix) uint64 {
 }
 
 // row is the id of a policy row.
-func (x *ids) row(k abi.PolicyKey, v abi.Verdict) uint64 {
+func (x *ids) row(k abi.PolicyKey, d decision) uint64 {
 	var c content
 	c.b = appendPolicyKey(c.b, k)
-	return x.id("row", c.num(uint64(v)))
+	c.num(uint64(d.verdict))
+	if d.dns != nil {
+		c.str(d.dns.String())
+	}
+	return x.id("row", &c)
 }
 
 // endpointPeer is the number of an identity with a set of named ports. Only sets

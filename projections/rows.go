@@ -5,6 +5,7 @@ import (
 
 	"github.com/varve-net/varve/bpf/abi"
 	"github.com/varve-net/varve/log"
+	"github.com/varve-net/varve/policy"
 )
 
 // table is the rules of one direction of some subjects.
@@ -17,6 +18,7 @@ type table struct {
 	// that come later are found without a change of the endpoint's row.
 	classLens uint32
 	anyLens   uint32
+	asksDNS   bool // some rule does
 }
 
 // newTable names the rules of a set.
@@ -29,6 +31,7 @@ func (e env) newTable(rs *ruleSet, s *scope, ids *ids) *table {
 	c.num(uint64(rs.direction)).flag(e.hostServesAPI).num(uint64(len(t.rules)))
 	for _, r := range t.rules {
 		r.describe(&c)
+		t.asksDNS = t.asksDNS || r.asksDNS()
 		for _, n := range r.nodes {
 			if r.bases != 0 || len(r.items) > 0 {
 				t.classLens |= n.lens()
@@ -63,6 +66,18 @@ func (r *rule) describe(c *content) {
 	for _, key := range r.named {
 		c.str(key)
 	}
+	c.num(uint64(len(r.fqdns)))
+	for _, key := range r.fqdns {
+		c.str(key)
+	}
+	if r.from == nil {
+		return
+	}
+	for i := range r.from.Ports {
+		if p := &r.from.Ports[i]; p.DNS != nil {
+			c.str(p.String())
+		}
+	}
 }
 
 // anyRows is the rows that hold for every peer.
@@ -73,7 +88,7 @@ func (t *table) anyRows() []decision {
 			claims = r.claimNodes(claims, i)
 		}
 	}
-	return resolve(claims)
+	return resolve(claims, func(n node) *policy.DNSRules { return t.dnsAt(nil, n) })
 }
 
 // classRows is the rows for peers of class c, those of rules for every peer not
@@ -81,7 +96,7 @@ func (t *table) anyRows() []decision {
 func (t *table) classRows(c *class) []decision {
 	var claims []claim
 	for i, r := range t.rules {
-		if r.bases.has(c.base) || slices.ContainsFunc(r.items, c.has) {
+		if r.takes(c) {
 			claims = r.claimNodes(claims, i)
 		}
 		for _, key := range r.named {
@@ -91,7 +106,12 @@ func (t *table) classRows(c *class) []decision {
 			}
 		}
 	}
-	return resolve(claims)
+	return resolve(claims, func(n node) *policy.DNSRules { return t.dnsAt(c, n) })
+}
+
+// takes tells whether the rule, if it is not for every peer, is for those of c.
+func (r *rule) takes(c *class) bool {
+	return r.bases.has(c.base) || slices.ContainsFunc(r.items, c.has)
 }
 
 func (r *rule) claimNodes(claims []claim, index int) []claim {
@@ -119,7 +139,7 @@ func (t *table) keyed(class uint64, decisions []decision, ids *ids) []*PolicyRow
 		key := policyKey(t.id, class, d.node)
 		out = append(out, &PolicyRow{
 			Key:   key,
-			Value: abi.PolicyValue{Row: ids.row(key, d.verdict), Verdict: d.verdict},
+			Value: abi.PolicyValue{Row: ids.row(key, d), Verdict: d.verdict},
 			Cause: t.cause(d.rules),
 		})
 	}

@@ -21,10 +21,14 @@ type rule struct {
 	any   bool
 	bases baseSet
 	items []string // keys, sorted
+	// Addresses that the subject learned by asking for a name, by the peers' keys,
+	// sorted. No class has any of them.
+	fqdns []string
 	// Ports: nodes, and in egress those that a peer's named port has. A named
 	// port is an item as well, since the class of the peer must tell its number.
 	nodes []node
-	named []string // keys of items, sorted
+	named []string     // keys of items, sorted
+	from  *policy.Rule // nil: an implicit rule
 }
 
 // ruleSet is the rules of one direction of a subject, in the order of policies,
@@ -90,11 +94,16 @@ func (e env) rulesOf(d policy.Direction, selected []selection, ports []fsm.Named
 }
 
 func (e env) rule(s *ruleSet, r *policy.Rule, ref RuleRef, revision log.Revision, ports []fsm.NamedPort) *rule {
-	out := &rule{ref: ref, revision: revision, deny: r.Section.Denies()}
+	out := &rule{ref: ref, revision: revision, deny: r.Section.Denies(), from: r}
 	for i := range r.Peers {
-		out.any = out.any || r.Peers[i].Entity == policy.EntityAll
-		out.bases |= e.entityBases(r.Peers[i].Entity)
+		p := &r.Peers[i]
+		out.any = out.any || p.Entity == policy.EntityAll
+		out.bases |= e.entityBases(p.Entity)
+		if p.FQDN != (policy.FQDNSelector{}) {
+			out.fqdns = append(out.fqdns, p.Key())
+		}
 	}
+	out.fqdns = sortedUnique(out.fqdns)
 	if out.any = out.any || r.AnyPeer; out.any {
 		out.bases = 0
 	}
@@ -116,8 +125,9 @@ func (e env) rule(s *ruleSet, r *policy.Rule, ref RuleRef, revision log.Revision
 		return out
 	}
 	for i := range r.Peers {
-		if r.Peers[i].Entity == "" {
-			out.items = append(out.items, s.add(item{peer: &r.Peers[i]}))
+		// A group has no member until it is resolved.
+		if p := &r.Peers[i]; p.Selector != nil || p.CIDR.IsValid() {
+			out.items = append(out.items, s.add(item{peer: p}))
 		}
 	}
 	out.items = sortedUnique(out.items)

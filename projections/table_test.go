@@ -12,6 +12,7 @@ import (
 
 	"github.com/varve-net/varve/bpf/abi"
 	"github.com/varve-net/varve/log"
+	"github.com/varve-net/varve/policy"
 )
 
 func TestTableIsASetInOrder(t *testing.T) {
@@ -141,29 +142,29 @@ func TestResolve(t *testing.T) {
 		want   []decision
 	}{
 		{"nothing", nil, nil},
-		{"an allow under an allow is no row", []claim{{tcp80, false, 0}, {root, false, 1}}, []decision{{root, allow, []int{1}}}},
+		{"an allow under an allow is no row", []claim{{tcp80, false, 0}, {root, false, 1}}, []decision{{node: root, verdict: allow, rules: []int{1}}}},
 		{
 			"a wide deny beats a narrow allow",
 			[]claim{{tcp80, false, 0}, {tcp, true, 1}},
-			[]decision{{tcp, deny, []int{1}}},
+			[]decision{{node: tcp, verdict: deny, rules: []int{1}}},
 		},
 		{
 			"a narrow deny is carved out of a wide allow",
 			[]claim{{tcp64, true, 2}, {tcp80, true, 1}, {root, false, 0}},
-			[]decision{{root, allow, []int{0}}, {tcp64, deny, []int{2}}},
+			[]decision{{node: root, verdict: allow, rules: []int{0}}, {node: tcp64, verdict: deny, rules: []int{2}}},
 		},
 		{
 			"every covering rule of the verdict is a cause, once",
 			[]claim{{root, true, 3}, {root, false, 0}, {root, true, 1}, {root, true, 3}},
-			[]decision{{root, deny, []int{1, 3}}},
+			[]decision{{node: root, verdict: deny, rules: []int{1, 3}}},
 		},
 		{
 			"covering causes come from above as well",
 			[]claim{{tcp80, true, 0}, {tcp80, false, 1}, {tcp, false, 2}},
-			[]decision{{tcp, allow, []int{2}}, {tcp80, deny, []int{0}}},
+			[]decision{{node: tcp, verdict: allow, rules: []int{2}}, {node: tcp80, verdict: deny, rules: []int{0}}},
 		},
 	} {
-		got := resolve(c.claims)
+		got := resolve(c.claims, func(node) *policy.DNSRules { return nil })
 		if diff := cmp.Diff(c.want, got, cmp.AllowUnexported(decision{}, node{})); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", c.name, diff)
 		}

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/varve-net/varve/bpf/abi"
+	"github.com/varve-net/varve/policy"
 )
 
 // node is a node of the tree of ports: the root is every protocol, below it are
@@ -88,12 +89,16 @@ type decision struct {
 	node    node
 	verdict abi.Verdict
 	rules   []int // ascending: all rules of this verdict that cover the node
+	// dns, if set, says that what is allowed are DNS questions for these names. Only
+	// a single port has it.
+	dns *policy.DNSRules
 }
 
 // resolve turns claims into rows of which the longest match is final: a node is
 // denied if any claim on it or above it denies, else it is allowed. A node whose
-// verdict is that of the nearest row above it has no row.
-func resolve(claims []claim) []decision {
+// verdict is that of the nearest row above it has no row, unless dnsAt says that
+// DNS questions there are looked at.
+func resolve(claims []claim, dnsAt func(node) *policy.DNSRules) []decision {
 	byNode := make(map[node][]claim, len(claims))
 	nodes := make([]node, 0, len(claims))
 	for _, c := range claims {
@@ -127,9 +132,11 @@ func resolve(claims []claim) []decision {
 		d := decision{node: n, verdict: abi.VerdictAllow, rules: allow}
 		if len(deny) > 0 {
 			d.verdict, d.rules = abi.VerdictDeny, deny
+		} else {
+			d.dns = dnsAt(n)
 		}
 		verdicts[n] = d.verdict
-		if d.verdict == above {
+		if d.verdict == above && d.dns == nil {
 			continue
 		}
 		slices.Sort(d.rules)

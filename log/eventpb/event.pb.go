@@ -185,7 +185,7 @@ func (x Requirement_Operator) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Requirement_Operator.Descriptor instead.
 func (Requirement_Operator) EnumDescriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{15, 0}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{16, 0}
 }
 
 // Event is one fact as its proposer and the leader wrote it. Its encoded bytes
@@ -1130,7 +1130,7 @@ func (x *FqdnSelector) GetMatchPattern() string {
 
 type AwsGroup struct {
 	state              protoimpl.MessageState `protogen:"open.v1"`
-	Labels             map[string]string      `protobuf:"bytes,1,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Labels             []*GroupLabel          `protobuf:"bytes,1,rep,name=labels,proto3" json:"labels,omitempty"`                                                     // sorted by key
 	SecurityGroupIds   []string               `protobuf:"bytes,2,rep,name=security_group_ids,json=securityGroupIds,proto3" json:"security_group_ids,omitempty"`       // sorted
 	SecurityGroupNames []string               `protobuf:"bytes,3,rep,name=security_group_names,json=securityGroupNames,proto3" json:"security_group_names,omitempty"` // sorted
 	Region             string                 `protobuf:"bytes,4,opt,name=region,proto3" json:"region,omitempty"`
@@ -1168,7 +1168,7 @@ func (*AwsGroup) Descriptor() ([]byte, []int) {
 	return file_log_eventpb_event_proto_rawDescGZIP(), []int{10}
 }
 
-func (x *AwsGroup) GetLabels() map[string]string {
+func (x *AwsGroup) GetLabels() []*GroupLabel {
 	if x != nil {
 		return x.Labels
 	}
@@ -1196,6 +1196,58 @@ func (x *AwsGroup) GetRegion() string {
 	return ""
 }
 
+type GroupLabel struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GroupLabel) Reset() {
+	*x = GroupLabel{}
+	mi := &file_log_eventpb_event_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GroupLabel) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GroupLabel) ProtoMessage() {}
+
+func (x *GroupLabel) ProtoReflect() protoreflect.Message {
+	mi := &file_log_eventpb_event_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GroupLabel.ProtoReflect.Descriptor instead.
+func (*GroupLabel) Descriptor() ([]byte, []int) {
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *GroupLabel) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *GroupLabel) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
 type Cidr struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"` // "10.0.0.0/8", host bits zero
@@ -1206,7 +1258,7 @@ type Cidr struct {
 
 func (x *Cidr) Reset() {
 	*x = Cidr{}
-	mi := &file_log_eventpb_event_proto_msgTypes[11]
+	mi := &file_log_eventpb_event_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1218,7 +1270,7 @@ func (x *Cidr) String() string {
 func (*Cidr) ProtoMessage() {}
 
 func (x *Cidr) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[11]
+	mi := &file_log_eventpb_event_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1231,7 +1283,7 @@ func (x *Cidr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cidr.ProtoReflect.Descriptor instead.
 func (*Cidr) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{11}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Cidr) GetPrefix() string {
@@ -1267,7 +1319,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_log_eventpb_event_proto_msgTypes[12]
+	mi := &file_log_eventpb_event_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1279,7 +1331,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[12]
+	mi := &file_log_eventpb_event_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1292,7 +1344,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{12}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Port) GetProtocol() uint32 {
@@ -1339,7 +1391,7 @@ type DnsRules struct {
 
 func (x *DnsRules) Reset() {
 	*x = DnsRules{}
-	mi := &file_log_eventpb_event_proto_msgTypes[13]
+	mi := &file_log_eventpb_event_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1351,7 +1403,7 @@ func (x *DnsRules) String() string {
 func (*DnsRules) ProtoMessage() {}
 
 func (x *DnsRules) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[13]
+	mi := &file_log_eventpb_event_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1364,7 +1416,7 @@ func (x *DnsRules) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DnsRules.ProtoReflect.Descriptor instead.
 func (*DnsRules) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{13}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *DnsRules) GetNames() []*FqdnSelector {
@@ -1385,7 +1437,7 @@ type Selector struct {
 
 func (x *Selector) Reset() {
 	*x = Selector{}
-	mi := &file_log_eventpb_event_proto_msgTypes[14]
+	mi := &file_log_eventpb_event_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1397,7 +1449,7 @@ func (x *Selector) String() string {
 func (*Selector) ProtoMessage() {}
 
 func (x *Selector) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[14]
+	mi := &file_log_eventpb_event_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1410,7 +1462,7 @@ func (x *Selector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Selector.ProtoReflect.Descriptor instead.
 func (*Selector) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{14}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Selector) GetRequirements() []*Requirement {
@@ -1431,7 +1483,7 @@ type Requirement struct {
 
 func (x *Requirement) Reset() {
 	*x = Requirement{}
-	mi := &file_log_eventpb_event_proto_msgTypes[15]
+	mi := &file_log_eventpb_event_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1443,7 +1495,7 @@ func (x *Requirement) String() string {
 func (*Requirement) ProtoMessage() {}
 
 func (x *Requirement) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[15]
+	mi := &file_log_eventpb_event_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1456,7 +1508,7 @@ func (x *Requirement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Requirement.ProtoReflect.Descriptor instead.
 func (*Requirement) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{15}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Requirement) GetKey() string {
@@ -1490,7 +1542,7 @@ type NamespaceSet struct {
 
 func (x *NamespaceSet) Reset() {
 	*x = NamespaceSet{}
-	mi := &file_log_eventpb_event_proto_msgTypes[16]
+	mi := &file_log_eventpb_event_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1502,7 +1554,7 @@ func (x *NamespaceSet) String() string {
 func (*NamespaceSet) ProtoMessage() {}
 
 func (x *NamespaceSet) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[16]
+	mi := &file_log_eventpb_event_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1515,7 +1567,7 @@ func (x *NamespaceSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamespaceSet.ProtoReflect.Descriptor instead.
 func (*NamespaceSet) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{16}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *NamespaceSet) GetName() string {
@@ -1541,7 +1593,7 @@ type NamespaceDeleted struct {
 
 func (x *NamespaceDeleted) Reset() {
 	*x = NamespaceDeleted{}
-	mi := &file_log_eventpb_event_proto_msgTypes[17]
+	mi := &file_log_eventpb_event_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1553,7 +1605,7 @@ func (x *NamespaceDeleted) String() string {
 func (*NamespaceDeleted) ProtoMessage() {}
 
 func (x *NamespaceDeleted) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[17]
+	mi := &file_log_eventpb_event_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1566,7 +1618,7 @@ func (x *NamespaceDeleted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamespaceDeleted.ProtoReflect.Descriptor instead.
 func (*NamespaceDeleted) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{17}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *NamespaceDeleted) GetName() string {
@@ -1586,7 +1638,7 @@ type EndpointRef struct {
 
 func (x *EndpointRef) Reset() {
 	*x = EndpointRef{}
-	mi := &file_log_eventpb_event_proto_msgTypes[18]
+	mi := &file_log_eventpb_event_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1598,7 +1650,7 @@ func (x *EndpointRef) String() string {
 func (*EndpointRef) ProtoMessage() {}
 
 func (x *EndpointRef) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[18]
+	mi := &file_log_eventpb_event_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1611,7 +1663,7 @@ func (x *EndpointRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointRef.ProtoReflect.Descriptor instead.
 func (*EndpointRef) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{18}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *EndpointRef) GetNamespace() string {
@@ -1658,7 +1710,7 @@ type EndpointCreated struct {
 
 func (x *EndpointCreated) Reset() {
 	*x = EndpointCreated{}
-	mi := &file_log_eventpb_event_proto_msgTypes[19]
+	mi := &file_log_eventpb_event_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1670,7 +1722,7 @@ func (x *EndpointCreated) String() string {
 func (*EndpointCreated) ProtoMessage() {}
 
 func (x *EndpointCreated) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[19]
+	mi := &file_log_eventpb_event_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1683,7 +1735,7 @@ func (x *EndpointCreated) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointCreated.ProtoReflect.Descriptor instead.
 func (*EndpointCreated) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{19}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *EndpointCreated) GetRef() *EndpointRef {
@@ -1792,7 +1844,7 @@ type EndpointUpdated struct {
 
 func (x *EndpointUpdated) Reset() {
 	*x = EndpointUpdated{}
-	mi := &file_log_eventpb_event_proto_msgTypes[20]
+	mi := &file_log_eventpb_event_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1804,7 +1856,7 @@ func (x *EndpointUpdated) String() string {
 func (*EndpointUpdated) ProtoMessage() {}
 
 func (x *EndpointUpdated) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[20]
+	mi := &file_log_eventpb_event_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1817,7 +1869,7 @@ func (x *EndpointUpdated) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointUpdated.ProtoReflect.Descriptor instead.
 func (*EndpointUpdated) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{20}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *EndpointUpdated) GetRef() *EndpointRef {
@@ -1872,7 +1924,7 @@ type EndpointDeleted struct {
 
 func (x *EndpointDeleted) Reset() {
 	*x = EndpointDeleted{}
-	mi := &file_log_eventpb_event_proto_msgTypes[21]
+	mi := &file_log_eventpb_event_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1884,7 +1936,7 @@ func (x *EndpointDeleted) String() string {
 func (*EndpointDeleted) ProtoMessage() {}
 
 func (x *EndpointDeleted) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[21]
+	mi := &file_log_eventpb_event_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1897,7 +1949,7 @@ func (x *EndpointDeleted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointDeleted.ProtoReflect.Descriptor instead.
 func (*EndpointDeleted) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{21}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *EndpointDeleted) GetRef() *EndpointRef {
@@ -1925,7 +1977,7 @@ type NamedPort struct {
 
 func (x *NamedPort) Reset() {
 	*x = NamedPort{}
-	mi := &file_log_eventpb_event_proto_msgTypes[22]
+	mi := &file_log_eventpb_event_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1937,7 +1989,7 @@ func (x *NamedPort) String() string {
 func (*NamedPort) ProtoMessage() {}
 
 func (x *NamedPort) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[22]
+	mi := &file_log_eventpb_event_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1950,7 +2002,7 @@ func (x *NamedPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamedPort.ProtoReflect.Descriptor instead.
 func (*NamedPort) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{22}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *NamedPort) GetName() string {
@@ -1990,7 +2042,7 @@ type NodeJoined struct {
 
 func (x *NodeJoined) Reset() {
 	*x = NodeJoined{}
-	mi := &file_log_eventpb_event_proto_msgTypes[23]
+	mi := &file_log_eventpb_event_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2002,7 +2054,7 @@ func (x *NodeJoined) String() string {
 func (*NodeJoined) ProtoMessage() {}
 
 func (x *NodeJoined) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[23]
+	mi := &file_log_eventpb_event_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2015,7 +2067,7 @@ func (x *NodeJoined) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeJoined.ProtoReflect.Descriptor instead.
 func (*NodeJoined) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{23}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *NodeJoined) GetName() string {
@@ -2067,7 +2119,7 @@ type NodeUpdated struct {
 
 func (x *NodeUpdated) Reset() {
 	*x = NodeUpdated{}
-	mi := &file_log_eventpb_event_proto_msgTypes[24]
+	mi := &file_log_eventpb_event_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2079,7 +2131,7 @@ func (x *NodeUpdated) String() string {
 func (*NodeUpdated) ProtoMessage() {}
 
 func (x *NodeUpdated) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[24]
+	mi := &file_log_eventpb_event_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2092,7 +2144,7 @@ func (x *NodeUpdated) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeUpdated.ProtoReflect.Descriptor instead.
 func (*NodeUpdated) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{24}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *NodeUpdated) GetName() string {
@@ -2139,7 +2191,7 @@ type NodeLeft struct {
 
 func (x *NodeLeft) Reset() {
 	*x = NodeLeft{}
-	mi := &file_log_eventpb_event_proto_msgTypes[25]
+	mi := &file_log_eventpb_event_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2151,7 +2203,7 @@ func (x *NodeLeft) String() string {
 func (*NodeLeft) ProtoMessage() {}
 
 func (x *NodeLeft) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[25]
+	mi := &file_log_eventpb_event_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2164,7 +2216,7 @@ func (x *NodeLeft) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeLeft.ProtoReflect.Descriptor instead.
 func (*NodeLeft) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{25}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *NodeLeft) GetName() string {
@@ -2191,7 +2243,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_log_eventpb_event_proto_msgTypes[26]
+	mi := &file_log_eventpb_event_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2203,7 +2255,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[26]
+	mi := &file_log_eventpb_event_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2216,7 +2268,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{26}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -2285,7 +2337,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_log_eventpb_event_proto_msgTypes[27]
+	mi := &file_log_eventpb_event_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2297,7 +2349,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[27]
+	mi := &file_log_eventpb_event_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2310,7 +2362,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{27}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *SnapshotRecord) GetRecord() isSnapshotRecord_Record {
@@ -2424,7 +2476,7 @@ type SnapshotNamespace struct {
 
 func (x *SnapshotNamespace) Reset() {
 	*x = SnapshotNamespace{}
-	mi := &file_log_eventpb_event_proto_msgTypes[28]
+	mi := &file_log_eventpb_event_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2436,7 +2488,7 @@ func (x *SnapshotNamespace) String() string {
 func (*SnapshotNamespace) ProtoMessage() {}
 
 func (x *SnapshotNamespace) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[28]
+	mi := &file_log_eventpb_event_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2449,7 +2501,7 @@ func (x *SnapshotNamespace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotNamespace.ProtoReflect.Descriptor instead.
 func (*SnapshotNamespace) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{28}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SnapshotNamespace) GetSet() *NamespaceSet {
@@ -2479,7 +2531,7 @@ type SnapshotNode struct {
 
 func (x *SnapshotNode) Reset() {
 	*x = SnapshotNode{}
-	mi := &file_log_eventpb_event_proto_msgTypes[29]
+	mi := &file_log_eventpb_event_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2491,7 +2543,7 @@ func (x *SnapshotNode) String() string {
 func (*SnapshotNode) ProtoMessage() {}
 
 func (x *SnapshotNode) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[29]
+	mi := &file_log_eventpb_event_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2504,7 +2556,7 @@ func (x *SnapshotNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotNode.ProtoReflect.Descriptor instead.
 func (*SnapshotNode) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{29}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SnapshotNode) GetJoined() *NodeJoined {
@@ -2555,7 +2607,7 @@ type SnapshotIdentity struct {
 
 func (x *SnapshotIdentity) Reset() {
 	*x = SnapshotIdentity{}
-	mi := &file_log_eventpb_event_proto_msgTypes[30]
+	mi := &file_log_eventpb_event_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2567,7 +2619,7 @@ func (x *SnapshotIdentity) String() string {
 func (*SnapshotIdentity) ProtoMessage() {}
 
 func (x *SnapshotIdentity) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[30]
+	mi := &file_log_eventpb_event_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2580,7 +2632,7 @@ func (x *SnapshotIdentity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotIdentity.ProtoReflect.Descriptor instead.
 func (*SnapshotIdentity) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{30}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SnapshotIdentity) GetId() uint32 {
@@ -2632,7 +2684,7 @@ type SnapshotEndpoint struct {
 
 func (x *SnapshotEndpoint) Reset() {
 	*x = SnapshotEndpoint{}
-	mi := &file_log_eventpb_event_proto_msgTypes[31]
+	mi := &file_log_eventpb_event_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2644,7 +2696,7 @@ func (x *SnapshotEndpoint) String() string {
 func (*SnapshotEndpoint) ProtoMessage() {}
 
 func (x *SnapshotEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[31]
+	mi := &file_log_eventpb_event_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2657,7 +2709,7 @@ func (x *SnapshotEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotEndpoint.ProtoReflect.Descriptor instead.
 func (*SnapshotEndpoint) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{31}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SnapshotEndpoint) GetCreated() *EndpointCreated {
@@ -2713,7 +2765,7 @@ type SnapshotPolicy struct {
 
 func (x *SnapshotPolicy) Reset() {
 	*x = SnapshotPolicy{}
-	mi := &file_log_eventpb_event_proto_msgTypes[32]
+	mi := &file_log_eventpb_event_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2725,7 +2777,7 @@ func (x *SnapshotPolicy) String() string {
 func (*SnapshotPolicy) ProtoMessage() {}
 
 func (x *SnapshotPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[32]
+	mi := &file_log_eventpb_event_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2738,7 +2790,7 @@ func (x *SnapshotPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotPolicy.ProtoReflect.Descriptor instead.
 func (*SnapshotPolicy) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{32}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *SnapshotPolicy) GetSet() *PolicySet {
@@ -2775,7 +2827,7 @@ type SnapshotRequest struct {
 
 func (x *SnapshotRequest) Reset() {
 	*x = SnapshotRequest{}
-	mi := &file_log_eventpb_event_proto_msgTypes[33]
+	mi := &file_log_eventpb_event_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2787,7 +2839,7 @@ func (x *SnapshotRequest) String() string {
 func (*SnapshotRequest) ProtoMessage() {}
 
 func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[33]
+	mi := &file_log_eventpb_event_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2800,7 +2852,7 @@ func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRequest.ProtoReflect.Descriptor instead.
 func (*SnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{33}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *SnapshotRequest) GetId() string {
@@ -2913,15 +2965,16 @@ const file_log_eventpb_event_proto_rawDesc = "" +
 	"\fFqdnSelector\x12\x1d\n" +
 	"\n" +
 	"match_name\x18\x01 \x01(\tR\tmatchName\x12#\n" +
-	"\rmatch_pattern\x18\x02 \x01(\tR\fmatchPattern\"\xfb\x01\n" +
-	"\bAwsGroup\x12<\n" +
-	"\x06labels\x18\x01 \x03(\v2$.varve.event.v1.AwsGroup.LabelsEntryR\x06labels\x12,\n" +
+	"\rmatch_pattern\x18\x02 \x01(\tR\fmatchPattern\"\xb6\x01\n" +
+	"\bAwsGroup\x122\n" +
+	"\x06labels\x18\x01 \x03(\v2\x1a.varve.event.v1.GroupLabelR\x06labels\x12,\n" +
 	"\x12security_group_ids\x18\x02 \x03(\tR\x10securityGroupIds\x120\n" +
 	"\x14security_group_names\x18\x03 \x03(\tR\x12securityGroupNames\x12\x16\n" +
-	"\x06region\x18\x04 \x01(\tR\x06region\x1a9\n" +
-	"\vLabelsEntry\x12\x10\n" +
+	"\x06region\x18\x04 \x01(\tR\x06region\"4\n" +
+	"\n" +
+	"GroupLabel\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"6\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"6\n" +
 	"\x04Cidr\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x16\n" +
 	"\x06except\x18\x02 \x03(\tR\x06except\"\x8c\x01\n" +
@@ -3102,30 +3155,30 @@ var file_log_eventpb_event_proto_goTypes = []any{
 	(*Peer)(nil),              // 11: varve.event.v1.Peer
 	(*FqdnSelector)(nil),      // 12: varve.event.v1.FqdnSelector
 	(*AwsGroup)(nil),          // 13: varve.event.v1.AwsGroup
-	(*Cidr)(nil),              // 14: varve.event.v1.Cidr
-	(*Port)(nil),              // 15: varve.event.v1.Port
-	(*DnsRules)(nil),          // 16: varve.event.v1.DnsRules
-	(*Selector)(nil),          // 17: varve.event.v1.Selector
-	(*Requirement)(nil),       // 18: varve.event.v1.Requirement
-	(*NamespaceSet)(nil),      // 19: varve.event.v1.NamespaceSet
-	(*NamespaceDeleted)(nil),  // 20: varve.event.v1.NamespaceDeleted
-	(*EndpointRef)(nil),       // 21: varve.event.v1.EndpointRef
-	(*EndpointCreated)(nil),   // 22: varve.event.v1.EndpointCreated
-	(*EndpointUpdated)(nil),   // 23: varve.event.v1.EndpointUpdated
-	(*EndpointDeleted)(nil),   // 24: varve.event.v1.EndpointDeleted
-	(*NamedPort)(nil),         // 25: varve.event.v1.NamedPort
-	(*NodeJoined)(nil),        // 26: varve.event.v1.NodeJoined
-	(*NodeUpdated)(nil),       // 27: varve.event.v1.NodeUpdated
-	(*NodeLeft)(nil),          // 28: varve.event.v1.NodeLeft
-	(*SnapshotHeader)(nil),    // 29: varve.event.v1.SnapshotHeader
-	(*SnapshotRecord)(nil),    // 30: varve.event.v1.SnapshotRecord
-	(*SnapshotNamespace)(nil), // 31: varve.event.v1.SnapshotNamespace
-	(*SnapshotNode)(nil),      // 32: varve.event.v1.SnapshotNode
-	(*SnapshotIdentity)(nil),  // 33: varve.event.v1.SnapshotIdentity
-	(*SnapshotEndpoint)(nil),  // 34: varve.event.v1.SnapshotEndpoint
-	(*SnapshotPolicy)(nil),    // 35: varve.event.v1.SnapshotPolicy
-	(*SnapshotRequest)(nil),   // 36: varve.event.v1.SnapshotRequest
-	nil,                       // 37: varve.event.v1.AwsGroup.LabelsEntry
+	(*GroupLabel)(nil),        // 14: varve.event.v1.GroupLabel
+	(*Cidr)(nil),              // 15: varve.event.v1.Cidr
+	(*Port)(nil),              // 16: varve.event.v1.Port
+	(*DnsRules)(nil),          // 17: varve.event.v1.DnsRules
+	(*Selector)(nil),          // 18: varve.event.v1.Selector
+	(*Requirement)(nil),       // 19: varve.event.v1.Requirement
+	(*NamespaceSet)(nil),      // 20: varve.event.v1.NamespaceSet
+	(*NamespaceDeleted)(nil),  // 21: varve.event.v1.NamespaceDeleted
+	(*EndpointRef)(nil),       // 22: varve.event.v1.EndpointRef
+	(*EndpointCreated)(nil),   // 23: varve.event.v1.EndpointCreated
+	(*EndpointUpdated)(nil),   // 24: varve.event.v1.EndpointUpdated
+	(*EndpointDeleted)(nil),   // 25: varve.event.v1.EndpointDeleted
+	(*NamedPort)(nil),         // 26: varve.event.v1.NamedPort
+	(*NodeJoined)(nil),        // 27: varve.event.v1.NodeJoined
+	(*NodeUpdated)(nil),       // 28: varve.event.v1.NodeUpdated
+	(*NodeLeft)(nil),          // 29: varve.event.v1.NodeLeft
+	(*SnapshotHeader)(nil),    // 30: varve.event.v1.SnapshotHeader
+	(*SnapshotRecord)(nil),    // 31: varve.event.v1.SnapshotRecord
+	(*SnapshotNamespace)(nil), // 32: varve.event.v1.SnapshotNamespace
+	(*SnapshotNode)(nil),      // 33: varve.event.v1.SnapshotNode
+	(*SnapshotIdentity)(nil),  // 34: varve.event.v1.SnapshotIdentity
+	(*SnapshotEndpoint)(nil),  // 35: varve.event.v1.SnapshotEndpoint
+	(*SnapshotPolicy)(nil),    // 36: varve.event.v1.SnapshotPolicy
+	(*SnapshotRequest)(nil),   // 37: varve.event.v1.SnapshotRequest
 	nil,                       // 38: varve.event.v1.NamespaceSet.LabelsEntry
 	nil,                       // 39: varve.event.v1.EndpointCreated.LabelsEntry
 	nil,                       // 40: varve.event.v1.EndpointUpdated.LabelsEntry
@@ -3135,52 +3188,52 @@ var file_log_eventpb_event_proto_depIdxs = []int32{
 	5,  // 1: varve.event.v1.Event.origin:type_name -> varve.event.v1.Origin
 	7,  // 2: varve.event.v1.Event.policy_set:type_name -> varve.event.v1.PolicySet
 	8,  // 3: varve.event.v1.Event.policy_deleted:type_name -> varve.event.v1.PolicyDeleted
-	19, // 4: varve.event.v1.Event.namespace_set:type_name -> varve.event.v1.NamespaceSet
-	20, // 5: varve.event.v1.Event.namespace_deleted:type_name -> varve.event.v1.NamespaceDeleted
-	22, // 6: varve.event.v1.Event.endpoint_created:type_name -> varve.event.v1.EndpointCreated
-	23, // 7: varve.event.v1.Event.endpoint_updated:type_name -> varve.event.v1.EndpointUpdated
-	24, // 8: varve.event.v1.Event.endpoint_deleted:type_name -> varve.event.v1.EndpointDeleted
-	26, // 9: varve.event.v1.Event.node_joined:type_name -> varve.event.v1.NodeJoined
-	27, // 10: varve.event.v1.Event.node_updated:type_name -> varve.event.v1.NodeUpdated
-	28, // 11: varve.event.v1.Event.node_left:type_name -> varve.event.v1.NodeLeft
+	20, // 4: varve.event.v1.Event.namespace_set:type_name -> varve.event.v1.NamespaceSet
+	21, // 5: varve.event.v1.Event.namespace_deleted:type_name -> varve.event.v1.NamespaceDeleted
+	23, // 6: varve.event.v1.Event.endpoint_created:type_name -> varve.event.v1.EndpointCreated
+	24, // 7: varve.event.v1.Event.endpoint_updated:type_name -> varve.event.v1.EndpointUpdated
+	25, // 8: varve.event.v1.Event.endpoint_deleted:type_name -> varve.event.v1.EndpointDeleted
+	27, // 9: varve.event.v1.Event.node_joined:type_name -> varve.event.v1.NodeJoined
+	28, // 10: varve.event.v1.Event.node_updated:type_name -> varve.event.v1.NodeUpdated
+	29, // 11: varve.event.v1.Event.node_left:type_name -> varve.event.v1.NodeLeft
 	0,  // 12: varve.event.v1.Actor.role:type_name -> varve.event.v1.Role
 	1,  // 13: varve.event.v1.PolicyRef.kind:type_name -> varve.event.v1.PolicyKind
 	6,  // 14: varve.event.v1.PolicySet.ref:type_name -> varve.event.v1.PolicyRef
 	9,  // 15: varve.event.v1.PolicySet.specs:type_name -> varve.event.v1.PolicySpec
 	6,  // 16: varve.event.v1.PolicyDeleted.ref:type_name -> varve.event.v1.PolicyRef
-	17, // 17: varve.event.v1.PolicySpec.subject:type_name -> varve.event.v1.Selector
+	18, // 17: varve.event.v1.PolicySpec.subject:type_name -> varve.event.v1.Selector
 	10, // 18: varve.event.v1.PolicySpec.ingress:type_name -> varve.event.v1.Rule
 	10, // 19: varve.event.v1.PolicySpec.egress:type_name -> varve.event.v1.Rule
 	10, // 20: varve.event.v1.PolicySpec.ingress_deny:type_name -> varve.event.v1.Rule
 	10, // 21: varve.event.v1.PolicySpec.egress_deny:type_name -> varve.event.v1.Rule
 	11, // 22: varve.event.v1.Rule.peers:type_name -> varve.event.v1.Peer
-	15, // 23: varve.event.v1.Rule.ports:type_name -> varve.event.v1.Port
-	17, // 24: varve.event.v1.Peer.endpoints:type_name -> varve.event.v1.Selector
-	14, // 25: varve.event.v1.Peer.cidr:type_name -> varve.event.v1.Cidr
+	16, // 23: varve.event.v1.Rule.ports:type_name -> varve.event.v1.Port
+	18, // 24: varve.event.v1.Peer.endpoints:type_name -> varve.event.v1.Selector
+	15, // 25: varve.event.v1.Peer.cidr:type_name -> varve.event.v1.Cidr
 	12, // 26: varve.event.v1.Peer.fqdn:type_name -> varve.event.v1.FqdnSelector
 	13, // 27: varve.event.v1.Peer.aws_group:type_name -> varve.event.v1.AwsGroup
-	37, // 28: varve.event.v1.AwsGroup.labels:type_name -> varve.event.v1.AwsGroup.LabelsEntry
-	16, // 29: varve.event.v1.Port.dns:type_name -> varve.event.v1.DnsRules
+	14, // 28: varve.event.v1.AwsGroup.labels:type_name -> varve.event.v1.GroupLabel
+	17, // 29: varve.event.v1.Port.dns:type_name -> varve.event.v1.DnsRules
 	12, // 30: varve.event.v1.DnsRules.names:type_name -> varve.event.v1.FqdnSelector
-	18, // 31: varve.event.v1.Selector.requirements:type_name -> varve.event.v1.Requirement
+	19, // 31: varve.event.v1.Selector.requirements:type_name -> varve.event.v1.Requirement
 	2,  // 32: varve.event.v1.Requirement.operator:type_name -> varve.event.v1.Requirement.Operator
 	38, // 33: varve.event.v1.NamespaceSet.labels:type_name -> varve.event.v1.NamespaceSet.LabelsEntry
-	21, // 34: varve.event.v1.EndpointCreated.ref:type_name -> varve.event.v1.EndpointRef
+	22, // 34: varve.event.v1.EndpointCreated.ref:type_name -> varve.event.v1.EndpointRef
 	39, // 35: varve.event.v1.EndpointCreated.labels:type_name -> varve.event.v1.EndpointCreated.LabelsEntry
-	25, // 36: varve.event.v1.EndpointCreated.named_ports:type_name -> varve.event.v1.NamedPort
-	21, // 37: varve.event.v1.EndpointUpdated.ref:type_name -> varve.event.v1.EndpointRef
+	26, // 36: varve.event.v1.EndpointCreated.named_ports:type_name -> varve.event.v1.NamedPort
+	22, // 37: varve.event.v1.EndpointUpdated.ref:type_name -> varve.event.v1.EndpointRef
 	40, // 38: varve.event.v1.EndpointUpdated.labels:type_name -> varve.event.v1.EndpointUpdated.LabelsEntry
-	25, // 39: varve.event.v1.EndpointUpdated.named_ports:type_name -> varve.event.v1.NamedPort
-	21, // 40: varve.event.v1.EndpointDeleted.ref:type_name -> varve.event.v1.EndpointRef
-	31, // 41: varve.event.v1.SnapshotRecord.namespace:type_name -> varve.event.v1.SnapshotNamespace
-	32, // 42: varve.event.v1.SnapshotRecord.node:type_name -> varve.event.v1.SnapshotNode
-	33, // 43: varve.event.v1.SnapshotRecord.identity:type_name -> varve.event.v1.SnapshotIdentity
-	34, // 44: varve.event.v1.SnapshotRecord.endpoint:type_name -> varve.event.v1.SnapshotEndpoint
-	35, // 45: varve.event.v1.SnapshotRecord.policy:type_name -> varve.event.v1.SnapshotPolicy
-	36, // 46: varve.event.v1.SnapshotRecord.request:type_name -> varve.event.v1.SnapshotRequest
-	19, // 47: varve.event.v1.SnapshotNamespace.set:type_name -> varve.event.v1.NamespaceSet
-	26, // 48: varve.event.v1.SnapshotNode.joined:type_name -> varve.event.v1.NodeJoined
-	22, // 49: varve.event.v1.SnapshotEndpoint.created:type_name -> varve.event.v1.EndpointCreated
+	26, // 39: varve.event.v1.EndpointUpdated.named_ports:type_name -> varve.event.v1.NamedPort
+	22, // 40: varve.event.v1.EndpointDeleted.ref:type_name -> varve.event.v1.EndpointRef
+	32, // 41: varve.event.v1.SnapshotRecord.namespace:type_name -> varve.event.v1.SnapshotNamespace
+	33, // 42: varve.event.v1.SnapshotRecord.node:type_name -> varve.event.v1.SnapshotNode
+	34, // 43: varve.event.v1.SnapshotRecord.identity:type_name -> varve.event.v1.SnapshotIdentity
+	35, // 44: varve.event.v1.SnapshotRecord.endpoint:type_name -> varve.event.v1.SnapshotEndpoint
+	36, // 45: varve.event.v1.SnapshotRecord.policy:type_name -> varve.event.v1.SnapshotPolicy
+	37, // 46: varve.event.v1.SnapshotRecord.request:type_name -> varve.event.v1.SnapshotRequest
+	20, // 47: varve.event.v1.SnapshotNamespace.set:type_name -> varve.event.v1.NamespaceSet
+	27, // 48: varve.event.v1.SnapshotNode.joined:type_name -> varve.event.v1.NodeJoined
+	23, // 49: varve.event.v1.SnapshotEndpoint.created:type_name -> varve.event.v1.EndpointCreated
 	7,  // 50: varve.event.v1.SnapshotPolicy.set:type_name -> varve.event.v1.PolicySet
 	51, // [51:51] is the sub-list for method output_type
 	51, // [51:51] is the sub-list for method input_type
@@ -3213,7 +3266,7 @@ func file_log_eventpb_event_proto_init() {
 		(*Peer_Fqdn)(nil),
 		(*Peer_AwsGroup)(nil),
 	}
-	file_log_eventpb_event_proto_msgTypes[27].OneofWrappers = []any{
+	file_log_eventpb_event_proto_msgTypes[28].OneofWrappers = []any{
 		(*SnapshotRecord_Namespace)(nil),
 		(*SnapshotRecord_Node)(nil),
 		(*SnapshotRecord_Identity)(nil),
