@@ -64,6 +64,7 @@ var Forbidden = slices.Concat(
 	only("log", "the log does not know what its events mean", "log/eventpb"),
 	only("log/raftlog", "replication hands entries to the state and knows nothing of what follows from it", "log", "log/eventpb", "log/history", "fsm", "policy", "internal"),
 	only("log/history", "history keeps bytes", "log", "log/eventpb", "internal"),
+	only("log/journal", "a journal keeps bytes of a node that the log does not have yet"),
 	only("policy", "the policy model is a leaf: users' YAML in, meaning out", "log/eventpb"),
 	only("fsm", "state is folded from the log and nothing else", "log", "log/eventpb", "policy"),
 	only("projections", "tables are a function of the view alone, not of what some kernel holds", "fsm", "policy", "log", "log/eventpb", "bpf/abi"),
@@ -71,7 +72,7 @@ var Forbidden = slices.Concat(
 	only("audit", "answers about the past follow from records and states, whoever keeps them", "verdict", "projections", "fsm", "policy", "log", "log/eventpb", "bpf/abi"),
 	only("bpf/abi", "layouts are a leaf: C is their only counterpart"),
 	only("bpf", "programs are loaded without knowing what the tables mean", "bpf/abi", "internal"),
-	only("dataplane", "the dataplane makes the kernel equal to tables and decides nothing", "projections", "fsm", "policy", "log", "log/eventpb", "bpf", "bpf/abi", "internal"),
+	only("dataplane", "the dataplane makes the kernel equal to tables and decides nothing", "projections", "fsm", "policy", "log", "log/eventpb", "log/journal", "bpf", "bpf/abi", "internal"),
 	only("cluster", "membership must work on a machine without BPF", "log", "log/eventpb", "log/raftlog", "log/history", "fsm", "policy", "internal"),
 	only("api", "the client is imported by other programs: it brings the protocol and no agent", "log/eventpb"),
 	[]Arrow{{From: "", To: "cmd", Except: []string{"cmd"}, Reason: "the binary is the last to import anything"}},
@@ -79,7 +80,7 @@ var Forbidden = slices.Concat(
 
 // folders are the top of every subtree that an arrow may point to.
 var folders = []string{
-	"log/eventpb", "log/raftlog", "log/history", "log", "policy", "fsm", "projections", "verdict", "audit", "bpf/abi", "bpf",
+	"log/eventpb", "log/raftlog", "log/history", "log/journal", "log", "policy", "fsm", "projections", "verdict", "audit", "bpf/abi", "bpf",
 	"dataplane", "cluster", "api", "cmd", "internal", "test",
 }
 
