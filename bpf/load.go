@@ -86,9 +86,24 @@ func Load(opts Options) (*Objects, error) {
 	return objs, nil
 }
 
-// loadSpec loads with the pins of dir.
+// LoadUnpinned loads the programs with maps of their own that go with Close: to run
+// packets through them by Program.Run, beside whatever the node enforces. Nothing
+// can be attached. sizes are as Options.MapSizes.
+func LoadUnpinned(sizes map[string]uint32) (*Objects, error) {
+	spec, err := loadEndpoint()
+	if err != nil {
+		return nil, fmt.Errorf("embedded object: %w", err)
+	}
+	return loadSpec(spec, "", Options{MapSizes: sizes})
+}
+
+// loadSpec loads with the pins of dir; none are made if that is empty.
 func loadSpec(spec *ebpf.CollectionSpec, dir string, opts Options) (_ *Objects, err error) {
-	if err := sizeMaps(spec, opts.MapSizes, filepath.Join(dir, "maps")); err != nil {
+	pins := ""
+	if dir != "" {
+		pins = filepath.Join(dir, "maps")
+	}
+	if err := sizeMaps(spec, opts.MapSizes, pins); err != nil {
 		return nil, err
 	}
 	var o struct {
@@ -107,7 +122,7 @@ func loadSpec(spec *ebpf.CollectionSpec, dir string, opts Options) (_ *Objects, 
 		ToContainer   *ebpf.Program `ebpf:"to_container"`
 	}
 	err = spec.LoadAndAssign(&o, &ebpf.CollectionOptions{
-		Maps: ebpf.MapOptions{PinPath: filepath.Join(dir, "maps")},
+		Maps: ebpf.MapOptions{PinPath: pins},
 	})
 	if errors.Is(err, ebpf.ErrMapIncompatible) {
 		return nil, fmt.Errorf("%w: %w", ErrIncompatiblePin, err)
@@ -129,7 +144,7 @@ func loadSpec(spec *ebpf.CollectionSpec, dir string, opts Options) (_ *Objects, 
 }
 
 // sizeMaps gives every map of spec its size: the one asked for, else that of
-// its pin, else the default. All maps are pinned by name.
+// its pin, else the default. All maps are pinned by name, unless dir is empty.
 func sizeMaps(spec *ebpf.CollectionSpec, sizes map[string]uint32, dir string) error {
 	for name := range sizes {
 		if _, ok := spec.Maps[name]; !ok || fixed[name] {
@@ -137,12 +152,17 @@ func sizeMaps(spec *ebpf.CollectionSpec, sizes map[string]uint32, dir string) er
 		}
 	}
 	for name, m := range spec.Maps {
-		m.Pinning = ebpf.PinByName
+		if dir != "" {
+			m.Pinning = ebpf.PinByName
+		}
 		if n, ok := sizes[name]; ok {
 			if n == 0 {
 				return fmt.Errorf("map size of %q: must be above 0", name)
 			}
 			m.MaxEntries = n
+			continue
+		}
+		if dir == "" {
 			continue
 		}
 		pinned, err := ebpf.LoadPinnedMap(filepath.Join(dir, name), nil)

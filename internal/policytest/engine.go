@@ -2,6 +2,7 @@ package policytest
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"slices"
 	"strings"
@@ -22,15 +23,22 @@ type Question struct {
 	Port      uint16 // of the destination; the type for ICMP
 }
 
-// Engine judges by tables. Load may be called by several goroutines at a time.
+// ErrNotAsked is returned by a Judge for a question that no policy is asked in the
+// datapath: there is no such packet, or it passes or is dropped whatever policy
+// says, e.g. an ICMP error.
+var ErrNotAsked = errors.New("no policy is asked about this packet")
+
+// Engine judges by tables. Load may be called by several goroutines at a time, and
+// Close once all judges are closed.
 type Engine interface {
 	Name() string
 	Load(ctx context.Context, t *projections.Tables) (Judge, error)
+	Close() error
 }
 
 // Judge answers for the tables of one case, called by one goroutine.
 type Judge interface {
-	// Allows is the verdict.
+	// Allows is the verdict, or ErrNotAsked.
 	Allows(q Question) (bool, error)
 	// Explain says in words what decided.
 	Explain(q Question) string
@@ -44,6 +52,7 @@ var Tables Engine = tablesEngine{}
 type tablesEngine struct{}
 
 func (tablesEngine) Name() string { return "tables" }
+func (tablesEngine) Close() error { return nil }
 
 func (tablesEngine) Load(_ context.Context, t *projections.Tables) (Judge, error) {
 	return tablesJudge{t}, nil

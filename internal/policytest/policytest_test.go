@@ -11,8 +11,11 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/varve-net/varve/projections"
 )
 
 func run(t *testing.T, opts Options, files ...string) *Report {
@@ -24,13 +27,28 @@ func run(t *testing.T, opts Options, files ...string) *Report {
 	return report
 }
 
+func newTestKernel(t *testing.T) Engine {
+	t.Helper()
+	k, err := NewKernel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := k.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return k
+}
+
 // Every case passes, or is refused for a field that is known to be missing.
 func TestCases(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.jsonl*")
 	if err != nil {
 		t.Fatal(err)
 	}
-	report := run(t, Options{}, files...)
+	report := run(t, Options{Engines: []Engine{Tables, newTestKernel(t)}}, files...)
+	t.Logf("%d verdicts in %s, %d not asked", report.Verdicts, time.Duration(report.Nanoseconds), report.NotAsked)
 	refused := make(map[string][]string)
 	for _, r := range report.Results {
 		switch {
@@ -117,23 +135,57 @@ func TestDifferenceIsForPeople(t *testing.T) {
 	spoilt := strings.Replace(smallCase, `"2.33"`, `"3.03"`, 1)
 	spoilt = strings.Replace(spoilt, `"23..","33.."]]`, `"23..","01.."]]`, 1)
 	got := run(t, Options{}, write(t, spoilt)).Results[0].Difference
-	want := `80/TCP from default/client (1 ingress, 2 egress allowed)
-  want 3.03
-  got  2.33
-       ^ ^
-  to default/server: ingress denied: no rule allows it
-  to 203.0.113.1: egress allowed: no policy isolates it
-  to 203.0.113.1: ingress allowed: it is no pod, so nothing can deny it
-80/TCP from host (1 ingress, 2 egress allowed)
-  want 01..
-  got  33..
-       ^^
-  to default/server: egress allowed: it is no pod, so nothing can deny it
-  to default/server: ingress allowed: by allow-localhost
-  to default/client: egress allowed: it is no pod, so nothing can deny it
+	want := `80/TCP (1 ingress allowed, 2 egress allowed; a row for each source, a column for each destination)
+                    want  got   differ
+  1 default/server  .333  .333  ....
+  2 default/client  3.03  2.33  x.x.
+  3 203.0.113.1     23..  23..  ....
+  4 host            01..  33..  xx..
+  default/client to default/server, 80/TCP: ingress denied: no rule allows it
+  default/client to 203.0.113.1, 80/TCP: egress allowed: no policy isolates it
+  default/client to 203.0.113.1, 80/TCP: ingress allowed: it is no pod, so nothing can deny it
+  host to default/server, 80/TCP: egress allowed: it is no pod, so nothing can deny it
+  host to default/server, 80/TCP: ingress allowed: by allow-localhost
+  host to default/client, 80/TCP: egress allowed: it is no pod, so nothing can deny it
 `
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// contrary is the tables engine, wrong about one port.
+type contrary struct{ Engine }
+
+func (contrary) Name() string { return "contrary" }
+
+func (e contrary) Load(ctx context.Context, t *projections.Tables) (Judge, error) {
+	j, err := e.Engine.Load(ctx, t)
+	return contraryJudge{j}, err
+}
+
+type contraryJudge struct{ Judge }
+
+func (j contraryJudge) Allows(q Question) (bool, error) {
+	allow, err := j.Judge.Allows(q)
+	return allow != (q.Port == 80), err
+}
+
+// Engines that disagree fail a case, and it can be seen who is wrong.
+func TestEnginesMustAgree(t *testing.T) {
+	r := run(t, Options{Engines: []Engine{Tables, contrary{Tables}}}, write(t, smallCase))
+	if r.Engine != "tables, contrary" || r.Failed != 1 || r.Wrong != 10 || r.Connections != 20 || r.Verdicts != 48 {
+		t.Errorf("%+v", r)
+	}
+	want := `80/TCP (1 ingress allowed, 2 egress allowed; a row for each source, a column for each destination)
+                    want  tables  contrary  differ
+  1 default/server  .333  .333    .011      .xxx
+  2 default/client  2.33  2.33    1.11      x.xx
+  3 203.0.113.1     23..  23..    32..      xx..
+  4 host            33..  33..    22..      xx..
+  default/server to default/client, 80/TCP: egress denied: no policy isolates it (engine contrary only)
+`
+	if got := r.Results[0].Difference; !strings.HasPrefix(got, want) {
+		t.Errorf("difference\n%s", got)
 	}
 }
 

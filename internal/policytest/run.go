@@ -6,19 +6,21 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/varve-net/varve/bpf/abi"
-	"github.com/varve-net/varve/log/eventpb"
 	"github.com/varve-net/varve/policy"
 )
 
 // Options of Run.
 type Options struct {
-	Engine   Engine // nil: Tables
-	Parallel int    // cases at a time; 0: as many as CPUs may be used
+	// Engines judge every case, each on its own, and must agree. They stay the
+	// caller's to close. Empty: Tables.
+	Engines  []Engine
+	Parallel int // cases at a time; 0: as many as CPUs may be used
 	// Progress, if set, is called after each case, one call at a time.
 	Progress func(done, total int)
 }
@@ -45,11 +47,15 @@ type Report struct {
 	Passed  int    `json:"passed"`
 	Failed  int    `json:"failed"`
 	Refused int    `json:"refused"`
-	// Connections were compared, each with up to two Verdicts: that of egress at
-	// one end and of ingress at the other. Wrong counts connections.
+	// Connections were compared, by each engine with up to two Verdicts: that of
+	// egress at one end and of ingress at the other. NotAsked are verdicts that an
+	// engine could not give, since no policy is asked about such a packet. Wrong
+	// counts connections.
 	Connections int      `json:"connections"`
 	Verdicts    int      `json:"verdicts"`
+	NotAsked    int      `json:"not_asked"`
 	Wrong       int      `json:"wrong"`
+	Nanoseconds int64    `json:"nanoseconds"`
 	Results     []Result `json:"results"` // in the order of files and lines
 }
 
@@ -65,18 +71,22 @@ type Result struct {
 	Fields      []string `json:"fields,omitempty"`
 	Connections int      `json:"connections"`
 	Verdicts    int      `json:"verdicts"`
+	NotAsked    int      `json:"not_asked"`
 	Wrong       int      `json:"wrong"`
-	// Difference is for people: the rows of the matrix that differ, wanted over
-	// got, and what decided each wrong verdict.
+	Nanoseconds int64    `json:"nanoseconds"`
+	// Difference is for people: for each probe whose matrix differs the one that
+	// is wanted, those that the engines gave and where they differ, and what decided
+	// each wrong verdict.
 	Difference string `json:"difference,omitempty"`
 }
 
 // Run runs every case of files. The error says that a file could not be read, or
 // that ctx ended; a case that cannot be run fails by itself.
 func Run(ctx context.Context, files []string, opts Options) (*Report, error) {
-	engine := opts.Engine
-	if engine == nil {
-		engine = Tables
+	began := time.Now()
+	engines := opts.Engines
+	if len(engines) == 0 {
+		engines = []Engine{Tables}
 	}
 	type job struct {
 		c   testCase
@@ -89,7 +99,7 @@ func Run(ctx context.Context, files []string, opts Options) (*Report, error) {
 		}
 	}
 
-	report := &Report{Engine: engine.Name(), Cases: len(jobs), Results: make([]Result, len(jobs))}
+	report := &Report{Engine: names(engines), Cases: len(jobs), Results: make([]Result, len(jobs))}
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(cmp.Or(opts.Parallel, runtime.GOMAXPROCS(0)))
 	var mu sync.Mutex
@@ -102,7 +112,7 @@ func Run(ctx context.Context, files []string, opts Options) (*Report, error) {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			report.Results[i] = runCase(ctx, engine, &jobs[i].c, jobs[i].err)
+			report.Results[i] = runCase(ctx, engines, &jobs[i].c, jobs[i].err)
 			mu.Lock()
 			defer mu.Unlock()
 			done++
@@ -116,7 +126,16 @@ func Run(ctx context.Context, files []string, opts Options) (*Report, error) {
 		return nil, err
 	}
 	report.sum()
+	report.Nanoseconds = int64(time.Since(began))
 	return report, nil
+}
+
+func names(engines []Engine) string {
+	out := make([]string, len(engines))
+	for i, e := range engines {
+		out[i] = e.Name()
+	}
+	return strings.Join(out, ", ")
 }
 
 func (r *Report) sum() {
@@ -131,12 +150,20 @@ func (r *Report) sum() {
 		}
 		r.Connections += one.Connections
 		r.Verdicts += one.Verdicts
+		r.NotAsked += one.NotAsked
 		r.Wrong += one.Wrong
 	}
 }
 
 // runCase gives one case its result. Unread is why its line could not be read.
-func runCase(ctx context.Context, engine Engine, c *testCase, unread error) Result {
+func runCase(ctx context.Context, engines []Engine, c *testCase, unread error) Result {
+	began := time.Now()
+	r := judged(ctx, engines, c, unread)
+	r.Nanoseconds = int64(time.Since(began))
+	return r
+}
+
+func judged(ctx context.Context, engines []Engine, c *testCase, unread error) Result {
 	r := Result{File: c.file, Line: c.line, Case: c.name(), Desc: c.Desc}
 	if unread != nil {
 		return r.fail(unread)
@@ -159,7 +186,7 @@ func runCase(ctx context.Context, engine Engine, c *testCase, unread error) Resu
 	case c.Error != "":
 		return r.fail(fmt.Errorf("the policies are accepted; they must be rejected: %s", c.Error))
 	}
-	if err := judgeCase(ctx, engine, c, sets, &r); err != nil {
+	if err := judgeCase(ctx, engines, c, sets, &r); err != nil {
 		return r.fail(err)
 	}
 	r.Outcome = Pass
@@ -188,84 +215,4 @@ func unsupportedFields(err error) []string {
 		}
 	}
 	return out
-}
-
-// judgeCase compares every verdict of the case, counting in r.
-func judgeCase(ctx context.Context, engine Engine, c *testCase, sets []*eventpb.PolicySet, r *Result) (err error) {
-	truth, err := c.truth()
-	if err != nil {
-		return err
-	}
-	tables, parties, err := project(c, sets)
-	if err != nil {
-		return err
-	}
-	judge, err := engine.Load(ctx, tables)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, judge.Close()) }()
-
-	var diff difference
-	for i, p := range c.Probes {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		proto, err := protocol(p.Proto)
-		if err != nil {
-			return err
-		}
-		for from := range parties {
-			got, err := judgeRow(judge, parties, from, proto, p.Port, truth[i][from], r)
-			if err != nil {
-				return err
-			}
-			diff.row(judge, p, proto, parties, from, truth[i][from], got)
-		}
-	}
-	r.Difference = diff.String()
-	return nil
-}
-
-// Bits of a truth character.
-const (
-	ingressAllowed = 1
-	egressAllowed  = 2
-)
-
-// judgeRow is the row of the matrix as the engine sees it.
-func judgeRow(j Judge, parties []party, from int, proto uint8, port uint16, want string, r *Result) (string, error) {
-	got := []byte(want)
-	for to := range parties {
-		if want[to] == '.' {
-			continue
-		}
-		r.Connections++
-		bits := byte(0)
-		for _, side := range []struct {
-			bit            byte
-			direction      abi.Direction
-			subject, other party
-		}{
-			{ingressAllowed, abi.Ingress, parties[to], parties[from]},
-			{egressAllowed, abi.Egress, parties[from], parties[to]},
-		} {
-			if side.subject.endpoint == 0 {
-				bits |= side.bit
-				continue
-			}
-			r.Verdicts++
-			allow, err := j.Allows(question(side.direction, side.subject, side.other, proto, port))
-			if err != nil {
-				return "", fmt.Errorf("from %s to %s: %w", parties[from].name, parties[to].name, err)
-			}
-			if allow {
-				bits |= side.bit
-			}
-		}
-		if got[to] = '0' + bits; got[to] != want[to] {
-			r.Wrong++
-		}
-	}
-	return string(got), nil
 }

@@ -47,7 +47,7 @@ func TestComplete(t *testing.T) {
 		{"status -o ", []string{"table", "json", "yaml"}},
 		{"log tail --stream ", []string{"policy/", "namespace/", "endpoint/", "node/"}},
 		{"agent --log-format ", []string{"text", "json"}},
-		{"policy test --engine ", []string{"tables"}},
+		{"policy test --engine ", []string{"tables", "bpf", "both"}},
 	} {
 		t.Run(tt.line, func(t *testing.T) {
 			if diff := cmp.Diff(tt.want, complete(t, f, strings.Split(tt.line, " ")...)); diff != "" {

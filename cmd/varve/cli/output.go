@@ -22,26 +22,32 @@ const (
 	formatTable = "table"
 	formatJSON  = "json"
 	formatYAML  = "yaml"
+	formatJUnit = "junit" // of test reports
 )
 
 var formats = []string{formatTable, formatJSON, formatYAML}
 
-// formatValue is the flag -o, which takes one of formats.
-type formatValue struct{ to *string }
+// formatValue is the flag -o, which takes one of a command's formats.
+type formatValue struct {
+	to      *string
+	formats []string
+}
 
 func (v formatValue) String() string { return *v.to }
 func (v formatValue) Type() string   { return "format" }
 func (v formatValue) Set(s string) error {
-	if !slices.Contains(formats, s) {
-		return fmt.Errorf("is none of %s", strings.Join(formats, ", "))
+	if !slices.Contains(v.formats, s) {
+		return fmt.Errorf("is none of %s", strings.Join(v.formats, ", "))
 	}
 	*v.to = s
 	return nil
 }
 
-// withOutput gives a command the flag -o.
-func (a *app) withOutput(cmd *cobra.Command) *cobra.Command {
-	cmd.Flags().VarP(formatValue{&a.output}, "output", "o", "output: "+strings.Join(formats, ", "))
+// withOutput gives a command the flag -o, which may take more than the formats of
+// all commands.
+func (a *app) withOutput(cmd *cobra.Command, more ...string) *cobra.Command {
+	formats := slices.Concat(formats, more)
+	cmd.Flags().VarP(formatValue{&a.output, formats}, "output", "o", "output: "+strings.Join(formats, ", "))
 	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"encoding/json"
+	"encoding/xml"
 	"os"
 	"path/filepath"
 	"strings"
@@ -71,7 +72,7 @@ func TestPolicyTestFails(t *testing.T) {
 	if got.code != exitNo || got.stderr != "" {
 		t.Errorf("got %+v, want exit code %d and no progress bar", got, exitNo)
 	}
-	for _, want := range []string{"FAIL cases.jsonl:2: wrong (says denied)", "want .1\n", "got  .3\n", "cases.jsonl   2       1        1        0 "} {
+	for _, want := range []string{"FAIL cases.jsonl:2: wrong (says denied)", "1 default/a  .1    .3   .x\n", "cases.jsonl   2       1        1        0 "} {
 		if !strings.Contains(got.stdout, want) {
 			t.Errorf("output lacks %q:\n%s", want, got.stdout)
 		}
@@ -81,6 +82,43 @@ func TestPolicyTestFails(t *testing.T) {
 	var report policytest.Report
 	if err := json.Unmarshal([]byte(got.stdout), &report); err != nil || got.code != exitNo || report.Passed != 1 || report.Failed != 1 {
 		t.Errorf("-o json: %v, %+v", err, got)
+	}
+
+	got = varve(t, nil, "", "policy", "test", "cases.jsonl", "-o", "junit", "--junit", "report.xml")
+	var suites struct {
+		Tests    int `xml:"tests,attr"`
+		Failures int `xml:"failures,attr"`
+		Cases    []struct {
+			Name    string `xml:"name,attr"`
+			Failure *struct {
+				Text string `xml:",chardata"`
+			} `xml:"failure"`
+		} `xml:"testsuite>testcase"`
+	}
+	if err := xml.Unmarshal([]byte(got.stdout), &suites); err != nil || got.code != exitNo {
+		t.Fatalf("-o junit: %v, %+v", err, got)
+	}
+	if suites.Tests != 2 || suites.Failures != 1 || len(suites.Cases) != 2 || suites.Cases[0].Failure != nil ||
+		suites.Cases[1].Name != "wrong: says denied" || !strings.Contains(suites.Cases[1].Failure.Text, ".1    .3   .x") {
+		t.Errorf("-o junit: %s", got.stdout)
+	}
+	if file, err := os.ReadFile("report.xml"); err != nil || string(file) != got.stdout {
+		t.Errorf("--junit: %v, %s", err, file)
+	}
+}
+
+// TestPolicyTestEngines: the real programs, asked alone and beside the tables.
+func TestPolicyTestEngines(t *testing.T) {
+	t.Chdir(t.TempDir())
+	first, _, _ := strings.Cut(testCases, "\n")
+	if err := os.WriteFile("cases.jsonl", []byte(first), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for engine, says := range map[string]string{"bpf": "4 verdicts by bpf in ", "both": "8 verdicts by tables, bpf in "} {
+		got := varve(t, nil, "", "policy", "test", "--engine", engine, "cases.jsonl")
+		if got.code != exitYes || !strings.Contains(got.stdout, says) {
+			t.Errorf("%s: got %+v, want exit code %d and %q", engine, got, exitYes, says)
+		}
 	}
 }
 
