@@ -82,6 +82,12 @@ type endpointCtValue struct {
 	}
 }
 
+type endpointDevice struct {
+	_   structs.HostLayout
+	Mac [6]uint8
+	Pad [2]uint8
+}
+
 type endpointEndpointKey struct {
 	_       structs.HostLayout
 	Ifindex uint32
@@ -98,7 +104,7 @@ type endpointEndpointValue struct {
 		ClassLens uint32
 		AnyLens   uint32
 		Flags     uint32
-		Pad       uint32
+		BaseLens  uint32
 	}
 	Ingress struct {
 		_         structs.HostLayout
@@ -107,7 +113,7 @@ type endpointEndpointValue struct {
 		ClassLens uint32
 		AnyLens   uint32
 		Flags     uint32
-		Pad       uint32
+		BaseLens  uint32
 	}
 	Ipv4  uint32
 	Mac   [6]uint8
@@ -136,6 +142,18 @@ type endpointEvent struct {
 	Reason    uint8
 	Ethertype uint16
 	Pad       uint16
+}
+
+type endpointFqdnKey struct {
+	_        structs.HostLayout
+	Endpoint uint32
+	Addr     [16]uint8
+}
+
+type endpointFqdnValue struct {
+	_       structs.HostLayout
+	Class   [8]uint64
+	Expires [8]uint32
 }
 
 type endpointFragmentKey struct {
@@ -211,7 +229,14 @@ type endpointPolicyValue struct {
 	_       structs.HostLayout
 	Row     uint64
 	Verdict uint8
-	Pad     [7]uint8
+	Flags   uint8
+	Pad     [6]uint8
+}
+
+type endpointProxy struct {
+	_    structs.HostLayout
+	Port uint16
+	Pad  [6]uint8
 }
 
 // Names of all BPF objects in the ELF.
@@ -224,14 +249,17 @@ const (
 	endpointMapCounters       = "counters"
 	endpointMapCt4            = "ct4"
 	endpointMapCt6            = "ct6"
+	endpointMapDevices        = "devices"
 	endpointMapEndpoints      = "endpoints"
 	endpointMapEvents         = "events"
+	endpointMapFqdn           = "fqdn"
 	endpointMapFragments      = "fragments"
 	endpointMapGenerations    = "generations"
 	endpointMapHeld           = "held"
 	endpointMapIpcache        = "ipcache"
 	endpointMapIpcacheLpm     = "ipcache_lpm"
 	endpointMapPolicy         = "policy"
+	endpointMapProxy          = "proxy"
 	endpointProgFromContainer = "from_container"
 	endpointProgToContainer   = "to_container"
 )
@@ -292,14 +320,17 @@ type endpointMapSpecs struct {
 	Counters    *ebpf.MapSpec `ebpf:"counters"`
 	Ct4         *ebpf.MapSpec `ebpf:"ct4"`
 	Ct6         *ebpf.MapSpec `ebpf:"ct6"`
+	Devices     *ebpf.MapSpec `ebpf:"devices"`
 	Endpoints   *ebpf.MapSpec `ebpf:"endpoints"`
 	Events      *ebpf.MapSpec `ebpf:"events"`
+	Fqdn        *ebpf.MapSpec `ebpf:"fqdn"`
 	Fragments   *ebpf.MapSpec `ebpf:"fragments"`
 	Generations *ebpf.MapSpec `ebpf:"generations"`
 	Held        *ebpf.MapSpec `ebpf:"held"`
 	Ipcache     *ebpf.MapSpec `ebpf:"ipcache"`
 	IpcacheLpm  *ebpf.MapSpec `ebpf:"ipcache_lpm"`
 	Policy      *ebpf.MapSpec `ebpf:"policy"`
+	Proxy       *ebpf.MapSpec `ebpf:"proxy"`
 }
 
 // endpointVariableSpecs contains global variables before they are loaded into the kernel.
@@ -334,14 +365,17 @@ type endpointMaps struct {
 	Counters    *ebpf.Map `ebpf:"counters"`
 	Ct4         *ebpf.Map `ebpf:"ct4"`
 	Ct6         *ebpf.Map `ebpf:"ct6"`
+	Devices     *ebpf.Map `ebpf:"devices"`
 	Endpoints   *ebpf.Map `ebpf:"endpoints"`
 	Events      *ebpf.Map `ebpf:"events"`
+	Fqdn        *ebpf.Map `ebpf:"fqdn"`
 	Fragments   *ebpf.Map `ebpf:"fragments"`
 	Generations *ebpf.Map `ebpf:"generations"`
 	Held        *ebpf.Map `ebpf:"held"`
 	Ipcache     *ebpf.Map `ebpf:"ipcache"`
 	IpcacheLpm  *ebpf.Map `ebpf:"ipcache_lpm"`
 	Policy      *ebpf.Map `ebpf:"policy"`
+	Proxy       *ebpf.Map `ebpf:"proxy"`
 }
 
 func (m *endpointMaps) Close() error {
@@ -352,14 +386,17 @@ func (m *endpointMaps) Close() error {
 		m.Counters,
 		m.Ct4,
 		m.Ct6,
+		m.Devices,
 		m.Endpoints,
 		m.Events,
+		m.Fqdn,
 		m.Fragments,
 		m.Generations,
 		m.Held,
 		m.Ipcache,
 		m.IpcacheLpm,
 		m.Policy,
+		m.Proxy,
 	)
 }
 

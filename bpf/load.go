@@ -34,6 +34,9 @@ type Objects struct {
 	Endpoints   *ebpf.Map // abi.EndpointKey -> abi.EndpointValue
 	Classes     *ebpf.Map // abi.ClassKey -> abi.ClassValue
 	Policy      *ebpf.Map // abi.PolicyKey -> abi.PolicyValue
+	FQDN        *ebpf.Map // abi.FQDNKey -> abi.FQDNValue
+	Proxy       *ebpf.Map // 0 -> abi.Proxy
+	Devices     *ebpf.Map // uint32, the index of an interface -> abi.Device
 	CT4         *ebpf.Map // abi.CT4Key -> abi.CTValue
 	CT6         *ebpf.Map // abi.CT6Key -> abi.CTValue
 	Generations *ebpf.Map // 0 -> abi.Generations; see BumpGenerations
@@ -53,7 +56,7 @@ type Objects struct {
 }
 
 // fixed are the maps whose number of entries is part of the layout.
-var fixed = map[string]bool{"generations": true, "config": true, "counters": true, "held": true, "clock": true}
+var fixed = map[string]bool{"generations": true, "config": true, "counters": true, "held": true, "clock": true, "proxy": true}
 
 // Load loads the programs, with the maps pinned in PinDir where there are any
 // and new, pinned ones for the rest. Programs that run on in the kernel are not
@@ -112,6 +115,9 @@ func loadSpec(spec *ebpf.CollectionSpec, dir string, opts Options) (_ *Objects, 
 		Endpoints     *ebpf.Map     `ebpf:"endpoints"`
 		Classes       *ebpf.Map     `ebpf:"classes"`
 		Policy        *ebpf.Map     `ebpf:"policy"`
+		FQDN          *ebpf.Map     `ebpf:"fqdn"`
+		Proxy         *ebpf.Map     `ebpf:"proxy"`
+		Devices       *ebpf.Map     `ebpf:"devices"`
 		CT4           *ebpf.Map     `ebpf:"ct4"`
 		CT6           *ebpf.Map     `ebpf:"ct6"`
 		Generations   *ebpf.Map     `ebpf:"generations"`
@@ -132,7 +138,7 @@ func loadSpec(spec *ebpf.CollectionSpec, dir string, opts Options) (_ *Objects, 
 	}
 	objs := &Objects{
 		IPCache: o.IPCache, IPCacheLPM: o.IPCacheLPM, Endpoints: o.Endpoints,
-		Classes: o.Classes, Policy: o.Policy, CT4: o.CT4, CT6: o.CT6,
+		Classes: o.Classes, Policy: o.Policy, FQDN: o.FQDN, Proxy: o.Proxy, Devices: o.Devices, CT4: o.CT4, CT6: o.CT6,
 		Generations: o.Generations, Config: o.Config, Counters: o.Counters,
 		Events: o.Events, FromContainer: o.FromContainer, ToContainer: o.ToContainer,
 		dir: dir, clsact: opts.Clsact,
@@ -204,7 +210,7 @@ func (o *Objects) Close() error {
 func (o *Objects) Maps() map[string]*ebpf.Map {
 	return map[string]*ebpf.Map{
 		"ipcache": o.IPCache, "ipcache_lpm": o.IPCacheLPM, "endpoints": o.Endpoints,
-		"classes": o.Classes, "policy": o.Policy, "ct4": o.CT4, "ct6": o.CT6,
+		"classes": o.Classes, "policy": o.Policy, "fqdn": o.FQDN, "proxy": o.Proxy, "devices": o.Devices, "ct4": o.CT4, "ct6": o.CT6,
 		"generations": o.Generations, "config": o.Config, "counters": o.Counters,
 		"events": o.Events,
 	}

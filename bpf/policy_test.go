@@ -12,7 +12,6 @@ import (
 // TestClasses: which class a peer has in either direction.
 func TestClasses(t *testing.T) {
 	w := newWorld(t, smallSizes())
-	const own = 1<<63 | 5 // a class of the scope
 	families(t, func(t *testing.T, v family) {
 		for _, tt := range []struct {
 			name    string
@@ -27,6 +26,7 @@ func TestClasses(t *testing.T) {
 			{"CIDR", v.cidr, v.world, cidrPeer, cidrPeer},
 		} {
 			t.Run(tt.name, func(t *testing.T) {
+				own := abi.ClassOf(tt.base, 5) // a class of the scope
 				out, in := v.out(w.a, tt.peer, udp, 5000, 53, 0), v.in(tt.peer, w.a, udp, 5001, 53, 0)
 				check := func(class uint64, peers bool, ok bool) {
 					t.Helper()
@@ -50,7 +50,12 @@ func TestClasses(t *testing.T) {
 				check(uint64(abi.IdentityHealth), false, false)
 				check(own, false, false)
 				check(own, true, true)
-				check(tt.base, true, false) // a class of the scope takes the base class's place
+				check(tt.base, true, true) // what holds for the base class holds for its part
+				own = abi.ClassOf(uint64(abi.IdentityHealth), 5)
+				check(own, true, true)
+				check(tt.base, true, false) // the class tells the base class, not the peer's number
+				own = tt.base
+				check(own, true, true) // a row may lead to a base class
 			})
 		}
 	})
@@ -78,7 +83,7 @@ func TestBothEnds(t *testing.T) {
 			t.Error("a denied packet opened a flow")
 		}
 		// By the peer's identity alone on ingress, with its named ports on egress.
-		const own = 1<<63 | 5
+		own := abi.ClassOf(abi.ClassPod, 5)
 		w.enforce(&w.a, abi.Egress, allow(own, tcp, 80))
 		w.class(&w.a, abi.Egress, 258|namedPorts, own)
 		w.enforce(&w.b, abi.Ingress, allow(own, tcp, 80))
@@ -107,7 +112,7 @@ func TestToItself(t *testing.T) {
 
 // model is the rule that the programs follow, written without lens masks or hash
 // lookups: the row with the longest port prefix counts within a class, one of
-// protocol 0 after all others.
+// protocol 0 after all others; a class is asked, its base class and CLASS_ANY.
 func model(rows []row, class uint64, enforced bool, proto uint8, port uint16) (abi.Reason, bool) {
 	find := func(class uint64) abi.Verdict {
 		best, verdict := -2, abi.VerdictNone
@@ -124,11 +129,11 @@ func model(rows []row, class uint64, enforced bool, proto uint8, port uint16) (a
 		}
 		return verdict
 	}
-	byClass, byAny := find(class), find(abi.ClassAny)
+	said := max(find(class), find(abi.BaseOf(class)), find(abi.ClassAny)) // a deny is the greatest
 	switch {
-	case byClass == abi.VerdictDeny || byAny == abi.VerdictDeny:
+	case said == abi.VerdictDeny:
 		return abi.PolicyDenied, false
-	case byClass == abi.VerdictAllow || byAny == abi.VerdictAllow || !enforced:
+	case said == abi.VerdictAllow || !enforced:
 		return 0, true
 	}
 	return abi.PolicyDefaultDeny, false
@@ -137,13 +142,14 @@ func model(rows []row, class uint64, enforced bool, proto uint8, port uint16) (a
 // TestRows compares the programs with the model on random tables.
 func TestRows(t *testing.T) {
 	w := newWorld(t, smallSizes())
+	const ownClass = 1<<63 | abi.ClassPod<<58 | 77
 	port := rapid.OneOf(rapid.Uint16Range(76, 84), rapid.SampledFrom([]uint16{0, 1 << 15, 1<<15 | 80, 65535}))
 	rapid.Check(t, func(rt *rapid.T) {
 		seen := make(map[row]bool)
 		var rows []row
 		for range rapid.IntRange(0, 6).Draw(rt, "rows") {
 			r := row{
-				class:   rapid.SampledFrom([]uint64{abi.ClassAny, abi.ClassPod, uint64(abi.IdentityHost)}).Draw(rt, "class"),
+				class:   rapid.SampledFrom([]uint64{abi.ClassAny, abi.ClassPod, uint64(abi.IdentityHost), ownClass}).Draw(rt, "class"),
 				proto:   rapid.SampledFrom([]uint8{0, tcp, tcp, udp}).Draw(rt, "proto"),
 				verdict: rapid.SampledFrom([]abi.Verdict{abi.VerdictAllow, abi.VerdictDeny}).Draw(rt, "verdict"),
 			}
@@ -163,12 +169,18 @@ func TestRows(t *testing.T) {
 		port := port.Draw(rt, "probe port")
 		w.forget()
 		w.policy(&w.a, abi.Egress, enforced, rows...)
+		class := abi.ClassPod
+		if rapid.Bool().Draw(rt, "peer has a class") {
+			class = ownClass
+			w.class(&w.a, abi.Egress, remoteIdentity|namedPorts, class)
+		}
 		r := w.from(w.a, frame{srcMAC: w.a.mac, dstMAC: gateway, src: w.a.v4, dst: remote4, proto: proto, srcPort: 9, dstPort: port})
-		reason, ok := model(rows, abi.ClassPod, enforced, proto, port)
+		reason, ok := model(rows, class, enforced, proto, port)
 		got := r.verdict == passed
 		if got != ok || (!ok && (len(r.events) != 1 || r.events[0].Reason != reason)) {
 			rt.Fatalf("rows %+v: verdict %d events %+v, want ok %v reason %s", rows, r.verdict, r.events, ok, reason)
 		}
 		empty[abi.PolicyKey](w, w.o.Policy)
+		empty[abi.ClassKey](w, w.o.Classes)
 	})
 }

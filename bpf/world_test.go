@@ -198,6 +198,8 @@ func (w *world) policy(p *pod, d abi.Direction, enforced bool, rows ...row) {
 		lens := &ref.ClassLens
 		if r.class == abi.ClassAny {
 			lens = &ref.AnyLens
+		} else if !abi.IsOwnClass(r.class) {
+			lens = &ref.BaseLens
 		}
 		if r.proto == 0 {
 			*lens |= abi.LensAllProtocols

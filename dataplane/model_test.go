@@ -202,7 +202,7 @@ func (m model) direction(out *modelTables, d abi.Direction, label byte) abi.Poli
 		}
 	}
 	lens := uint32(1<<16 | abi.LensAllProtocols)
-	ref := abi.PolicyRef{ClassLens: lens, AnyLens: lens}
+	ref := abi.PolicyRef{ClassLens: lens, BaseLens: lens, AnyLens: lens}
 	if m.enforced[fmt.Sprintf("%c%d", label, d)] {
 		ref.Flags = abi.PolicyEnforced
 	}
@@ -220,10 +220,10 @@ func (m model) direction(out *modelTables, d abi.Direction, label byte) abi.Poli
 		if matches == "" {
 			return
 		}
-		c := id64("class", base, matches) | 1<<63
+		c := abi.ClassOf(base, id64("class", matches))
 		out.classes[abi.ClassKey{Scope: ref.Scope, Peer: peer}] = abi.ClassValue{Class: c}
 		m.row(out, ref.Table, c, rules, func(r modelRule) bool {
-			return r.pods && base == abi.ClassPod || r.item() != "" && slices.Contains(splitMatches(matches), r.item())
+			return r.item() != "" && slices.Contains(splitMatches(matches), r.item())
 		})
 	}
 	for _, p := range m.pods {

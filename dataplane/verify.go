@@ -227,8 +227,8 @@ func (n names) endpoint(v abi.EndpointValue) string {
 		s += " " + a.Addr().String()
 	}
 	for d, ref := range refs(&v) {
-		s += fmt.Sprintf(" %s table %s scope %s lens %#x/%#x flags %#x",
-			[]string{"egress", "ingress"}[d], n.id(ref.Table), n.id(ref.Scope), ref.ClassLens, ref.AnyLens, ref.Flags)
+		s += fmt.Sprintf(" %s table %s scope %s lens %#x/%#x/%#x flags %#x",
+			[]string{"egress", "ingress"}[d], n.id(ref.Table), n.id(ref.Scope), ref.ClassLens, ref.BaseLens, ref.AnyLens, ref.Flags)
 	}
 	return s
 }

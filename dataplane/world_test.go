@@ -196,7 +196,7 @@ func (w *world) ref(out *modelTables, p *pod, d abi.Direction, rules []rule) abi
 	}
 	h := fnv.New64a()
 	fmt.Fprint(h, mine)
-	ref := abi.PolicyRef{Table: h.Sum64(), ClassLens: lens, AnyLens: lens, Flags: abi.PolicyEnforced}
+	ref := abi.PolicyRef{Table: h.Sum64(), ClassLens: lens, BaseLens: lens, AnyLens: lens, Flags: abi.PolicyEnforced}
 	for _, r := range mine {
 		if r.peer != "" && r.peer != "any" && r.peer != "host" {
 			ref.Scope = ref.Table ^ 1
@@ -212,7 +212,7 @@ func (w *world) ref(out *modelTables, p *pod, d abi.Direction, rules []rule) abi
 			class = uint64(abi.IdentityHost)
 		default:
 			peer := uint64(w.pods[r.peer].identity)
-			class = peer | 1<<63
+			class = abi.ClassOf(abi.ClassPod, peer)
 			out.classes[abi.ClassKey{Scope: ref.Scope, Peer: peer}] = abi.ClassValue{Class: class}
 		}
 		key := abi.PolicyKey{Table: ref.Table, Class: class, Protocol: r.protocol}

@@ -264,7 +264,7 @@ func TestSnapshotOfALaterVersion(t *testing.T) {
 		t.Errorf("format: %v, want ErrUpgradeNeeded", err)
 	}
 	// A kind of record that this version does not know.
-	record := protowire.AppendBytes(protowire.AppendTag(nil, 7, protowire.BytesType), nil)
+	record := protowire.AppendBytes(protowire.AppendTag(nil, 100, protowire.BytesType), nil)
 	b := binary.AppendUvarint(nil, uint64(len(record)))
 	b = binary.LittleEndian.AppendUint32(b, log.Checksum(record))
 	b = append(b, record...)

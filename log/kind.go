@@ -25,6 +25,8 @@ const (
 	KindNodeJoined       Kind = 40
 	KindNodeUpdated      Kind = 41
 	KindNodeLeft         Kind = 42
+	KindDNSObserved      Kind = 56
+	KindDNSCollected     Kind = 57
 )
 
 // firstKind is the lowest field number of a payload; those below belong to the
@@ -92,6 +94,16 @@ var kinds = [...]kindInfo{
 		KindNodeLeft, "node-left", eventpb.Role_ROLE_NODE,
 		func(e *eventpb.Event) (string, error) { return stream("node", e.GetNodeLeft().GetName()) },
 		func(e *eventpb.Event) string { return e.GetNodeLeft().GetName() },
+	},
+	{
+		KindDNSObserved, "dns-observed", eventpb.Role_ROLE_NODE,
+		func(e *eventpb.Event) (string, error) { return dnsStream(e.GetDnsObserved().GetRef()) },
+		func(e *eventpb.Event) string { return e.GetDnsObserved().GetNode() },
+	},
+	{
+		KindDNSCollected, "dns-collected", eventpb.Role_ROLE_NODE,
+		func(e *eventpb.Event) (string, error) { return dnsStream(e.GetDnsCollected().GetRef()) },
+		func(e *eventpb.Event) string { return e.GetDnsCollected().GetNode() },
 	},
 }
 
@@ -185,6 +197,10 @@ func KindOf(e *eventpb.Event) (Kind, error) {
 		k, empty = KindNodeUpdated, p.NodeUpdated == nil
 	case *eventpb.Event_NodeLeft:
 		k, empty = KindNodeLeft, p.NodeLeft == nil
+	case *eventpb.Event_DnsObserved:
+		k, empty = KindDNSObserved, p.DnsObserved == nil
+	case *eventpb.Event_DnsCollected:
+		k, empty = KindDNSCollected, p.DnsCollected == nil
 	default:
 		empty = true
 	}
@@ -200,6 +216,7 @@ func KindOf(e *eventpb.Event) (Kind, error) {
 //	namespace/NAME
 //	endpoint/NAMESPACE/NAME
 //	node/NAME
+//	dns/NAMESPACE/NAME, of the endpoint that asked
 //
 // The error is ErrInvalid where a part of the name is missing or holds a slash,
 // otherwise as of KindOf.
@@ -229,6 +246,10 @@ func policyStream(ref *eventpb.PolicyRef) (string, error) {
 
 func endpointStream(ref *eventpb.EndpointRef) (string, error) {
 	return stream("endpoint", ref.GetNamespace(), ref.GetName())
+}
+
+func dnsStream(ref *eventpb.EndpointRef) (string, error) {
+	return stream("dns", ref.GetNamespace(), ref.GetName())
 }
 
 func stream(prefix string, parts ...string) (string, error) {

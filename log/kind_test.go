@@ -104,6 +104,9 @@ func TestStreamOf(t *testing.T) {
 		{&eventpb.Event{Payload: &eventpb.Event_NodeJoined{NodeJoined: &eventpb.NodeJoined{Name: "n"}}}, "node/n"},
 		{&eventpb.Event{Payload: &eventpb.Event_NodeUpdated{NodeUpdated: &eventpb.NodeUpdated{Name: "n"}}}, "node/n"},
 		{&eventpb.Event{Payload: &eventpb.Event_NodeLeft{NodeLeft: &eventpb.NodeLeft{Name: "n"}}}, "node/n"},
+		{&eventpb.Event{Payload: &eventpb.Event_DnsObserved{DnsObserved: &eventpb.DnsObserved{Ref: ref}}}, "dns/default/web"},
+		{&eventpb.Event{Payload: &eventpb.Event_DnsCollected{DnsCollected: &eventpb.DnsCollected{Ref: ref}}}, "dns/default/web"},
+		{&eventpb.Event{Payload: &eventpb.Event_DnsCollected{DnsCollected: &eventpb.DnsCollected{}}}, ""},
 	} {
 		got, err := StreamOf(c.event)
 		if got != c.want || (c.want == "") != errors.Is(err, ErrInvalid) {
@@ -122,6 +125,8 @@ func TestAuthorize(t *testing.T) {
 		"node-joined":      {Payload: &eventpb.Event_NodeJoined{NodeJoined: &eventpb.NodeJoined{Name: "n1"}}},
 		"node-updated":     {Payload: &eventpb.Event_NodeUpdated{NodeUpdated: &eventpb.NodeUpdated{Name: "n1"}}},
 		"node-left":        {Payload: &eventpb.Event_NodeLeft{NodeLeft: &eventpb.NodeLeft{Name: "n1"}}},
+		"dns-observed":     {Payload: &eventpb.Event_DnsObserved{DnsObserved: &eventpb.DnsObserved{Ref: ref, Node: "n1"}}},
+		"dns-collected":    {Payload: &eventpb.Event_DnsCollected{DnsCollected: &eventpb.DnsCollected{Ref: ref, Node: "n1"}}},
 	}
 	admin := map[string]*eventpb.Event{
 		"policy-set":        policySet(1, "default", "web"),

@@ -47,7 +47,7 @@ func endpointEvents(e *fsm.Endpoint) []log.Revision {
 func (s *subject) ref() abi.PolicyRef {
 	r := abi.PolicyRef{
 		Table: s.table.id, Scope: s.table.scope.id,
-		ClassLens: s.table.classLens, AnyLens: s.table.anyLens,
+		ClassLens: s.table.classLens, BaseLens: s.table.baseLens, AnyLens: s.table.anyLens,
 	}
 	if s.enforced {
 		r.Flags |= abi.PolicyEnforced

@@ -83,7 +83,7 @@ func (s *scope) divide(u *universe, matches map[string][]match, ids *ids) {
 			}
 			slices.SortFunc(tokens[i], compareTokens)
 			c := &class{base: g.base, tokens: slices.Compact(tokens[i])}
-			c.id = ids.class(c.content())
+			c.id = ids.class(c.base, c.content())
 			if known, ok := byID[c.id]; ok {
 				c = known
 			}

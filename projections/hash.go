@@ -59,7 +59,7 @@ func appendPolicyRef(b []byte, r abi.PolicyRef) []byte {
 	b = le.AppendUint32(b, r.ClassLens)
 	b = le.AppendUint32(b, r.AnyLens)
 	b = le.AppendUint32(b, r.Flags)
-	return append(b, 0, 0, 0, 0)
+	return le.AppendUint32(b, r.BaseLens)
 }
 
 func appendPrefix(b []byte, k Prefix) []byte {

@@ -10,10 +10,6 @@ import (
 	"github.com/varve-net/varve/log"
 )
 
-// classBit is set in the id of every class that has rows in the class map, so
-// that none is ever a base class.
-const classBit uint64 = 1 << 63
-
 // content gathers the bytes that an id stands for. Every part is delimited, so
 // that different parts never make the same bytes.
 type content struct{ b []byte }
@@ -81,9 +77,11 @@ func (x *ids) id(kind string, c *content) uint64 {
 	return x.claim(kind, le.Uint64(h[:]), h)
 }
 
-func (x *ids) class(c *content) uint64 {
+// class is the id of a class of the class map: never a base class, and known by
+// itself as part of one.
+func (x *ids) class(base uint64, c *content) uint64 {
 	h := x.hash("class", c)
-	return x.claim("class", le.Uint64(h[:])|classBit, h)
+	return x.claim("class", abi.ClassOf(base, le.Uint64(h[:])), h)
 }
 
 // cidrPeer is the number of a prefix.

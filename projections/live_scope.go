@@ -218,7 +218,7 @@ func (x *live) newClass(s *liveScope, base uint64, tokens []token32) *liveClass 
 	for i, t := range tokens {
 		c.tokens[i] = token{s.keys[t.index], t.port}
 	}
-	c.id = x.ids.class(c.content())
+	c.id = x.ids.class(c.base, c.content())
 	out := &liveClass{class: c, cause: s.causeOf(c)}
 	s.classes[c.id] = out
 	if x.classUsers[c.id]++; x.classUsers[c.id] == 1 {

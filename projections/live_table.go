@@ -241,7 +241,7 @@ func (x *live) settleRows(t *liveTable) {
 	t.filled, t.recaused = true, false
 	x.putRows(t, abi.ClassAny, t.anyRows())
 	for _, base := range bases {
-		x.putRows(t, base, t.classRows(&class{id: base, base: base}))
+		x.putRows(t, base, t.baseRows(base))
 	}
 	if t.in == nil {
 		return

@@ -13,10 +13,11 @@ type table struct {
 	id    uint64 // 0: no rule
 	rules []*rule
 	scope *scope
-	// classLens covers the nodes of all rules that name peers, whether or not a
-	// class has rows of them now, so that it changes with the table only: rows
+	// classLens covers the nodes of all rules that name peers by items, whether or
+	// not a class has rows of them now, so that it changes with the table only: rows
 	// that come later are found without a change of the endpoint's row.
 	classLens uint32
+	baseLens  uint32 // of rules that name peers by base classes
 	anyLens   uint32
 	asksDNS   bool // some rule does
 }
@@ -33,7 +34,10 @@ func (e env) newTable(rs *ruleSet, s *scope, ids *ids) *table {
 		r.describe(&c)
 		t.asksDNS = t.asksDNS || r.asksDNS()
 		for _, n := range r.nodes {
-			if r.bases != 0 || len(r.items) > 0 {
+			if r.bases != 0 {
+				t.baseLens |= n.lens()
+			}
+			if len(r.items) > 0 {
 				t.classLens |= n.lens()
 			}
 		}
@@ -91,12 +95,24 @@ func (t *table) anyRows() []decision {
 	return resolve(claims, func(n node) *policy.DNSRules { return t.dnsAt(nil, n) })
 }
 
-// classRows is the rows for peers of class c, those of rules for every peer not
+// baseRows is the rows for peers of a base class, those of rules for every peer not
 // included.
+func (t *table) baseRows(base uint64) []decision {
+	var claims []claim
+	for i, r := range t.rules {
+		if r.bases.has(base) {
+			claims = r.claimNodes(claims, i)
+		}
+	}
+	return resolve(claims, func(n node) *policy.DNSRules { return t.dnsAt(&class{id: base, base: base}, n) })
+}
+
+// classRows is the rows for peers of class c, those of its base class and of rules
+// for every peer not included.
 func (t *table) classRows(c *class) []decision {
 	var claims []claim
 	for i, r := range t.rules {
-		if r.takes(c) {
+		if r.names(c) {
 			claims = r.claimNodes(claims, i)
 		}
 		for _, key := range r.named {
@@ -110,9 +126,10 @@ func (t *table) classRows(c *class) []decision {
 }
 
 // takes tells whether the rule, if it is not for every peer, is for those of c.
-func (r *rule) takes(c *class) bool {
-	return r.bases.has(c.base) || slices.ContainsFunc(r.items, c.has)
-}
+func (r *rule) takes(c *class) bool { return r.bases.has(c.base) || r.names(c) }
+
+// names tells whether one of the rule's items is for peers of c.
+func (r *rule) names(c *class) bool { return slices.ContainsFunc(r.items, c.has) }
 
 func (r *rule) claimNodes(claims []claim, index int) []claim {
 	for _, n := range r.nodes {
@@ -125,7 +142,7 @@ func (r *rule) claimNodes(claims []claim, index int) []claim {
 func (t *table) rows(ids *ids) []*PolicyRow {
 	out := t.keyed(abi.ClassAny, t.anyRows(), ids)
 	for _, base := range bases {
-		out = append(out, t.keyed(base, t.classRows(&class{id: base, base: base}), ids)...)
+		out = append(out, t.keyed(base, t.baseRows(base), ids)...)
 	}
 	for _, c := range t.scope.classes {
 		out = append(out, t.keyed(c.id, t.classRows(c), ids)...)

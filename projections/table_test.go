@@ -66,7 +66,7 @@ func TestTableRefusesTwoRowsOfOneKey(t *testing.T) {
 
 // The encoders are written by hand: encoding/binary is the judge of them.
 func TestEncodersWriteTheABI(t *testing.T) {
-	ref := abi.PolicyRef{Table: 1 << 60, Scope: 3, ClassLens: 0x2ffff, AnyLens: 5, Flags: 1}
+	ref := abi.PolicyRef{Table: 1 << 60, Scope: 3, ClassLens: 0x2ffff, AnyLens: 5, Flags: 1, BaseLens: 1 << 16}
 	for _, c := range []struct {
 		name  string
 		got   []byte

@@ -101,7 +101,7 @@ func BenchmarkUpdate(b *testing.B) {
 func BenchmarkAdversary(b *testing.B) {
 	adversary := func(b *testing.B) *gencluster.Cluster {
 		c := gencluster.Typical()
-		c.LocalPods = 10 // each has some 41,000 rows: every class repeats the rows of `cluster`
+		c.LocalPods = 10
 		g := generated(b, c)
 		if err := g.SetPolicies(gencluster.Adversary(1000)); err != nil {
 			b.Fatal(err)

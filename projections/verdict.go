@@ -29,7 +29,7 @@ type Answer struct {
 	// Row decided; nil for a default. Its Cause names rules and events.
 	Row   *PolicyRow
 	Table uint64 // the policy table asked; 0: the endpoint has no rule there
-	Class uint64 // the class found for the peer
+	Class uint64 // the class found for the peer: of the scope, or its base class
 }
 
 // PeerOf resolves an address as the programs do: the exact address, then the
@@ -64,13 +64,16 @@ func (t *Tables) Verdict(q Question) (Answer, error) {
 	class := t.classOf(ref.Scope, peer)
 	a := Answer{Verdict: abi.VerdictAllow, Table: ref.Table, Class: class}
 
-	var specific *PolicyRow
-	if class != abi.ClassAny {
-		specific = t.longest(ref.Table, class, ref.ClassLens, q.Protocol, q.Port)
+	var own, base *PolicyRow
+	if abi.IsOwnClass(class) {
+		own = t.longest(ref.Table, class, ref.ClassLens, q.Protocol, q.Port)
+	}
+	if b := abi.BaseOf(class); b != abi.ClassAny {
+		base = t.longest(ref.Table, b, ref.BaseLens, q.Protocol, q.Port)
 	}
 	any := t.longest(ref.Table, abi.ClassAny, ref.AnyLens, q.Protocol, q.Port)
 	for _, want := range []abi.Verdict{abi.VerdictDeny, abi.VerdictAllow} {
-		for _, row := range []*PolicyRow{specific, any} {
+		for _, row := range []*PolicyRow{own, base, any} {
 			if row != nil && row.Value.Verdict == want {
 				a.Verdict, a.Row = want, row
 				return a, nil

@@ -33,6 +33,11 @@ const (
 const (
 	ClassAny uint64 = 0
 	ClassPod uint64 = 16
+
+	// classOwn marks a class of the class map; its base class stands below.
+	classOwn       uint64 = 1 << 63
+	classBaseShift        = 58
+	classBaseMask  uint64 = 31
 )
 
 // PeerCIDR marks a peer that is a CIDR prefix.
@@ -45,6 +50,11 @@ const PeerCIDRv6 uint64 = 1 << 62
 // Flags of PolicyRef.
 const (
 	PolicyEnforced uint32 = 1 << 0
+	// PolicyFQDN says that the table has rows of classes that hold addresses by
+	// what the endpoint learned (see FQDNValue).
+	PolicyFQDN uint32 = 1 << 1
+	// PolicyAsks says that the table has rows with PolicyDNS.
+	PolicyAsks uint32 = 1 << 2
 )
 
 // LensAllProtocols is the bit of a lens mask that says that a row with protocol
@@ -72,6 +82,24 @@ const (
 	Egress  Direction = 0
 	Ingress Direction = 1
 )
+
+// ClassOf is the class of the class map that is part of a base class and has this
+// hash, of which the upper bits are not used.
+func ClassOf(base, hash uint64) uint64 {
+	return classOwn | base&classBaseMask<<classBaseShift | hash&(1<<classBaseShift-1)
+}
+
+// BaseOf is the base class that a class is part of; a base class is part of itself.
+// A class of the class map does not repeat the rows of its base class.
+func BaseOf(class uint64) uint64 {
+	if !IsOwnClass(class) {
+		return class
+	}
+	return class >> classBaseShift & classBaseMask
+}
+
+// IsOwnClass tells whether a class is one of the class map.
+func IsOwnClass(class uint64) bool { return class&classOwn != 0 }
 
 // Addr is an address as the maps hold it: 16 bytes, IPv4 as ::ffff:a.b.c.d.
 type Addr [16]byte
@@ -120,10 +148,10 @@ type IPCacheValue struct {
 type PolicyRef struct {
 	Table     uint64
 	Scope     uint64
-	ClassLens uint32
+	ClassLens uint32 // of classes of the scope
 	AnyLens   uint32
 	Flags     uint32
-	_         uint32
+	BaseLens  uint32 // of base classes
 }
 
 // EndpointKey is the host side's interface; local to this boot, so a desired
@@ -166,12 +194,49 @@ type PolicyKey struct {
 	_        uint32
 }
 
+// PolicyDNS, a flag of an allowing PolicyValue: what is sent there goes to the DNS
+// proxy and nowhere else.
+const PolicyDNS uint8 = 1 << 0
+
 // PolicyValue is one policy row.
 type PolicyValue struct {
 	Row     uint64
 	Verdict Verdict
-	_       [7]uint8
+	Flags   uint8
+	_       [6]uint8
 }
+
+// FQDNPairs is how many classes an address can have for one endpoint.
+const FQDNPairs = 8
+
+// FQDNKey is an address that an endpoint learned by asking for a name.
+type FQDNKey struct {
+	Endpoint uint32 // id
+	Addr     Addr
+}
+
+// FQDNValue is the classes whose rows hold for the address, and until when a new
+// flow may use each. A class of 0 is none.
+type FQDNValue struct {
+	Class          [FQDNPairs]uint64
+	ExpiresSeconds [FQDNPairs]uint32 // of CLOCK_MONOTONIC
+}
+
+// Proxy is the only element of the proxy map: where the DNS proxy listens. The
+// proxy writes it; zero sends nothing to it.
+type Proxy struct {
+	PortBE [2]byte // UDP and TCP, the wildcard address of both families
+	_      [6]uint8
+}
+
+// Marks of packets and sockets, below MarkMask, and the routing table that takes
+// what has MarkToProxy to the local host. As in Cilium.
+const (
+	MarkMask      = 0xf00
+	MarkToProxy   = 0x200
+	MarkFromProxy = 0xb00
+	ProxyTable    = 2004
+)
 
 // CT4Key and CT6Key are a flow; side 0 compares lower.
 type CT4Key struct {
@@ -210,6 +275,7 @@ const (
 	CTOrigin    uint32 = 1
 	CTDenied    uint32 = 2
 	CTSeenReply uint32 = 4
+	CTProxy     uint32 = 8 // the DNS proxy is the other end, whatever the address says
 )
 
 // CTValue is one flow.
@@ -302,6 +368,13 @@ type HeldValue struct {
 type Clock struct {
 	MonotonicSeconds uint32
 	Jiffy            uint32 // when they were read
+}
+
+// Device is the MAC of an interface of the node, by its index, so that a packet can
+// be put before it as if it had come in there.
+type Device struct {
+	MAC [6]byte
+	_   [2]uint8
 }
 
 // CounterSlots is the size of the counters map, and CounterLostEvents the index

@@ -28,8 +28,11 @@ const (
 	FragmentTiny       Reason = 18
 	FragmentHeld       Reason = 19 // no drop: it comes again, and is counted again, after its first
 
+	ProxyMissing  Reason = 20 // for the DNS proxy, which does not listen
+	ProxyBypassed Reason = 21 // to or from a server around the DNS proxy
+
 	// ReasonCount is one more than the highest reason.
-	ReasonCount = 20
+	ReasonCount = 22
 )
 
 var reasonNames = [ReasonCount]string{
@@ -38,7 +41,7 @@ var reasonNames = [ReasonCount]string{
 	"fragment", "extension header", "unknown protocol", "no endpoint",
 	"conntrack full", "unsolicited ICMP", "multicast", "IPv4 options",
 	"disabled address family", "neighbour request",
-	"tiny or overlapping fragment", "fragment held",
+	"tiny or overlapping fragment", "fragment held", "DNS proxy missing", "around the DNS proxy",
 }
 
 // String is the reason as people read it.

@@ -39,6 +39,14 @@ enum base_class {
 	CLASS_POD = 16, /* a managed endpoint of this cluster */
 };
 
+/*
+ * A class of the class map is CLASS_OWN | its base class << CLASS_BASE_SHIFT | hash.
+ * It does not repeat the rows of its base class.
+ */
+#define CLASS_OWN (1ULL << 63)
+#define CLASS_BASE_SHIFT 58
+#define CLASS_BASE_MASK 31ULL
+
 struct ipcache_key {
 	__u8 addr[16]; /* IPv4 as ::ffff:a.b.c.d */
 };
@@ -58,14 +66,16 @@ struct ipcache_value {
 struct policy_ref {
 	__u64 table;
 	__u64 scope;
-	__u32 class_lens; /* bit n: rows of n port bits exist for specific classes */
+	__u32 class_lens; /* bit n: rows of n port bits exist for classes of the scope */
 	__u32 any_lens;	  /* the same for CLASS_ANY */
 	__u32 flags;	  /* POLICY_* */
-	__u32 pad;
+	__u32 base_lens;  /* the same as class_lens for base classes */
 };
 
 #define LENS_ALL_PROTOCOLS (1U << 17) /* a row with protocol 0 exists */
 #define POLICY_ENFORCED (1U << 0)     /* what no row decides is denied */
+#define POLICY_FQDN (1U << 1)	      /* rows exist for classes of the map `fqdn` */
+#define POLICY_ASKS (1U << 2)	      /* rows with POLICY_DNS exist */
 
 struct endpoint_key {
 	__u32 ifindex;
@@ -110,7 +120,43 @@ enum verdict {
 struct policy_value {
 	__u64 row; /* id of the row, for provenance */
 	__u8 verdict;
-	__u8 pad[7];
+	__u8 flags; /* POLICY_DNS */
+	__u8 pad[6];
+};
+
+#define POLICY_DNS (1U << 0) /* allows, and hands over to the DNS proxy */
+
+/*
+ * Addresses that an endpoint learned by asking for a name. The DNS proxy writes
+ * this map and the next, and nobody else does.
+ */
+#define FQDN_PAIRS 8
+
+struct fqdn_key {
+	__u32 endpoint; /* id */
+	__u8 addr[16];
+};
+
+/* Rows of these classes hold for the address; a new flow may use each until it expires. */
+struct fqdn_value {
+	__u64 class[FQDN_PAIRS];   /* 0: none */
+	__u32 expires[FQDN_PAIRS]; /* seconds of CLOCK_MONOTONIC */
+};
+
+/* The only element of the map `proxy`: where the DNS proxy listens. */
+struct proxy {
+	__be16 port; /* UDP and TCP, the wildcard address of both families; 0: nowhere */
+	__u8 pad[6];
+};
+
+#define MARK_MASK 0xf00U
+#define MARK_TO_PROXY 0x200U   /* of packets; a routing rule takes them to the local host */
+#define MARK_FROM_PROXY 0xb00U /* of the proxy's sockets, and so of what they send */
+
+/* An interface of the node, by its index. */
+struct device {
+	__u8 mac[6];
+	__u8 pad[2];
 };
 
 /*
@@ -147,10 +193,11 @@ struct ct_side {
 #define CT_ORIGIN 1U /* flags bit 0: the side that opened the flow */
 #define CT_DENIED 2U /* judged again and denied: dropped both ways until judged anew */
 #define CT_SEEN_REPLY 4U
+#define CT_PROXY 8U /* the DNS proxy is the other end, whatever the address says */
 
 struct ct_value {
 #ifndef VARVE_LAYOUT_0
-	__u64 row;	  /* policy row that admitted it, 0: no policy enforced */
+	__u64 row; /* policy row that admitted it, 0: no policy enforced */
 #endif
 	__u32 generation; /* sum of both addresses' generations when judged; shares */
 	__u32 flags;	  /* an aligned 8-byte word with CT_*, read and written as one */
@@ -278,9 +325,11 @@ enum reason {
 	REASON_MULTICAST = 14,
 	REASON_IPV4_OPTIONS = 15,
 	REASON_DISABLED_FAMILY = 16,
-	REASON_NEIGHBOUR = 17, /* ARP or ND that asks for nothing we answer */
-	REASON_FRAGMENT_TINY = 18, /* cuts or overwrites a transport header */
-	REASON_FRAGMENT_HELD = 19, /* before its first: put aside, comes again after it */
+	REASON_NEIGHBOUR = 17,	    /* ARP or ND that asks for nothing we answer */
+	REASON_FRAGMENT_TINY = 18,  /* cuts or overwrites a transport header */
+	REASON_FRAGMENT_HELD = 19,  /* before its first: put aside, comes again after it */
+	REASON_PROXY_MISSING = 20,  /* for the DNS proxy, which does not listen */
+	REASON_PROXY_BYPASSED = 21, /* to or from a server around the DNS proxy */
 	REASON_MAX,
 };
 

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * The verdict of one direction of one endpoint's policy: (scope, peer) -> class,
- * then (table, class, protocol, port prefix) -> row, once for the peer's class and
- * once for CLASS_ANY. A deny in either wins, else an allow in either, else the
- * direction's default.
+ * then (table, class, protocol, port prefix) -> row, once for the peer's class, if
+ * the map has one, once for its base class and once for CLASS_ANY. A deny in any
+ * wins, else an allow in any, else the direction's default.
  */
 #pragma once
 
@@ -22,6 +22,12 @@ static __always_inline __u64 base_class(__u64 peer, __be16 ethertype)
 		return CLASS_POD;
 	/* A reserved number that we do not know matches no more than everyone does. */
 	return identity < CLASS_POD ? identity : CLASS_ANY;
+}
+
+/* The base class that a class is part of: one that is no scope's is its own. */
+static __always_inline __u64 base_of(__u64 class)
+{
+	return class & CLASS_OWN ? class >> CLASS_BASE_SHIFT & CLASS_BASE_MASK : class;
 }
 
 static __always_inline __u64 class_of(__u64 scope, __u64 peer, __be16 ethertype)
@@ -65,42 +71,54 @@ static __noinline int probe(struct policy_key *key, __u32 lens, __be16 port, __u
 	return v->verdict;
 }
 
+/*
+ * What the rows of one class say, after those of others said before. Sets t->row to
+ * that of a deny, and to that of the first allow.
+ */
+static __always_inline int add_verdict(struct policy_key *key, __u32 lens, __be16 port,
+				       __u8 protocol, int before, struct trace *t)
+{
+	__u64 row = 0;
+	int verdict;
+
+	if (!lens)
+		return before;
+	verdict = probe(key, lens, port, protocol, &row);
+	if (verdict == VERDICT_DENY || (verdict == VERDICT_ALLOW && before == VERDICT_NONE)) {
+		t->row = row;
+		return verdict;
+	}
+	return before;
+}
+
 /* 0 or the reason to drop; sets row and table of t. Global: verified once. */
 __noinline int decide(const struct policy_ref *ref, __u64 peer, const struct packet *p, __be16 port,
 		      struct trace *t)
 {
 	struct policy_key key = {};
-	__u64 class_row = 0, any_row = 0;
-	int by_class = VERDICT_NONE, by_any;
+	int verdict = VERDICT_NONE;
 
 	if (!ref || !p || !t)
 		return REASON_POLICY_DEFAULT_DENY;
 	key.table = ref->table;
 	t->table = ref->table;
 	t->row = 0;
-	if (ref->class_lens) {
+	if (ref->class_lens | ref->base_lens) {
 		key.class = class_of(ref->scope, peer, p->ethertype);
-		if (key.class != CLASS_ANY)
-			by_class = probe(&key, ref->class_lens, port, p->protocol, &class_row);
-		if (by_class == VERDICT_DENY) {
-			t->row = class_row;
-			return REASON_POLICY_DENIED;
-		}
+		if (key.class & CLASS_OWN)
+			verdict = add_verdict(&key, ref->class_lens, port, p->protocol, verdict, t);
+		key.class = base_of(key.class);
+		if (verdict != VERDICT_DENY && key.class != CLASS_ANY)
+			verdict = add_verdict(&key, ref->base_lens, port, p->protocol, verdict, t);
 	}
-	key.class = CLASS_ANY;
-	by_any = probe(&key, ref->any_lens, port, p->protocol, &any_row);
-	if (by_any == VERDICT_DENY) {
-		t->row = any_row;
+	if (verdict != VERDICT_DENY) {
+		key.class = CLASS_ANY;
+		verdict = add_verdict(&key, ref->any_lens, port, p->protocol, verdict, t);
+	}
+	if (verdict == VERDICT_DENY)
 		return REASON_POLICY_DENIED;
-	}
-	if (by_class == VERDICT_ALLOW) {
-		t->row = class_row;
+	if (verdict == VERDICT_ALLOW)
 		return 0;
-	}
-	if (by_any == VERDICT_ALLOW) {
-		t->row = any_row;
-		return 0;
-	}
 	return ref->flags & POLICY_ENFORCED ? REASON_POLICY_DEFAULT_DENY : 0;
 }
 

@@ -210,7 +210,8 @@ type Event struct {
 	// says that the stream must not exist (never written, or its subject deleted).
 	ExpectedRevision *uint64 `protobuf:"varint,6,opt,name=expected_revision,json=expectedRevision,proto3,oneof" json:"expected_revision,omitempty"`
 	// The node's own sequence number for facts with one writer (endpoints, DNS);
-	// 0 for everything else. Apply ignores numbers it has already seen.
+	// 0 for everything else. Apply ignores numbers it has already seen. DNS facts
+	// are numbered by themselves, since another process writes them.
 	JournalSeq uint64 `protobuf:"varint,7,opt,name=journal_seq,json=journalSeq,proto3" json:"journal_seq,omitempty"`
 	// The kind is the field number. 16-31 policy and namespaces, 32-39 endpoints,
 	// 40-47 nodes, 48-55 services, 56-63 DNS, 64-79 remote clusters, 80-87
@@ -228,6 +229,8 @@ type Event struct {
 	//	*Event_NodeJoined
 	//	*Event_NodeUpdated
 	//	*Event_NodeLeft
+	//	*Event_DnsObserved
+	//	*Event_DnsCollected
 	Payload       isEvent_Payload `protobuf_oneof:"payload"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -409,6 +412,24 @@ func (x *Event) GetNodeLeft() *NodeLeft {
 	return nil
 }
 
+func (x *Event) GetDnsObserved() *DnsObserved {
+	if x != nil {
+		if x, ok := x.Payload.(*Event_DnsObserved); ok {
+			return x.DnsObserved
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetDnsCollected() *DnsCollected {
+	if x != nil {
+		if x, ok := x.Payload.(*Event_DnsCollected); ok {
+			return x.DnsCollected
+		}
+	}
+	return nil
+}
+
 type isEvent_Payload interface {
 	isEvent_Payload()
 }
@@ -453,6 +474,14 @@ type Event_NodeLeft struct {
 	NodeLeft *NodeLeft `protobuf:"bytes,42,opt,name=node_left,json=nodeLeft,proto3,oneof"`
 }
 
+type Event_DnsObserved struct {
+	DnsObserved *DnsObserved `protobuf:"bytes,56,opt,name=dns_observed,json=dnsObserved,proto3,oneof"`
+}
+
+type Event_DnsCollected struct {
+	DnsCollected *DnsCollected `protobuf:"bytes,57,opt,name=dns_collected,json=dnsCollected,proto3,oneof"`
+}
+
 func (*Event_PolicySet) isEvent_Payload() {}
 
 func (*Event_PolicyDeleted) isEvent_Payload() {}
@@ -472,6 +501,10 @@ func (*Event_NodeJoined) isEvent_Payload() {}
 func (*Event_NodeUpdated) isEvent_Payload() {}
 
 func (*Event_NodeLeft) isEvent_Payload() {}
+
+func (*Event_DnsObserved) isEvent_Payload() {}
+
+func (*Event_DnsCollected) isEvent_Payload() {}
 
 type Actor struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2226,6 +2259,223 @@ func (x *NodeLeft) GetName() string {
 	return ""
 }
 
+// DnsObserved says that an endpoint asked for a name and was told these
+// addresses. It adds to what is known of the name: an address that is known
+// already keeps the later of its two expiries.
+type DnsObserved struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Node        string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Ref         *EndpointRef           `protobuf:"bytes,2,opt,name=ref,proto3" json:"ref,omitempty"`
+	Incarnation uint64                 `protobuf:"varint,3,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	Name        string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`           // as asked: lower case, with a dot at its end
+	Addresses   []*DnsAddress          `protobuf:"bytes,5,rep,name=addresses,proto3" json:"addresses,omitempty"` // ascending, without repeats
+	// The names that led from the one asked to the addresses (CNAME), in order.
+	Chain         []string `protobuf:"bytes,6,rep,name=chain,proto3" json:"chain,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DnsObserved) Reset() {
+	*x = DnsObserved{}
+	mi := &file_log_eventpb_event_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DnsObserved) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DnsObserved) ProtoMessage() {}
+
+func (x *DnsObserved) ProtoReflect() protoreflect.Message {
+	mi := &file_log_eventpb_event_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DnsObserved.ProtoReflect.Descriptor instead.
+func (*DnsObserved) Descriptor() ([]byte, []int) {
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *DnsObserved) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *DnsObserved) GetRef() *EndpointRef {
+	if x != nil {
+		return x.Ref
+	}
+	return nil
+}
+
+func (x *DnsObserved) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
+}
+
+func (x *DnsObserved) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DnsObserved) GetAddresses() []*DnsAddress {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *DnsObserved) GetChain() []string {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
+}
+
+type DnsAddress struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Address       []byte                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"` // 4 or 16 bytes
+	ExpiresUnixNs int64                  `protobuf:"varint,2,opt,name=expires_unix_ns,json=expiresUnixNs,proto3" json:"expires_unix_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DnsAddress) Reset() {
+	*x = DnsAddress{}
+	mi := &file_log_eventpb_event_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DnsAddress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DnsAddress) ProtoMessage() {}
+
+func (x *DnsAddress) ProtoReflect() protoreflect.Message {
+	mi := &file_log_eventpb_event_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DnsAddress.ProtoReflect.Descriptor instead.
+func (*DnsAddress) Descriptor() ([]byte, []int) {
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *DnsAddress) GetAddress() []byte {
+	if x != nil {
+		return x.Address
+	}
+	return nil
+}
+
+func (x *DnsAddress) GetExpiresUnixNs() int64 {
+	if x != nil {
+		return x.ExpiresUnixNs
+	}
+	return 0
+}
+
+// DnsCollected says that these addresses are no longer held under the name.
+type DnsCollected struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Ref           *EndpointRef           `protobuf:"bytes,2,opt,name=ref,proto3" json:"ref,omitempty"`
+	Incarnation   uint64                 `protobuf:"varint,3,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	Addresses     [][]byte               `protobuf:"bytes,5,rep,name=addresses,proto3" json:"addresses,omitempty"` // ascending, without repeats
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DnsCollected) Reset() {
+	*x = DnsCollected{}
+	mi := &file_log_eventpb_event_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DnsCollected) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DnsCollected) ProtoMessage() {}
+
+func (x *DnsCollected) ProtoReflect() protoreflect.Message {
+	mi := &file_log_eventpb_event_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DnsCollected.ProtoReflect.Descriptor instead.
+func (*DnsCollected) Descriptor() ([]byte, []int) {
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *DnsCollected) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *DnsCollected) GetRef() *EndpointRef {
+	if x != nil {
+		return x.Ref
+	}
+	return nil
+}
+
+func (x *DnsCollected) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
+}
+
+func (x *DnsCollected) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DnsCollected) GetAddresses() [][]byte {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
 // Snapshot records are written by package fsm; see fsm/snapshot.go for the file
 // format around them.
 type SnapshotHeader struct {
@@ -2243,7 +2493,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_log_eventpb_event_proto_msgTypes[27]
+	mi := &file_log_eventpb_event_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2255,7 +2505,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[27]
+	mi := &file_log_eventpb_event_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2268,7 +2518,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{27}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -2330,6 +2580,7 @@ type SnapshotRecord struct {
 	//	*SnapshotRecord_Endpoint
 	//	*SnapshotRecord_Policy
 	//	*SnapshotRecord_Request
+	//	*SnapshotRecord_Name
 	Record        isSnapshotRecord_Record `protobuf_oneof:"record"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2337,7 +2588,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_log_eventpb_event_proto_msgTypes[28]
+	mi := &file_log_eventpb_event_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2349,7 +2600,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[28]
+	mi := &file_log_eventpb_event_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2362,7 +2613,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{28}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SnapshotRecord) GetRecord() isSnapshotRecord_Record {
@@ -2426,6 +2677,15 @@ func (x *SnapshotRecord) GetRequest() *SnapshotRequest {
 	return nil
 }
 
+func (x *SnapshotRecord) GetName() *SnapshotName {
+	if x != nil {
+		if x, ok := x.Record.(*SnapshotRecord_Name); ok {
+			return x.Name
+		}
+	}
+	return nil
+}
+
 type isSnapshotRecord_Record interface {
 	isSnapshotRecord_Record()
 }
@@ -2454,6 +2714,10 @@ type SnapshotRecord_Request struct {
 	Request *SnapshotRequest `protobuf:"bytes,6,opt,name=request,proto3,oneof"`
 }
 
+type SnapshotRecord_Name struct {
+	Name *SnapshotName `protobuf:"bytes,7,opt,name=name,proto3,oneof"`
+}
+
 func (*SnapshotRecord_Namespace) isSnapshotRecord_Record() {}
 
 func (*SnapshotRecord_Node) isSnapshotRecord_Record() {}
@@ -2466,6 +2730,8 @@ func (*SnapshotRecord_Policy) isSnapshotRecord_Record() {}
 
 func (*SnapshotRecord_Request) isSnapshotRecord_Record() {}
 
+func (*SnapshotRecord_Name) isSnapshotRecord_Record() {}
+
 type SnapshotNamespace struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Set           *NamespaceSet          `protobuf:"bytes,1,opt,name=set,proto3" json:"set,omitempty"`
@@ -2476,7 +2742,7 @@ type SnapshotNamespace struct {
 
 func (x *SnapshotNamespace) Reset() {
 	*x = SnapshotNamespace{}
-	mi := &file_log_eventpb_event_proto_msgTypes[29]
+	mi := &file_log_eventpb_event_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2488,7 +2754,7 @@ func (x *SnapshotNamespace) String() string {
 func (*SnapshotNamespace) ProtoMessage() {}
 
 func (x *SnapshotNamespace) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[29]
+	mi := &file_log_eventpb_event_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2501,7 +2767,7 @@ func (x *SnapshotNamespace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotNamespace.ProtoReflect.Descriptor instead.
 func (*SnapshotNamespace) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{29}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SnapshotNamespace) GetSet() *NamespaceSet {
@@ -2525,13 +2791,14 @@ type SnapshotNode struct {
 	JournalSeq     uint64                 `protobuf:"varint,3,opt,name=journal_seq,json=journalSeq,proto3" json:"journal_seq,omitempty"`
 	NextEndpointId uint32                 `protobuf:"varint,4,opt,name=next_endpoint_id,json=nextEndpointId,proto3" json:"next_endpoint_id,omitempty"`
 	Left           bool                   `protobuf:"varint,5,opt,name=left,proto3" json:"left,omitempty"`
+	DnsSeq         uint64                 `protobuf:"varint,6,opt,name=dns_seq,json=dnsSeq,proto3" json:"dns_seq,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *SnapshotNode) Reset() {
 	*x = SnapshotNode{}
-	mi := &file_log_eventpb_event_proto_msgTypes[30]
+	mi := &file_log_eventpb_event_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2543,7 +2810,7 @@ func (x *SnapshotNode) String() string {
 func (*SnapshotNode) ProtoMessage() {}
 
 func (x *SnapshotNode) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[30]
+	mi := &file_log_eventpb_event_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2556,7 +2823,7 @@ func (x *SnapshotNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotNode.ProtoReflect.Descriptor instead.
 func (*SnapshotNode) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{30}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *SnapshotNode) GetJoined() *NodeJoined {
@@ -2594,6 +2861,13 @@ func (x *SnapshotNode) GetLeft() bool {
 	return false
 }
 
+func (x *SnapshotNode) GetDnsSeq() uint64 {
+	if x != nil {
+		return x.DnsSeq
+	}
+	return 0
+}
+
 type SnapshotIdentity struct {
 	state              protoimpl.MessageState `protogen:"open.v1"`
 	Id                 uint32                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -2607,7 +2881,7 @@ type SnapshotIdentity struct {
 
 func (x *SnapshotIdentity) Reset() {
 	*x = SnapshotIdentity{}
-	mi := &file_log_eventpb_event_proto_msgTypes[31]
+	mi := &file_log_eventpb_event_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2619,7 +2893,7 @@ func (x *SnapshotIdentity) String() string {
 func (*SnapshotIdentity) ProtoMessage() {}
 
 func (x *SnapshotIdentity) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[31]
+	mi := &file_log_eventpb_event_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2632,7 +2906,7 @@ func (x *SnapshotIdentity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotIdentity.ProtoReflect.Descriptor instead.
 func (*SnapshotIdentity) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{31}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *SnapshotIdentity) GetId() uint32 {
@@ -2684,7 +2958,7 @@ type SnapshotEndpoint struct {
 
 func (x *SnapshotEndpoint) Reset() {
 	*x = SnapshotEndpoint{}
-	mi := &file_log_eventpb_event_proto_msgTypes[32]
+	mi := &file_log_eventpb_event_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2696,7 +2970,7 @@ func (x *SnapshotEndpoint) String() string {
 func (*SnapshotEndpoint) ProtoMessage() {}
 
 func (x *SnapshotEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[32]
+	mi := &file_log_eventpb_event_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2709,7 +2983,7 @@ func (x *SnapshotEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotEndpoint.ProtoReflect.Descriptor instead.
 func (*SnapshotEndpoint) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{32}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *SnapshotEndpoint) GetCreated() *EndpointCreated {
@@ -2754,6 +3028,135 @@ func (x *SnapshotEndpoint) GetIdentityRevision() uint64 {
 	return 0
 }
 
+// SnapshotName is a name that an endpoint asked for, after that endpoint.
+type SnapshotName struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           *EndpointRef           `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Addresses     []*SnapshotNameAddress `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Chain         []string               `protobuf:"bytes,4,rep,name=chain,proto3" json:"chain,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotName) Reset() {
+	*x = SnapshotName{}
+	mi := &file_log_eventpb_event_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotName) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotName) ProtoMessage() {}
+
+func (x *SnapshotName) ProtoReflect() protoreflect.Message {
+	mi := &file_log_eventpb_event_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotName.ProtoReflect.Descriptor instead.
+func (*SnapshotName) Descriptor() ([]byte, []int) {
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *SnapshotName) GetRef() *EndpointRef {
+	if x != nil {
+		return x.Ref
+	}
+	return nil
+}
+
+func (x *SnapshotName) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SnapshotName) GetAddresses() []*SnapshotNameAddress {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *SnapshotName) GetChain() []string {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
+}
+
+type SnapshotNameAddress struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Address       []byte                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	ExpiresUnixNs int64                  `protobuf:"varint,2,opt,name=expires_unix_ns,json=expiresUnixNs,proto3" json:"expires_unix_ns,omitempty"`
+	Revision      uint64                 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"` // of the event that gave it its expiry
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotNameAddress) Reset() {
+	*x = SnapshotNameAddress{}
+	mi := &file_log_eventpb_event_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotNameAddress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotNameAddress) ProtoMessage() {}
+
+func (x *SnapshotNameAddress) ProtoReflect() protoreflect.Message {
+	mi := &file_log_eventpb_event_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotNameAddress.ProtoReflect.Descriptor instead.
+func (*SnapshotNameAddress) Descriptor() ([]byte, []int) {
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *SnapshotNameAddress) GetAddress() []byte {
+	if x != nil {
+		return x.Address
+	}
+	return nil
+}
+
+func (x *SnapshotNameAddress) GetExpiresUnixNs() int64 {
+	if x != nil {
+		return x.ExpiresUnixNs
+	}
+	return 0
+}
+
+func (x *SnapshotNameAddress) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
 type SnapshotPolicy struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Set             *PolicySet             `protobuf:"bytes,1,opt,name=set,proto3" json:"set,omitempty"`
@@ -2765,7 +3168,7 @@ type SnapshotPolicy struct {
 
 func (x *SnapshotPolicy) Reset() {
 	*x = SnapshotPolicy{}
-	mi := &file_log_eventpb_event_proto_msgTypes[33]
+	mi := &file_log_eventpb_event_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2777,7 +3180,7 @@ func (x *SnapshotPolicy) String() string {
 func (*SnapshotPolicy) ProtoMessage() {}
 
 func (x *SnapshotPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[33]
+	mi := &file_log_eventpb_event_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2790,7 +3193,7 @@ func (x *SnapshotPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotPolicy.ProtoReflect.Descriptor instead.
 func (*SnapshotPolicy) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{33}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *SnapshotPolicy) GetSet() *PolicySet {
@@ -2827,7 +3230,7 @@ type SnapshotRequest struct {
 
 func (x *SnapshotRequest) Reset() {
 	*x = SnapshotRequest{}
-	mi := &file_log_eventpb_event_proto_msgTypes[34]
+	mi := &file_log_eventpb_event_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2839,7 +3242,7 @@ func (x *SnapshotRequest) String() string {
 func (*SnapshotRequest) ProtoMessage() {}
 
 func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[34]
+	mi := &file_log_eventpb_event_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2852,7 +3255,7 @@ func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRequest.ProtoReflect.Descriptor instead.
 func (*SnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{34}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *SnapshotRequest) GetId() string {
@@ -2894,7 +3297,7 @@ var File_log_eventpb_event_proto protoreflect.FileDescriptor
 
 const file_log_eventpb_event_proto_rawDesc = "" +
 	"\n" +
-	"\x17log/eventpb/event.proto\x12\x0evarve.event.v1\"\xef\a\n" +
+	"\x17log/eventpb/event.proto\x12\x0evarve.event.v1\"\xf6\b\n" +
 	"\x05Event\x12 \n" +
 	"\ftime_unix_ns\x18\x01 \x01(\x03R\n" +
 	"timeUnixNs\x12+\n" +
@@ -2917,7 +3320,9 @@ const file_log_eventpb_event_proto_rawDesc = "" +
 	"\vnode_joined\x18( \x01(\v2\x1a.varve.event.v1.NodeJoinedH\x00R\n" +
 	"nodeJoined\x12@\n" +
 	"\fnode_updated\x18) \x01(\v2\x1b.varve.event.v1.NodeUpdatedH\x00R\vnodeUpdated\x127\n" +
-	"\tnode_left\x18* \x01(\v2\x18.varve.event.v1.NodeLeftH\x00R\bnodeLeftB\t\n" +
+	"\tnode_left\x18* \x01(\v2\x18.varve.event.v1.NodeLeftH\x00R\bnodeLeft\x12@\n" +
+	"\fdns_observed\x188 \x01(\v2\x1b.varve.event.v1.DnsObservedH\x00R\vdnsObserved\x12C\n" +
+	"\rdns_collected\x189 \x01(\v2\x1c.varve.event.v1.DnsCollectedH\x00R\fdnsCollectedB\t\n" +
 	"\apayloadB\x14\n" +
 	"\x12_expected_revision\"E\n" +
 	"\x05Actor\x12(\n" +
@@ -3062,7 +3467,24 @@ const file_log_eventpb_event_proto_rawDesc = "" +
 	"\x0ekube_apiserver\x18\x04 \x01(\bR\rkubeApiserver\x12*\n" +
 	"\x11policy_audit_mode\x18\x05 \x01(\bR\x0fpolicyAuditMode\"\x1e\n" +
 	"\bNodeLeft\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\xd3\x01\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\xd6\x01\n" +
+	"\vDnsObserved\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12-\n" +
+	"\x03ref\x18\x02 \x01(\v2\x1b.varve.event.v1.EndpointRefR\x03ref\x12 \n" +
+	"\vincarnation\x18\x03 \x01(\x04R\vincarnation\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x128\n" +
+	"\taddresses\x18\x05 \x03(\v2\x1a.varve.event.v1.DnsAddressR\taddresses\x12\x14\n" +
+	"\x05chain\x18\x06 \x03(\tR\x05chain\"N\n" +
+	"\n" +
+	"DnsAddress\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\fR\aaddress\x12&\n" +
+	"\x0fexpires_unix_ns\x18\x02 \x01(\x03R\rexpiresUnixNs\"\xa5\x01\n" +
+	"\fDnsCollected\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12-\n" +
+	"\x03ref\x18\x02 \x01(\v2\x1b.varve.event.v1.EndpointRefR\x03ref\x12 \n" +
+	"\vincarnation\x18\x03 \x01(\x04R\vincarnation\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12\x1c\n" +
+	"\taddresses\x18\x05 \x03(\fR\taddresses\"\xd3\x01\n" +
 	"\x0eSnapshotHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x14\n" +
@@ -3071,25 +3493,27 @@ const file_log_eventpb_event_proto_rawDesc = "" +
 	"timeUnixNs\x12\x16\n" +
 	"\x06digest\x18\x05 \x01(\fR\x06digest\x12#\n" +
 	"\rnext_identity\x18\x06 \x01(\rR\fnextIdentity\x12\x18\n" +
-	"\acluster\x18\a \x01(\tR\acluster\"\x88\x03\n" +
+	"\acluster\x18\a \x01(\tR\acluster\"\xbc\x03\n" +
 	"\x0eSnapshotRecord\x12A\n" +
 	"\tnamespace\x18\x01 \x01(\v2!.varve.event.v1.SnapshotNamespaceH\x00R\tnamespace\x122\n" +
 	"\x04node\x18\x02 \x01(\v2\x1c.varve.event.v1.SnapshotNodeH\x00R\x04node\x12>\n" +
 	"\bidentity\x18\x03 \x01(\v2 .varve.event.v1.SnapshotIdentityH\x00R\bidentity\x12>\n" +
 	"\bendpoint\x18\x04 \x01(\v2 .varve.event.v1.SnapshotEndpointH\x00R\bendpoint\x128\n" +
 	"\x06policy\x18\x05 \x01(\v2\x1e.varve.event.v1.SnapshotPolicyH\x00R\x06policy\x12;\n" +
-	"\arequest\x18\x06 \x01(\v2\x1f.varve.event.v1.SnapshotRequestH\x00R\arequestB\b\n" +
+	"\arequest\x18\x06 \x01(\v2\x1f.varve.event.v1.SnapshotRequestH\x00R\arequest\x122\n" +
+	"\x04name\x18\a \x01(\v2\x1c.varve.event.v1.SnapshotNameH\x00R\x04nameB\b\n" +
 	"\x06record\"_\n" +
 	"\x11SnapshotNamespace\x12.\n" +
 	"\x03set\x18\x01 \x01(\v2\x1c.varve.event.v1.NamespaceSetR\x03set\x12\x1a\n" +
-	"\brevision\x18\x02 \x01(\x04R\brevision\"\xbd\x01\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\"\xd6\x01\n" +
 	"\fSnapshotNode\x122\n" +
 	"\x06joined\x18\x01 \x01(\v2\x1a.varve.event.v1.NodeJoinedR\x06joined\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x1f\n" +
 	"\vjournal_seq\x18\x03 \x01(\x04R\n" +
 	"journalSeq\x12(\n" +
 	"\x10next_endpoint_id\x18\x04 \x01(\rR\x0enextEndpointId\x12\x12\n" +
-	"\x04left\x18\x05 \x01(\bR\x04left\"\xb6\x01\n" +
+	"\x04left\x18\x05 \x01(\bR\x04left\x12\x17\n" +
+	"\adns_seq\x18\x06 \x01(\x04R\x06dnsSeq\"\xb6\x01\n" +
 	"\x10SnapshotIdentity\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x16\n" +
 	"\x06labels\x18\x02 \x03(\tR\x06labels\x12\x1a\n" +
@@ -3102,7 +3526,16 @@ const file_log_eventpb_event_proto_rawDesc = "" +
 	"\brevision\x18\x03 \x01(\x04R\brevision\x12\x0e\n" +
 	"\x02id\x18\x04 \x01(\rR\x02id\x12\x1a\n" +
 	"\bidentity\x18\x05 \x01(\rR\bidentity\x12+\n" +
-	"\x11identity_revision\x18\x06 \x01(\x04R\x10identityRevision\"\x84\x01\n" +
+	"\x11identity_revision\x18\x06 \x01(\x04R\x10identityRevision\"\xaa\x01\n" +
+	"\fSnapshotName\x12-\n" +
+	"\x03ref\x18\x01 \x01(\v2\x1b.varve.event.v1.EndpointRefR\x03ref\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12A\n" +
+	"\taddresses\x18\x03 \x03(\v2#.varve.event.v1.SnapshotNameAddressR\taddresses\x12\x14\n" +
+	"\x05chain\x18\x04 \x03(\tR\x05chain\"s\n" +
+	"\x13SnapshotNameAddress\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\fR\aaddress\x12&\n" +
+	"\x0fexpires_unix_ns\x18\x02 \x01(\x03R\rexpiresUnixNs\x12\x1a\n" +
+	"\brevision\x18\x03 \x01(\x04R\brevision\"\x84\x01\n" +
 	"\x0eSnapshotPolicy\x12+\n" +
 	"\x03set\x18\x01 \x01(\v2\x19.varve.event.v1.PolicySetR\x03set\x12)\n" +
 	"\x10created_revision\x18\x02 \x01(\x04R\x0fcreatedRevision\x12\x1a\n" +
@@ -3139,49 +3572,54 @@ func file_log_eventpb_event_proto_rawDescGZIP() []byte {
 }
 
 var file_log_eventpb_event_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_log_eventpb_event_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_log_eventpb_event_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_log_eventpb_event_proto_goTypes = []any{
-	(Role)(0),                 // 0: varve.event.v1.Role
-	(PolicyKind)(0),           // 1: varve.event.v1.PolicyKind
-	(Requirement_Operator)(0), // 2: varve.event.v1.Requirement.Operator
-	(*Event)(nil),             // 3: varve.event.v1.Event
-	(*Actor)(nil),             // 4: varve.event.v1.Actor
-	(*Origin)(nil),            // 5: varve.event.v1.Origin
-	(*PolicyRef)(nil),         // 6: varve.event.v1.PolicyRef
-	(*PolicySet)(nil),         // 7: varve.event.v1.PolicySet
-	(*PolicyDeleted)(nil),     // 8: varve.event.v1.PolicyDeleted
-	(*PolicySpec)(nil),        // 9: varve.event.v1.PolicySpec
-	(*Rule)(nil),              // 10: varve.event.v1.Rule
-	(*Peer)(nil),              // 11: varve.event.v1.Peer
-	(*FqdnSelector)(nil),      // 12: varve.event.v1.FqdnSelector
-	(*AwsGroup)(nil),          // 13: varve.event.v1.AwsGroup
-	(*GroupLabel)(nil),        // 14: varve.event.v1.GroupLabel
-	(*Cidr)(nil),              // 15: varve.event.v1.Cidr
-	(*Port)(nil),              // 16: varve.event.v1.Port
-	(*DnsRules)(nil),          // 17: varve.event.v1.DnsRules
-	(*Selector)(nil),          // 18: varve.event.v1.Selector
-	(*Requirement)(nil),       // 19: varve.event.v1.Requirement
-	(*NamespaceSet)(nil),      // 20: varve.event.v1.NamespaceSet
-	(*NamespaceDeleted)(nil),  // 21: varve.event.v1.NamespaceDeleted
-	(*EndpointRef)(nil),       // 22: varve.event.v1.EndpointRef
-	(*EndpointCreated)(nil),   // 23: varve.event.v1.EndpointCreated
-	(*EndpointUpdated)(nil),   // 24: varve.event.v1.EndpointUpdated
-	(*EndpointDeleted)(nil),   // 25: varve.event.v1.EndpointDeleted
-	(*NamedPort)(nil),         // 26: varve.event.v1.NamedPort
-	(*NodeJoined)(nil),        // 27: varve.event.v1.NodeJoined
-	(*NodeUpdated)(nil),       // 28: varve.event.v1.NodeUpdated
-	(*NodeLeft)(nil),          // 29: varve.event.v1.NodeLeft
-	(*SnapshotHeader)(nil),    // 30: varve.event.v1.SnapshotHeader
-	(*SnapshotRecord)(nil),    // 31: varve.event.v1.SnapshotRecord
-	(*SnapshotNamespace)(nil), // 32: varve.event.v1.SnapshotNamespace
-	(*SnapshotNode)(nil),      // 33: varve.event.v1.SnapshotNode
-	(*SnapshotIdentity)(nil),  // 34: varve.event.v1.SnapshotIdentity
-	(*SnapshotEndpoint)(nil),  // 35: varve.event.v1.SnapshotEndpoint
-	(*SnapshotPolicy)(nil),    // 36: varve.event.v1.SnapshotPolicy
-	(*SnapshotRequest)(nil),   // 37: varve.event.v1.SnapshotRequest
-	nil,                       // 38: varve.event.v1.NamespaceSet.LabelsEntry
-	nil,                       // 39: varve.event.v1.EndpointCreated.LabelsEntry
-	nil,                       // 40: varve.event.v1.EndpointUpdated.LabelsEntry
+	(Role)(0),                   // 0: varve.event.v1.Role
+	(PolicyKind)(0),             // 1: varve.event.v1.PolicyKind
+	(Requirement_Operator)(0),   // 2: varve.event.v1.Requirement.Operator
+	(*Event)(nil),               // 3: varve.event.v1.Event
+	(*Actor)(nil),               // 4: varve.event.v1.Actor
+	(*Origin)(nil),              // 5: varve.event.v1.Origin
+	(*PolicyRef)(nil),           // 6: varve.event.v1.PolicyRef
+	(*PolicySet)(nil),           // 7: varve.event.v1.PolicySet
+	(*PolicyDeleted)(nil),       // 8: varve.event.v1.PolicyDeleted
+	(*PolicySpec)(nil),          // 9: varve.event.v1.PolicySpec
+	(*Rule)(nil),                // 10: varve.event.v1.Rule
+	(*Peer)(nil),                // 11: varve.event.v1.Peer
+	(*FqdnSelector)(nil),        // 12: varve.event.v1.FqdnSelector
+	(*AwsGroup)(nil),            // 13: varve.event.v1.AwsGroup
+	(*GroupLabel)(nil),          // 14: varve.event.v1.GroupLabel
+	(*Cidr)(nil),                // 15: varve.event.v1.Cidr
+	(*Port)(nil),                // 16: varve.event.v1.Port
+	(*DnsRules)(nil),            // 17: varve.event.v1.DnsRules
+	(*Selector)(nil),            // 18: varve.event.v1.Selector
+	(*Requirement)(nil),         // 19: varve.event.v1.Requirement
+	(*NamespaceSet)(nil),        // 20: varve.event.v1.NamespaceSet
+	(*NamespaceDeleted)(nil),    // 21: varve.event.v1.NamespaceDeleted
+	(*EndpointRef)(nil),         // 22: varve.event.v1.EndpointRef
+	(*EndpointCreated)(nil),     // 23: varve.event.v1.EndpointCreated
+	(*EndpointUpdated)(nil),     // 24: varve.event.v1.EndpointUpdated
+	(*EndpointDeleted)(nil),     // 25: varve.event.v1.EndpointDeleted
+	(*NamedPort)(nil),           // 26: varve.event.v1.NamedPort
+	(*NodeJoined)(nil),          // 27: varve.event.v1.NodeJoined
+	(*NodeUpdated)(nil),         // 28: varve.event.v1.NodeUpdated
+	(*NodeLeft)(nil),            // 29: varve.event.v1.NodeLeft
+	(*DnsObserved)(nil),         // 30: varve.event.v1.DnsObserved
+	(*DnsAddress)(nil),          // 31: varve.event.v1.DnsAddress
+	(*DnsCollected)(nil),        // 32: varve.event.v1.DnsCollected
+	(*SnapshotHeader)(nil),      // 33: varve.event.v1.SnapshotHeader
+	(*SnapshotRecord)(nil),      // 34: varve.event.v1.SnapshotRecord
+	(*SnapshotNamespace)(nil),   // 35: varve.event.v1.SnapshotNamespace
+	(*SnapshotNode)(nil),        // 36: varve.event.v1.SnapshotNode
+	(*SnapshotIdentity)(nil),    // 37: varve.event.v1.SnapshotIdentity
+	(*SnapshotEndpoint)(nil),    // 38: varve.event.v1.SnapshotEndpoint
+	(*SnapshotName)(nil),        // 39: varve.event.v1.SnapshotName
+	(*SnapshotNameAddress)(nil), // 40: varve.event.v1.SnapshotNameAddress
+	(*SnapshotPolicy)(nil),      // 41: varve.event.v1.SnapshotPolicy
+	(*SnapshotRequest)(nil),     // 42: varve.event.v1.SnapshotRequest
+	nil,                         // 43: varve.event.v1.NamespaceSet.LabelsEntry
+	nil,                         // 44: varve.event.v1.EndpointCreated.LabelsEntry
+	nil,                         // 45: varve.event.v1.EndpointUpdated.LabelsEntry
 }
 var file_log_eventpb_event_proto_depIdxs = []int32{
 	4,  // 0: varve.event.v1.Event.actor:type_name -> varve.event.v1.Actor
@@ -3196,50 +3634,58 @@ var file_log_eventpb_event_proto_depIdxs = []int32{
 	27, // 9: varve.event.v1.Event.node_joined:type_name -> varve.event.v1.NodeJoined
 	28, // 10: varve.event.v1.Event.node_updated:type_name -> varve.event.v1.NodeUpdated
 	29, // 11: varve.event.v1.Event.node_left:type_name -> varve.event.v1.NodeLeft
-	0,  // 12: varve.event.v1.Actor.role:type_name -> varve.event.v1.Role
-	1,  // 13: varve.event.v1.PolicyRef.kind:type_name -> varve.event.v1.PolicyKind
-	6,  // 14: varve.event.v1.PolicySet.ref:type_name -> varve.event.v1.PolicyRef
-	9,  // 15: varve.event.v1.PolicySet.specs:type_name -> varve.event.v1.PolicySpec
-	6,  // 16: varve.event.v1.PolicyDeleted.ref:type_name -> varve.event.v1.PolicyRef
-	18, // 17: varve.event.v1.PolicySpec.subject:type_name -> varve.event.v1.Selector
-	10, // 18: varve.event.v1.PolicySpec.ingress:type_name -> varve.event.v1.Rule
-	10, // 19: varve.event.v1.PolicySpec.egress:type_name -> varve.event.v1.Rule
-	10, // 20: varve.event.v1.PolicySpec.ingress_deny:type_name -> varve.event.v1.Rule
-	10, // 21: varve.event.v1.PolicySpec.egress_deny:type_name -> varve.event.v1.Rule
-	11, // 22: varve.event.v1.Rule.peers:type_name -> varve.event.v1.Peer
-	16, // 23: varve.event.v1.Rule.ports:type_name -> varve.event.v1.Port
-	18, // 24: varve.event.v1.Peer.endpoints:type_name -> varve.event.v1.Selector
-	15, // 25: varve.event.v1.Peer.cidr:type_name -> varve.event.v1.Cidr
-	12, // 26: varve.event.v1.Peer.fqdn:type_name -> varve.event.v1.FqdnSelector
-	13, // 27: varve.event.v1.Peer.aws_group:type_name -> varve.event.v1.AwsGroup
-	14, // 28: varve.event.v1.AwsGroup.labels:type_name -> varve.event.v1.GroupLabel
-	17, // 29: varve.event.v1.Port.dns:type_name -> varve.event.v1.DnsRules
-	12, // 30: varve.event.v1.DnsRules.names:type_name -> varve.event.v1.FqdnSelector
-	19, // 31: varve.event.v1.Selector.requirements:type_name -> varve.event.v1.Requirement
-	2,  // 32: varve.event.v1.Requirement.operator:type_name -> varve.event.v1.Requirement.Operator
-	38, // 33: varve.event.v1.NamespaceSet.labels:type_name -> varve.event.v1.NamespaceSet.LabelsEntry
-	22, // 34: varve.event.v1.EndpointCreated.ref:type_name -> varve.event.v1.EndpointRef
-	39, // 35: varve.event.v1.EndpointCreated.labels:type_name -> varve.event.v1.EndpointCreated.LabelsEntry
-	26, // 36: varve.event.v1.EndpointCreated.named_ports:type_name -> varve.event.v1.NamedPort
-	22, // 37: varve.event.v1.EndpointUpdated.ref:type_name -> varve.event.v1.EndpointRef
-	40, // 38: varve.event.v1.EndpointUpdated.labels:type_name -> varve.event.v1.EndpointUpdated.LabelsEntry
-	26, // 39: varve.event.v1.EndpointUpdated.named_ports:type_name -> varve.event.v1.NamedPort
-	22, // 40: varve.event.v1.EndpointDeleted.ref:type_name -> varve.event.v1.EndpointRef
-	32, // 41: varve.event.v1.SnapshotRecord.namespace:type_name -> varve.event.v1.SnapshotNamespace
-	33, // 42: varve.event.v1.SnapshotRecord.node:type_name -> varve.event.v1.SnapshotNode
-	34, // 43: varve.event.v1.SnapshotRecord.identity:type_name -> varve.event.v1.SnapshotIdentity
-	35, // 44: varve.event.v1.SnapshotRecord.endpoint:type_name -> varve.event.v1.SnapshotEndpoint
-	36, // 45: varve.event.v1.SnapshotRecord.policy:type_name -> varve.event.v1.SnapshotPolicy
-	37, // 46: varve.event.v1.SnapshotRecord.request:type_name -> varve.event.v1.SnapshotRequest
-	20, // 47: varve.event.v1.SnapshotNamespace.set:type_name -> varve.event.v1.NamespaceSet
-	27, // 48: varve.event.v1.SnapshotNode.joined:type_name -> varve.event.v1.NodeJoined
-	23, // 49: varve.event.v1.SnapshotEndpoint.created:type_name -> varve.event.v1.EndpointCreated
-	7,  // 50: varve.event.v1.SnapshotPolicy.set:type_name -> varve.event.v1.PolicySet
-	51, // [51:51] is the sub-list for method output_type
-	51, // [51:51] is the sub-list for method input_type
-	51, // [51:51] is the sub-list for extension type_name
-	51, // [51:51] is the sub-list for extension extendee
-	0,  // [0:51] is the sub-list for field type_name
+	30, // 12: varve.event.v1.Event.dns_observed:type_name -> varve.event.v1.DnsObserved
+	32, // 13: varve.event.v1.Event.dns_collected:type_name -> varve.event.v1.DnsCollected
+	0,  // 14: varve.event.v1.Actor.role:type_name -> varve.event.v1.Role
+	1,  // 15: varve.event.v1.PolicyRef.kind:type_name -> varve.event.v1.PolicyKind
+	6,  // 16: varve.event.v1.PolicySet.ref:type_name -> varve.event.v1.PolicyRef
+	9,  // 17: varve.event.v1.PolicySet.specs:type_name -> varve.event.v1.PolicySpec
+	6,  // 18: varve.event.v1.PolicyDeleted.ref:type_name -> varve.event.v1.PolicyRef
+	18, // 19: varve.event.v1.PolicySpec.subject:type_name -> varve.event.v1.Selector
+	10, // 20: varve.event.v1.PolicySpec.ingress:type_name -> varve.event.v1.Rule
+	10, // 21: varve.event.v1.PolicySpec.egress:type_name -> varve.event.v1.Rule
+	10, // 22: varve.event.v1.PolicySpec.ingress_deny:type_name -> varve.event.v1.Rule
+	10, // 23: varve.event.v1.PolicySpec.egress_deny:type_name -> varve.event.v1.Rule
+	11, // 24: varve.event.v1.Rule.peers:type_name -> varve.event.v1.Peer
+	16, // 25: varve.event.v1.Rule.ports:type_name -> varve.event.v1.Port
+	18, // 26: varve.event.v1.Peer.endpoints:type_name -> varve.event.v1.Selector
+	15, // 27: varve.event.v1.Peer.cidr:type_name -> varve.event.v1.Cidr
+	12, // 28: varve.event.v1.Peer.fqdn:type_name -> varve.event.v1.FqdnSelector
+	13, // 29: varve.event.v1.Peer.aws_group:type_name -> varve.event.v1.AwsGroup
+	14, // 30: varve.event.v1.AwsGroup.labels:type_name -> varve.event.v1.GroupLabel
+	17, // 31: varve.event.v1.Port.dns:type_name -> varve.event.v1.DnsRules
+	12, // 32: varve.event.v1.DnsRules.names:type_name -> varve.event.v1.FqdnSelector
+	19, // 33: varve.event.v1.Selector.requirements:type_name -> varve.event.v1.Requirement
+	2,  // 34: varve.event.v1.Requirement.operator:type_name -> varve.event.v1.Requirement.Operator
+	43, // 35: varve.event.v1.NamespaceSet.labels:type_name -> varve.event.v1.NamespaceSet.LabelsEntry
+	22, // 36: varve.event.v1.EndpointCreated.ref:type_name -> varve.event.v1.EndpointRef
+	44, // 37: varve.event.v1.EndpointCreated.labels:type_name -> varve.event.v1.EndpointCreated.LabelsEntry
+	26, // 38: varve.event.v1.EndpointCreated.named_ports:type_name -> varve.event.v1.NamedPort
+	22, // 39: varve.event.v1.EndpointUpdated.ref:type_name -> varve.event.v1.EndpointRef
+	45, // 40: varve.event.v1.EndpointUpdated.labels:type_name -> varve.event.v1.EndpointUpdated.LabelsEntry
+	26, // 41: varve.event.v1.EndpointUpdated.named_ports:type_name -> varve.event.v1.NamedPort
+	22, // 42: varve.event.v1.EndpointDeleted.ref:type_name -> varve.event.v1.EndpointRef
+	22, // 43: varve.event.v1.DnsObserved.ref:type_name -> varve.event.v1.EndpointRef
+	31, // 44: varve.event.v1.DnsObserved.addresses:type_name -> varve.event.v1.DnsAddress
+	22, // 45: varve.event.v1.DnsCollected.ref:type_name -> varve.event.v1.EndpointRef
+	35, // 46: varve.event.v1.SnapshotRecord.namespace:type_name -> varve.event.v1.SnapshotNamespace
+	36, // 47: varve.event.v1.SnapshotRecord.node:type_name -> varve.event.v1.SnapshotNode
+	37, // 48: varve.event.v1.SnapshotRecord.identity:type_name -> varve.event.v1.SnapshotIdentity
+	38, // 49: varve.event.v1.SnapshotRecord.endpoint:type_name -> varve.event.v1.SnapshotEndpoint
+	41, // 50: varve.event.v1.SnapshotRecord.policy:type_name -> varve.event.v1.SnapshotPolicy
+	42, // 51: varve.event.v1.SnapshotRecord.request:type_name -> varve.event.v1.SnapshotRequest
+	39, // 52: varve.event.v1.SnapshotRecord.name:type_name -> varve.event.v1.SnapshotName
+	20, // 53: varve.event.v1.SnapshotNamespace.set:type_name -> varve.event.v1.NamespaceSet
+	27, // 54: varve.event.v1.SnapshotNode.joined:type_name -> varve.event.v1.NodeJoined
+	23, // 55: varve.event.v1.SnapshotEndpoint.created:type_name -> varve.event.v1.EndpointCreated
+	22, // 56: varve.event.v1.SnapshotName.ref:type_name -> varve.event.v1.EndpointRef
+	40, // 57: varve.event.v1.SnapshotName.addresses:type_name -> varve.event.v1.SnapshotNameAddress
+	7,  // 58: varve.event.v1.SnapshotPolicy.set:type_name -> varve.event.v1.PolicySet
+	59, // [59:59] is the sub-list for method output_type
+	59, // [59:59] is the sub-list for method input_type
+	59, // [59:59] is the sub-list for extension type_name
+	59, // [59:59] is the sub-list for extension extendee
+	0,  // [0:59] is the sub-list for field type_name
 }
 
 func init() { file_log_eventpb_event_proto_init() }
@@ -3258,6 +3704,8 @@ func file_log_eventpb_event_proto_init() {
 		(*Event_NodeJoined)(nil),
 		(*Event_NodeUpdated)(nil),
 		(*Event_NodeLeft)(nil),
+		(*Event_DnsObserved)(nil),
+		(*Event_DnsCollected)(nil),
 	}
 	file_log_eventpb_event_proto_msgTypes[8].OneofWrappers = []any{
 		(*Peer_Endpoints)(nil),
@@ -3266,13 +3714,14 @@ func file_log_eventpb_event_proto_init() {
 		(*Peer_Fqdn)(nil),
 		(*Peer_AwsGroup)(nil),
 	}
-	file_log_eventpb_event_proto_msgTypes[28].OneofWrappers = []any{
+	file_log_eventpb_event_proto_msgTypes[31].OneofWrappers = []any{
 		(*SnapshotRecord_Namespace)(nil),
 		(*SnapshotRecord_Node)(nil),
 		(*SnapshotRecord_Identity)(nil),
 		(*SnapshotRecord_Endpoint)(nil),
 		(*SnapshotRecord_Policy)(nil),
 		(*SnapshotRecord_Request)(nil),
+		(*SnapshotRecord_Name)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3280,7 +3729,7 @@ func file_log_eventpb_event_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_log_eventpb_event_proto_rawDesc), len(file_log_eventpb_event_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   38,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -14,7 +14,7 @@ import (
 // Config says where a Log lives and how it behaves. The zero value of an
 // optional field means its default.
 type Config struct {
-	// Dir holds everything: raft.db, snapshots/, history/ and LOCK. It is created
+	// Dir holds everything: raft.db, wal/, snapshots/, history/ and LOCK. It is created
 	// if need be.
 	Dir string
 	// Cluster is the cluster's name; the state's digests and snapshots carry it.
@@ -77,8 +77,8 @@ const (
 	defaultTrailingLogs      = 1024
 	defaultLinger            = 100 * time.Microsecond
 	defaultMaxBatchEvents    = 4096
-	// defaultReserve is many times what the largest batch takes in raft.db and in
-	// history together, and room for raft.db's own growth in steps of 16 MiB.
+	// defaultReserve is many times what the largest batch takes in wal/ and in history
+	// together, and room for the next segments of both.
 	defaultReserve = 64 << 20
 )
 

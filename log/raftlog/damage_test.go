@@ -1,8 +1,10 @@
 package raftlog
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +15,7 @@ import (
 
 	"github.com/varve-net/varve/cluster"
 	"github.com/varve-net/varve/log"
+	"github.com/varve-net/varve/log/raftlog/wal"
 )
 
 // made writes a log of n events, with a snapshot after the first snap of them
@@ -47,30 +50,71 @@ func snapshotFile(t *testing.T, dir string) string {
 	return files[len(files)-1]
 }
 
-// editEntry changes the last command in raft.db.
-func editEntry(t *testing.T, dir string, edit func(*raft.Log)) {
+// entries opens the Raft log of a directory.
+func entries(t *testing.T, dir string) *wal.Store {
 	t.Helper()
-	s, err := openBolt(filepath.Join(dir, storeFile))
+	s, err := wal.Open(filepath.Join(dir, walDir), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.Close()
-	index, err := s.LastIndex()
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+// all reads every entry.
+func all(t *testing.T, s *wal.Store) []*raft.Log {
+	t.Helper()
+	first, err := s.FirstIndex()
 	if err != nil {
 		t.Fatal(err)
 	}
-	var entry raft.Log
-	for ; entry.Type != raft.LogCommand || len(entry.Data) == 0; index-- {
-		if err := s.GetLog(index, &entry); err != nil {
+	last, err := s.LastIndex()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []*raft.Log
+	for index := first; index <= last; index++ {
+		e := new(raft.Log)
+		if err := s.GetLog(index, e); err != nil {
 			t.Fatal(err)
 		}
+		out = append(out, e)
 	}
-	at := entry.Index
-	edit(&entry)
-	if entry.Index != at {
-		t.Fatal("edit the data only")
+	return out
+}
+
+// editEntry changes the last command in the Raft log, whose own checksums are right
+// afterwards.
+func editEntry(t *testing.T, dir string, edit func(*raft.Log)) {
+	t.Helper()
+	s := entries(t, dir)
+	all := all(t, s)
+	at := len(all) - 1
+	for all[at].Type != raft.LogCommand || len(all[at].Data) == 0 {
+		at--
 	}
-	if err := s.StoreLog(&entry); err != nil {
+	edit(all[at])
+	if err := s.DeleteRange(all[at].Index, all[len(all)-1].Index); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.StoreLogs(all[at:]); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// walFile is the first segment of the Raft log.
+func walFile(dir string) string {
+	return filepath.Join(dir, walDir, fmt.Sprintf("%020d.wal", 1))
+}
+
+// takeBack puts the folder of another log, or of an earlier time, in place of wal/.
+func takeBack(t *testing.T, dir, from string) {
+	t.Helper()
+	to := filepath.Join(dir, walDir)
+	if err := errors.Join(os.RemoveAll(to), os.CopyFS(to, os.DirFS(from))); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -114,32 +158,52 @@ func TestDamageIsRefused(t *testing.T) {
 			editEntry(t, dir, func(e *raft.Log) { e.Data = e.Data[:3] })
 		}, "batch of 3 bytes"},
 		"raft.db is missing": {0, func(t *testing.T, dir string) {
-			os.Remove(filepath.Join(dir, storeFile))
+			os.Remove(filepath.Join(dir, stableFile))
 		}, "is missing"},
 		"raft.db is cut short": {0, func(t *testing.T, dir string) {
-			edit(t, filepath.Join(dir, storeFile), func(b []byte) []byte { return b[:3*os.Getpagesize()] })
-		}, storeFile},
+			edit(t, filepath.Join(dir, stableFile), func(b []byte) []byte { return b[:3*os.Getpagesize()] })
+		}, stableFile},
 		"raft.db is rubbish": {0, func(t *testing.T, dir string) {
-			edit(t, filepath.Join(dir, storeFile), func(b []byte) []byte { clear(b); return b })
-		}, storeFile},
-		"raft.db is another log's": {0, func(t *testing.T, dir string) {
-			b, err := os.ReadFile(filepath.Join(made(t, 0, 40), storeFile))
-			if err != nil {
-				t.Fatal(err)
-			}
-			edit(t, filepath.Join(dir, storeFile), func([]byte) []byte { return b })
+			edit(t, filepath.Join(dir, stableFile), func(b []byte) []byte { clear(b); return b })
+		}, stableFile},
+		"the Raft log is missing": {0, func(t *testing.T, dir string) {
+			os.RemoveAll(filepath.Join(dir, walDir))
+		}, "is missing, but raft.db exists"},
+		"the Raft log is rubbish": {0, func(t *testing.T, dir string) {
+			edit(t, walFile(dir), func(b []byte) []byte { clear(b); return b })
+		}, walDir},
+		"a bit of the Raft log is flipped": {0, func(t *testing.T, dir string) {
+			edit(t, walFile(dir), func(b []byte) []byte { b[4000] ^= 1; return b })
+		}, "this is no torn end"},
+		"the Raft log is another one's": {0, func(t *testing.T, dir string) {
+			takeBack(t, dir, filepath.Join(made(t, 0, 40), walDir))
 		}, "chain value"},
-		"raft.db is older than history": {0, func(t *testing.T, dir string) {
-			path := filepath.Join(dir, storeFile)
-			old, err := os.ReadFile(path)
-			if err != nil {
+		"the Raft log is older than history": {0, func(t *testing.T, dir string) {
+			old := filepath.Join(t.TempDir(), walDir)
+			if err := os.CopyFS(old, os.DirFS(filepath.Join(dir, walDir))); err != nil {
 				t.Fatal(err)
 			}
 			l := open(t, testConfig(dir))
 			fill(t, l, "later", 10)
 			closeLog(t, l)
-			edit(t, path, func([]byte) []byte { return old })
+			takeBack(t, dir, old)
 		}, "the Raft log has lost acknowledged events"},
+		"the last entry of a process that was killed is torn": {0, func(t *testing.T, dir string) {
+			edit(t, walFile(dir), func(b []byte) []byte {
+				end := len(bytes.TrimRight(b, "\x00"))
+				clear(b[end-40 : end]) // the closing frame, and the end of the one before
+				return b
+			})
+		}, "the Raft log has lost acknowledged events"},
+		"raft.db is older than the Raft log": {0, func(t *testing.T, dir string) {
+			path := filepath.Join(dir, stableFile)
+			old, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			closeLog(t, open(t, testConfig(dir))) // a start is a term
+			edit(t, path, func([]byte) []byte { return old })
+		}, "they do not belong together"},
 		"history is missing": {20, func(t *testing.T, dir string) {
 			os.RemoveAll(filepath.Join(dir, "history"))
 		}, "1 to 20 are missing"},

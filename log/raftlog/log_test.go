@@ -108,7 +108,7 @@ func TestSnapshotAndTail(t *testing.T) {
 		if err := l.Snapshot(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if first, err := l.bolt.FirstIndex(); err != nil || first != 0 {
+		if first, err := l.files.entries.FirstIndex(); err != nil || first != 0 {
 			t.Errorf("round %d: the Raft log begins at %d, %v: it was not compacted", round, first, err)
 		}
 		fill(t, l, fmt.Sprintf("r%d-tail", round), 7)

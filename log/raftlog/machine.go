@@ -69,7 +69,7 @@ func (m *machine) ApplyBatch(entries []*raft.Log) []any {
 // entryError names the entry and, if it is damaged, the file and the remedy.
 func (m *machine) entryError(index uint64, err error) error {
 	if errors.Is(err, log.ErrCorrupt) {
-		return fmt.Errorf("apply Raft entry %d of %s: %w; restore the directory from a copy", index, filepath.Join(m.log.config.Dir, storeFile), err)
+		return fmt.Errorf("apply Raft entry %d of %s: %w; restore the directory from a copy", index, filepath.Join(m.log.config.Dir, walDir), err)
 	}
 	return fmt.Errorf("apply Raft entry %d: %w", index, err)
 }

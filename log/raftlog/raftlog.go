@@ -1,9 +1,9 @@
-// Package raftlog is the replicated log: hashicorp/raft over bbolt, with all
+// Package raftlog is the replicated log: hashicorp/raft over package wal, with all
 // appends that wait gathered into one Raft entry, every record kept in package
 // history, and the state folded from them. It is the only place where a clock
 // enters the log.
 //
-//	Append --> queue --> proposer --> raft.db (durable) --> fsm.State.Apply --> history --> answer
+//	Append --> queue --> proposer --> wal (durable) --> fsm.State.Apply --> history --> answer
 //	                                                              |                 |
 //	                                                            View              feed --> Subscribe
 package raftlog
@@ -19,7 +19,6 @@ import (
 	"sync/atomic"
 
 	"github.com/hashicorp/raft"
-	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 
 	"github.com/varve-net/varve/fsm"
 	"github.com/varve-net/varve/log"
@@ -38,7 +37,7 @@ type Log struct {
 	restored, opened log.Revision
 
 	lock      *os.File
-	bolt      *raftboltdb.BoltStore
+	files     files
 	transport *raft.InmemTransport
 	machine   *machine
 	raft      *raft.Raft
@@ -123,7 +122,7 @@ func (l *Log) start() (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			if err = l.Err(); err == nil {
-				err = &log.CorruptError{What: fmt.Sprintf("%s cannot be read (%v); restore the directory from a copy", filepath.Join(c.Dir, storeFile), p)}
+				err = &log.CorruptError{What: fmt.Sprintf("%s cannot be read (%v); restore the directory from a copy", filepath.Join(c.Dir, stableFile), p)}
 			}
 		}
 	}()
@@ -144,16 +143,16 @@ func (l *Log) start() (err error) {
 		index = s.Index
 	}
 	last, _ := l.history.Last()
-	if l.bolt, err = openStore(c, last == 0 && index == 0, snapshots, l.transport); err != nil {
+	if err := l.openFiles(last == 0 && index == 0, snapshots); err != nil {
 		return err
 	}
-	if err := checkContinuity(l.bolt, filepath.Join(c.Dir, storeFile), index); err != nil {
+	if err := l.checkContinuity(index); err != nil {
 		return err
 	}
 	l.machine = &machine{log: l, state: fsm.New(c.Cluster)}
 	view := l.machine.state.View()
 	l.view.Store(&view)
-	s := &store{BoltStore: l.bolt, stop: l.failDisk}
+	s := &store{Store: l.files.entries, StableStore: l.files.stable, stop: l.failDisk}
 	r, err := raft.NewRaft(c.Raft, l.machine, s, s, snapshots, l.transport)
 	if err != nil {
 		if cause := l.Err(); cause != nil {
@@ -176,7 +175,7 @@ func (l *Log) lead(ctx context.Context) error {
 	}
 	if all := members.Configuration().Servers; len(all) != 1 || all[0].ID != l.config.Raft.LocalID {
 		return fmt.Errorf("%s is of members %v, and this is server %s; restore the node's identity that belongs to it, or choose another directory",
-			storeFile, all, l.config.Raft.LocalID)
+			stableFile, all, l.config.Raft.LocalID)
 	}
 	// A leader that hands over sends this; here it spares the wait for an election
 	// timeout, after which the server would elect itself anyway.
@@ -323,9 +322,7 @@ func (l *Log) release() error {
 	if l.transport != nil {
 		errs = append(errs, l.transport.Close())
 	}
-	if l.bolt != nil {
-		errs = append(errs, l.bolt.Close())
-	}
+	errs = append(errs, l.files.close())
 	if l.history != nil {
 		errs = append(errs, l.history.Close())
 	}

@@ -65,7 +65,7 @@ func TestSubscribeWhileCompacting(t *testing.T) {
 		})
 	}
 	wait.Wait()
-	if first, err := l.bolt.FirstIndex(); err != nil || first == 1 {
+	if first, err := l.files.entries.FirstIndex(); err != nil || first == 1 {
 		t.Errorf("the Raft log begins at %d, %v: it was never compacted", first, err)
 	}
 	sameAsReplay(t, l)

@@ -2,6 +2,7 @@ package raftlog
 
 import (
 	"bytes"
+	"errors"
 	"log/slog"
 	"path/filepath"
 	"strings"
@@ -9,6 +10,8 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
+
+	"github.com/varve-net/varve/log/raftlog/wal"
 )
 
 // What Raft would panic at ends its goroutine and stops the node.
@@ -19,15 +22,20 @@ func TestStoreStopsInsteadOfPanic(t *testing.T) {
 		"GetLog":    func(s *store) error { return s.GetLog(1, new(raft.Log)) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			bolt, err := openBolt(filepath.Join(t.TempDir(), storeFile))
+			dir := t.TempDir()
+			bolt, err := openBolt(filepath.Join(dir, stableFile))
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := bolt.Close(); err != nil {
+			entries, err := wal.Open(filepath.Join(dir, walDir), slog.New(slog.DiscardHandler))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(bolt.Close(), entries.Close()); err != nil {
 				t.Fatal(err)
 			}
 			var cause error
-			s := &store{BoltStore: bolt, stop: func(err error) { cause = err }}
+			s := &store{Store: entries, StableStore: bolt, stop: func(err error) { cause = err }}
 			if err := call(s); err == nil || cause == nil {
 				t.Errorf("before Raft runs: error %v, cause %v", err, cause)
 			}
