@@ -3293,6 +3293,109 @@ func (x *SnapshotRequest) GetFingerprint() []byte {
 	return nil
 }
 
+// ArchiveHeader says what an exported file holds; package history writes it.
+type ArchiveHeader struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cluster       string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"` // whose agent exported it
+	First         uint64                 `protobuf:"varint,3,opt,name=first,proto3" json:"first,omitempty"`
+	Last          uint64                 `protobuf:"varint,4,opt,name=last,proto3" json:"last,omitempty"`
+	Chain         []byte                 `protobuf:"bytes,5,opt,name=chain,proto3" json:"chain,omitempty"` // 32 bytes, at last
+	CreatedUnixNs int64                  `protobuf:"varint,6,opt,name=created_unix_ns,json=createdUnixNs,proto3" json:"created_unix_ns,omitempty"`
+	Version       string                 `protobuf:"bytes,7,opt,name=version,proto3" json:"version,omitempty"` // of the varve that exported it
+	// Which records were asked for, as people read it; the others are there as
+	// their leaves alone. Empty: all.
+	Filter        string `protobuf:"bytes,8,opt,name=filter,proto3" json:"filter,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ArchiveHeader) Reset() {
+	*x = ArchiveHeader{}
+	mi := &file_log_eventpb_event_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ArchiveHeader) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ArchiveHeader) ProtoMessage() {}
+
+func (x *ArchiveHeader) ProtoReflect() protoreflect.Message {
+	mi := &file_log_eventpb_event_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ArchiveHeader.ProtoReflect.Descriptor instead.
+func (*ArchiveHeader) Descriptor() ([]byte, []int) {
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *ArchiveHeader) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *ArchiveHeader) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *ArchiveHeader) GetFirst() uint64 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *ArchiveHeader) GetLast() uint64 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
+func (x *ArchiveHeader) GetChain() []byte {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
+}
+
+func (x *ArchiveHeader) GetCreatedUnixNs() int64 {
+	if x != nil {
+		return x.CreatedUnixNs
+	}
+	return 0
+}
+
+func (x *ArchiveHeader) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *ArchiveHeader) GetFilter() string {
+	if x != nil {
+		return x.Filter
+	}
+	return ""
+}
+
 var File_log_eventpb_event_proto protoreflect.FileDescriptor
 
 const file_log_eventpb_event_proto_rawDesc = "" +
@@ -3545,7 +3648,16 @@ const file_log_eventpb_event_proto_rawDesc = "" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x18\n" +
 	"\aoutcome\x18\x03 \x01(\rR\aoutcome\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x12 \n" +
-	"\vfingerprint\x18\x05 \x01(\fR\vfingerprint*L\n" +
+	"\vfingerprint\x18\x05 \x01(\fR\vfingerprint\"\xd7\x01\n" +
+	"\rArchiveHeader\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x14\n" +
+	"\x05first\x18\x03 \x01(\x04R\x05first\x12\x12\n" +
+	"\x04last\x18\x04 \x01(\x04R\x04last\x12\x14\n" +
+	"\x05chain\x18\x05 \x01(\fR\x05chain\x12&\n" +
+	"\x0fcreated_unix_ns\x18\x06 \x01(\x03R\rcreatedUnixNs\x12\x18\n" +
+	"\aversion\x18\a \x01(\tR\aversion\x12\x16\n" +
+	"\x06filter\x18\b \x01(\tR\x06filter*L\n" +
 	"\x04Role\x12\x14\n" +
 	"\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n" +
 	"\n" +
@@ -3572,7 +3684,7 @@ func file_log_eventpb_event_proto_rawDescGZIP() []byte {
 }
 
 var file_log_eventpb_event_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_log_eventpb_event_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_log_eventpb_event_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_log_eventpb_event_proto_goTypes = []any{
 	(Role)(0),                   // 0: varve.event.v1.Role
 	(PolicyKind)(0),             // 1: varve.event.v1.PolicyKind
@@ -3617,9 +3729,10 @@ var file_log_eventpb_event_proto_goTypes = []any{
 	(*SnapshotNameAddress)(nil), // 40: varve.event.v1.SnapshotNameAddress
 	(*SnapshotPolicy)(nil),      // 41: varve.event.v1.SnapshotPolicy
 	(*SnapshotRequest)(nil),     // 42: varve.event.v1.SnapshotRequest
-	nil,                         // 43: varve.event.v1.NamespaceSet.LabelsEntry
-	nil,                         // 44: varve.event.v1.EndpointCreated.LabelsEntry
-	nil,                         // 45: varve.event.v1.EndpointUpdated.LabelsEntry
+	(*ArchiveHeader)(nil),       // 43: varve.event.v1.ArchiveHeader
+	nil,                         // 44: varve.event.v1.NamespaceSet.LabelsEntry
+	nil,                         // 45: varve.event.v1.EndpointCreated.LabelsEntry
+	nil,                         // 46: varve.event.v1.EndpointUpdated.LabelsEntry
 }
 var file_log_eventpb_event_proto_depIdxs = []int32{
 	4,  // 0: varve.event.v1.Event.actor:type_name -> varve.event.v1.Actor
@@ -3657,12 +3770,12 @@ var file_log_eventpb_event_proto_depIdxs = []int32{
 	12, // 32: varve.event.v1.DnsRules.names:type_name -> varve.event.v1.FqdnSelector
 	19, // 33: varve.event.v1.Selector.requirements:type_name -> varve.event.v1.Requirement
 	2,  // 34: varve.event.v1.Requirement.operator:type_name -> varve.event.v1.Requirement.Operator
-	43, // 35: varve.event.v1.NamespaceSet.labels:type_name -> varve.event.v1.NamespaceSet.LabelsEntry
+	44, // 35: varve.event.v1.NamespaceSet.labels:type_name -> varve.event.v1.NamespaceSet.LabelsEntry
 	22, // 36: varve.event.v1.EndpointCreated.ref:type_name -> varve.event.v1.EndpointRef
-	44, // 37: varve.event.v1.EndpointCreated.labels:type_name -> varve.event.v1.EndpointCreated.LabelsEntry
+	45, // 37: varve.event.v1.EndpointCreated.labels:type_name -> varve.event.v1.EndpointCreated.LabelsEntry
 	26, // 38: varve.event.v1.EndpointCreated.named_ports:type_name -> varve.event.v1.NamedPort
 	22, // 39: varve.event.v1.EndpointUpdated.ref:type_name -> varve.event.v1.EndpointRef
-	45, // 40: varve.event.v1.EndpointUpdated.labels:type_name -> varve.event.v1.EndpointUpdated.LabelsEntry
+	46, // 40: varve.event.v1.EndpointUpdated.labels:type_name -> varve.event.v1.EndpointUpdated.LabelsEntry
 	26, // 41: varve.event.v1.EndpointUpdated.named_ports:type_name -> varve.event.v1.NamedPort
 	22, // 42: varve.event.v1.EndpointDeleted.ref:type_name -> varve.event.v1.EndpointRef
 	22, // 43: varve.event.v1.DnsObserved.ref:type_name -> varve.event.v1.EndpointRef
@@ -3729,7 +3842,7 @@ func file_log_eventpb_event_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_log_eventpb_event_proto_rawDesc), len(file_log_eventpb_event_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   43,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -4,10 +4,46 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 
 	"github.com/varve-net/varve/log"
 )
+
+// reader reads the records of one segment in order.
+type reader interface {
+	// next returns the next record; its Event is valid until the following call.
+	// Unless found says nothing but an offset, there is none.
+	next() (log.Record, found)
+}
+
+// found is what lies where a reader looked for a record.
+type found struct {
+	offset  int64
+	problem string // why it is none, in words
+	// skips is set if what is damaged has a known end: the reader can go on, with
+	// this revision or, of a plain record, whichever one follows (1).
+	skips log.Revision
+	err   error // io.EOF after the last record, or the file's
+}
+
+func (f *found) ok() bool { return f.problem == "" && f.err == nil }
+
+// plain reads a plain segment.
+type plain struct{ frames }
+
+func (p *plain) next() (log.Record, found) {
+	at := found{offset: p.offset}
+	frame, problem, err := p.frames.next()
+	if at.problem, at.err = problem, err; !at.ok() {
+		return log.Record{}, at
+	}
+	r, problem := parseRecord(frame)
+	if problem != "" {
+		at.problem, at.skips = problem, 1
+	}
+	return r, at
+}
 
 // Cursor reads records in order. It may be used beside the writer and beside
 // other cursors, but by one goroutine at a time.
@@ -16,16 +52,23 @@ type Cursor struct {
 	revision log.Revision // of the next record
 	until    log.Revision // records before it can be read from seg
 	seg      *segment
-	frames   frames
+	file     *os.File
+	reader   reader
+	at       int64 // the offset of the record that was read last, or of its block
+	buf      []byte
 }
 
 // Cursor begins to read at a revision, which need not exist yet. The error is
 // log.ErrCompacted if it is no longer kept.
 func (h *History) Cursor(first log.Revision) (*Cursor, error) {
 	if oldest := h.First(); first < oldest {
-		return nil, fmt.Errorf("revision %d (the oldest kept is %d): %w", first, oldest, log.ErrCompacted)
+		return nil, compacted(first, oldest)
 	}
 	return &Cursor{h: h, revision: first}, nil
+}
+
+func compacted(revision, oldest log.Revision) error {
+	return fmt.Errorf("revision %d (the oldest kept is %d): %w", revision, oldest, log.ErrCompacted)
 }
 
 // Next returns the next record; its Event is valid until the following call.
@@ -36,44 +79,79 @@ func (c *Cursor) Next() (log.Record, error) {
 			return log.Record{}, err
 		}
 	}
+	var damage found // that was stepped over
 	for {
-		offset := c.frames.offset
-		frame, problem, err := c.frames.next()
-		if errors.Is(err, io.EOF) {
-			problem, err = fmt.Sprintf("segment ends before revision %d", c.revision), nil
-		}
-		if err != nil {
-			return log.Record{}, fmt.Errorf("segment %s: %w", c.seg.name(), err)
-		}
-		var r log.Record
-		if problem == "" {
-			r, problem = parseRecord(frame)
-		}
-		if problem == "" && r.Revision > c.revision {
-			problem = fmt.Sprintf("holds revision %d, should hold %d", r.Revision, c.revision)
-		}
-		if problem != "" {
-			return log.Record{}, c.seg.corrupt(offset, c.revision, problem)
-		}
-		if r.Revision < c.revision {
+		r, got := c.reader.next()
+		c.at = got.offset
+		switch {
+		case got.err == nil && got.problem == "" && r.Revision < c.revision:
 			continue // between a mark and what was sought
+		case errors.Is(got.err, io.EOF):
+			got.problem = fmt.Sprintf("segment ends before revision %d", c.revision)
+		case got.err != nil:
+			return log.Record{}, fmt.Errorf("segment %s: %w", c.seg.name(), got.err)
+		case got.problem != "" && got.skips > 0 && got.skips <= c.revision:
+			damage = got
+			continue
+		case got.problem == "" && r.Revision > c.revision:
+			got.problem = fmt.Sprintf("holds revision %d, should hold %d", r.Revision, c.revision)
+		}
+		if got.problem != "" {
+			if damage.problem != "" {
+				got = damage
+			}
+			return log.Record{}, c.seg.corrupt(got.offset, c.revision, got.problem)
+		}
+		if r.Outcome == outcomeLeftOut {
+			return r, c.leftOut(&r)
 		}
 		c.revision++
 		return r, nil
 	}
 }
 
+// ErrLeftOut is returned for a record that a filtered export does not hold.
+var ErrLeftOut = errors.New("the export was filtered")
+
+func (c *Cursor) leftOut(r *log.Record) error {
+	c.revision++
+	return fmt.Errorf("revision %d was left out of %s: %w", r.Revision, c.seg.path, ErrLeftOut)
+}
+
 // advance finds how far the current segment goes by now, or opens the one that
 // holds the next revision.
 func (c *Cursor) advance() error {
-	seg, next, end := c.h.segmentOf(c.revision)
-	if seg == nil {
-		return io.EOF
+	for {
+		seg, next, end := c.h.segmentOf(c.revision)
+		switch {
+		case seg == nil:
+			return io.EOF
+		case seg.bad != nil:
+			return seg.bad
+		case seg == c.seg:
+			c.until = next
+			if p, ok := c.reader.(*plain); ok {
+				p.end = end
+			}
+			return nil
+		}
+		err := c.open(seg, next, end)
+		switch again, _, _ := c.h.segmentOf(c.revision); {
+		case err == nil:
+			return nil
+		case again != seg: // it was packed or dropped meanwhile
+			if oldest := c.h.First(); c.revision < oldest {
+				return compacted(c.revision, oldest)
+			}
+		case errors.Is(err, fs.ErrNotExist):
+			return seg.corrupt(0, c.revision, "the segment is missing")
+		default:
+			return err
+		}
 	}
-	if seg == c.seg {
-		c.until, c.frames.end = next, end
-		return nil
-	}
+}
+
+func (c *Cursor) open(seg *segment, next log.Revision, end int64) error {
 	if err := c.Close(); err != nil {
 		return err
 	}
@@ -81,28 +159,51 @@ func (c *Cursor) advance() error {
 	if err != nil {
 		return err
 	}
-	at, err := seg.seek(f, c.revision)
-	if err == nil && end == 0 {
-		var info os.FileInfo
-		if info, err = f.Stat(); err == nil {
-			end = info.Size()
-		}
-	}
-	if err != nil {
+	if err := c.start(f, seg, next, end); err != nil {
 		f.Close()
 		return err
 	}
-	c.seg, c.until = seg, next
-	c.frames = frames{f: f, offset: at.offset, end: end, buf: c.frames.buf}
+	return nil
+}
+
+func (c *Cursor) start(f *os.File, seg *segment, next log.Revision, end int64) error {
+	// The file may have been replaced since seg was looked up.
+	head, err := readHeader(f, seg.path, seg.first)
+	if err != nil {
+		return err
+	}
+	if head.version != seg.version {
+		return fmt.Errorf("segment %s: is of version %d, was of %d", seg.path, head.version, seg.version)
+	}
+	at, err := seg.seek(f, c.revision)
+	if err != nil {
+		return err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if end == 0 {
+		end = info.Size()
+	}
+	if seg.version == versionPacked {
+		c.reader = &blocks{f: f, size: end, offset: at.offset}
+	} else {
+		c.reader = &plain{frames{f: f, offset: at.offset, end: end, buf: c.buf}}
+	}
+	c.seg, c.file, c.until = seg, f, next
 	return nil
 }
 
 // Close releases the cursor's file. Closing twice is harmless.
 func (c *Cursor) Close() error {
-	if c.frames.f == nil {
+	if c.file == nil {
 		return nil
 	}
-	err := c.frames.f.Close()
-	c.seg, c.until, c.frames = nil, 0, frames{buf: c.frames.buf}
+	if p, ok := c.reader.(*plain); ok {
+		c.buf = p.buf
+	}
+	err := c.file.Close()
+	c.seg, c.until, c.file, c.reader = nil, 0, nil, nil
 	return err
 }

@@ -233,8 +233,8 @@ func TestMissingSegment(t *testing.T) {
 func TestNewerFormat(t *testing.T) {
 	dir := t.TempDir()
 	_, files := write(t, dir, 1, segmentSize)
-	header := appendHeader(nil, 1, log.Hash{})
-	header[8] = version + 1
+	header := appendHeader(nil, versionPlain, 1, log.Hash{})
+	header[8] = versionPacked + 1
 	header = header[:56]
 	header = append(header, byteOrderCRC(header)...)
 	header = append(header, 0, 0, 0, 0)
@@ -268,7 +268,7 @@ func appendTo(t *testing.T, file string, b []byte) {
 // FuzzOpen opens a segment of any bytes: no panic, and what can be read verifies
 // or is refused.
 func FuzzOpen(f *testing.F) {
-	b := appendHeader(nil, 1, log.Hash{})
+	b := appendHeader(nil, versionPlain, 1, log.Hash{})
 	f.Add(bytes.Clone(b))
 	for _, r := range chainOf(1, 5, log.Hash{}) {
 		b = appendRecord(b, &r)

@@ -4,8 +4,10 @@
 // A directory holds segments named by their first revision in 20 decimal digits.
 // All integers are little-endian.
 //
+// A segment that is written to is plain:
+//
 //	segment = header record*
-//	header  = magic "VARVEHST" | version u32 | 0 u32 | first revision u64 |
+//	header  = magic "VARVEHST" | version u32 (1) | 0 u32 | first revision u64 |
 //	          chain before it [32] | CRC32C of the 56 bytes before u32 | 0 u32
 //	record  = length u32 | CRC32C u32 | body
 //	body    = revision u64 | effective time i64 | outcome u8 | reason length u32 |
@@ -19,6 +21,25 @@
 //	  |-- segment --|-- segment --|-- last segment --|~~~~~|
 //	   sealed, durable, immutable    durable          in the page cache;
 //	                                                  Raft still has it
+//
+// A sealed segment may be packed (Pack): the same header with version 2, then
+// blocks of compressed records, each checked and decompressed by itself.
+//
+//	packed  = header block* end
+//	block   = magic "vblk" | kind u8 | 0 [3] | records u32 | first revision u64 |
+//	          time of the first i64 | chain before it [32] | chain after the last [32] |
+//	          bytes once decompressed u32 | bytes u32 | CRC32C of them u32 | 0 u32 |
+//	          CRC32C of the 108 bytes before u32 | zstd(entry*)
+//	entry   = outcome u8 | time since the one before varint |
+//	          reason length uvarint | reason | event length uvarint | event
+//
+// Chain values are not stored: a reader computes them, and each block must lead
+// from the one in its header to the other. An exported file (Exporter) is a packed
+// segment with two more kinds of blocks; in a filtered one, an entry of outcome 0
+// has the event's leaf in place of reason and event.
+//
+// Beside the segments, NNN.checkpoint holds the state at revision NNN (zstd), from
+// which what follows can be replayed. Files that end in ".new" are being written.
 //
 // What is not yet durable here is durable in the Raft log, until a snapshot's
 // Persist has called Sync.

@@ -11,12 +11,14 @@ import (
 )
 
 const (
-	magic      = "VARVEHST"
-	version    = 1
-	headerSize = 64
-	frameSize  = 8                     // length, CRC
-	fixedBody  = 8 + 8 + 1 + 4 + 32    // a body without reason and event
-	minRecord  = frameSize + fixedBody // bytes on disk
+	magic = "VARVEHST"
+	// A segment is plain while it is written to, and packed afterwards.
+	versionPlain  = 1
+	versionPacked = 2
+	headerSize    = 64
+	frameSize     = 8                     // length, CRC
+	fixedBody     = 8 + 8 + 1 + 4 + 32    // a body without reason and event
+	minRecord     = frameSize + fixedBody // bytes on disk
 	// maxBody bounds what a length field may claim, so that a flipped bit in it
 	// cannot ask for gigabytes. It is far above what one Raft entry may hold.
 	maxBody = 64 << 20
@@ -32,7 +34,9 @@ func segmentName(first log.Revision) string {
 }
 
 // parseName is the inverse of segmentName.
-func parseName(name string) (log.Revision, bool) {
+func parseName(name string) (log.Revision, bool) { return parseRevision(name, suffix) }
+
+func parseRevision(name, suffix string) (log.Revision, bool) {
 	digits, ok := strings.CutSuffix(name, suffix)
 	if !ok || len(digits) != 20 {
 		return 0, false
@@ -44,7 +48,7 @@ func parseName(name string) (log.Revision, bool) {
 	return log.Revision(n), true
 }
 
-func appendHeader(b []byte, first log.Revision, before log.Hash) []byte {
+func appendHeader(b []byte, version uint32, first log.Revision, before log.Hash) []byte {
 	start := len(b)
 	b = append(b, magic...)
 	b = binary.LittleEndian.AppendUint32(b, version)
@@ -68,7 +72,7 @@ func parseHeader(b []byte) (header, string) {
 	if got, want := crc32.Checksum(b[:56], castagnoli), binary.LittleEndian.Uint32(b[56:]); got != want {
 		return h, fmt.Sprintf("header has CRC %08x and should have %08x", got, want)
 	}
-	if h.version = binary.LittleEndian.Uint32(b[8:]); h.version != version {
+	if h.version = binary.LittleEndian.Uint32(b[8:]); h.version == 0 || h.version > versionPacked {
 		return h, ""
 	}
 	h.first = log.Revision(binary.LittleEndian.Uint64(b[16:]))

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/varve-net/varve/log"
+	"github.com/varve-net/varve/log/eventpb"
 )
 
 // segmentSize is when a segment is sealed and the next one begun. A batch is
@@ -30,13 +31,19 @@ type History struct {
 	logger      *slog.Logger
 	segmentSize int64
 
-	mu       sync.RWMutex
-	segments []*segment // by first revision; only the last is written to
-	chain    log.Hash   // of the last record
+	readOnly    bool
+	damage      error                  // what a read-only history ends before
+	meta        *eventpb.ArchiveHeader // of an exported file
+	stateOffset int64                  // in it, of its checkpoint; 0: none
+
+	mu          sync.RWMutex
+	segments    []*segment     // by first revision; only the last is written to
+	chain       log.Hash       // of the last record
+	checkpoints []log.Revision // ascending
 
 	// syncing is held by whoever makes the last segment durable or replaces it.
 	syncing sync.Mutex
-	file    *os.File // the last segment
+	file    *os.File // the last segment, if it is plain
 	synced  log.Revision
 	broken  error // after it nothing may be written or claimed durable
 	closed  bool
@@ -54,6 +61,18 @@ func Open(dir string, logger *slog.Logger) (*History, error) {
 	}
 	return h, nil
 }
+
+// OpenReadOnly opens a history that others may write to, as it is now: nothing is
+// repaired, and damage hides only what it hits. Verify reports it.
+func OpenReadOnly(dir string, logger *slog.Logger) (*History, error) {
+	h := &History{dir: dir, logger: logger, segmentSize: segmentSize, readOnly: true, broken: errReadOnly}
+	if err := h.open(); err != nil {
+		return nil, fmt.Errorf("history %s: %w", dir, err)
+	}
+	return h, nil
+}
+
+var errReadOnly = errors.New("was opened to be read only")
 
 // First is the oldest revision kept; in an empty history it is 1.
 func (h *History) First() log.Revision {
@@ -156,7 +175,7 @@ func (h *History) room(n int64, first log.Revision, before log.Hash) (*segment, 
 	}
 	if c := len(h.segments); c > 0 {
 		seg := h.segments[c-1]
-		if seg.end+n <= h.segmentSize || seg.next == seg.first {
+		if h.file != nil && (seg.end+n <= h.segmentSize || seg.next == seg.first) {
 			return seg, nil
 		}
 		if err := h.syncLocked(); err != nil {
@@ -169,14 +188,14 @@ func (h *History) room(n int64, first log.Revision, before log.Hash) (*segment, 
 // begin creates the segment of a revision and makes it the last one.
 func (h *History) begin(first log.Revision, before log.Hash) (*segment, error) {
 	seg := &segment{
-		path: filepath.Join(h.dir, segmentName(first)), header: header{version, first, before},
+		path: filepath.Join(h.dir, segmentName(first)), header: header{versionPlain, first, before},
 		next: first, end: headerSize, indexed: true,
 	}
 	f, err := os.OpenFile(seg.path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o640)
 	if err != nil {
 		return nil, err
 	}
-	if _, err = f.WriteAt(appendHeader(nil, first, before), 0); err == nil {
+	if _, err = f.WriteAt(appendHeader(nil, versionPlain, first, before), 0); err == nil {
 		err = f.Sync()
 	}
 	if err == nil {
@@ -218,6 +237,10 @@ func (h *History) syncLocked() error {
 	if last == h.synced {
 		return nil
 	}
+	if h.file == nil { // what is packed is durable
+		h.synced = last
+		return nil
+	}
 	if err := unix.Fdatasync(int(h.file.Fd())); err != nil {
 		h.broken = fmt.Errorf("fdatasync of %s: %w", h.file.Name(), err)
 		return h.broken
@@ -233,7 +256,10 @@ func (h *History) Close() error {
 	if h.closed {
 		return nil
 	}
-	err := h.syncLocked()
+	var err error
+	if !h.readOnly {
+		err = h.syncLocked()
+	}
 	h.closed, h.broken = true, log.ErrClosed
 	if h.file != nil {
 		err = errors.Join(err, h.file.Close())

@@ -8,14 +8,17 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/varve-net/varve/log"
 )
 
 // open lists the segments, and reads the last one in full.
 func (h *History) open() error {
-	if err := os.MkdirAll(h.dir, 0o750); err != nil {
-		return err
+	if !h.readOnly {
+		if err := os.MkdirAll(h.dir, 0o750); err != nil {
+			return err
+		}
 	}
 	entries, err := os.ReadDir(h.dir)
 	if err != nil {
@@ -26,8 +29,17 @@ func (h *History) open() error {
 		if first, ok := parseName(e.Name()); ok {
 			firsts = append(firsts, first)
 		}
+		if at, ok := parseCheckpointName(e.Name()); ok {
+			h.checkpoints = append(h.checkpoints, at)
+		}
+		if strings.HasSuffix(e.Name(), unfinished) && !h.readOnly {
+			if err := os.Remove(filepath.Join(h.dir, e.Name())); err != nil {
+				return err
+			}
+		}
 	}
 	slices.Sort(firsts)
+	slices.Sort(h.checkpoints)
 	for i, first := range firsts {
 		seg := &segment{path: filepath.Join(h.dir, segmentName(first))}
 		if i < len(firsts)-1 {
@@ -40,7 +52,7 @@ func (h *History) open() error {
 			return err
 		}
 	}
-	if h.file != nil {
+	if len(h.segments) > 0 && !h.readOnly {
 		// What the process before left in the page cache is durable from here on.
 		h.synced = h.segments[0].first - 1
 		return h.syncLocked()
@@ -48,50 +60,58 @@ func (h *History) open() error {
 	return nil
 }
 
-// openSealed reads a segment's header.
+// openSealed reads a segment's header. Damage to it keeps what is in this segment
+// from being read, and nothing else.
 func (h *History) openSealed(seg *segment, first log.Revision) error {
 	f, err := os.Open(seg.path)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if err := seg.readHeader(f, first); err != nil {
+	seg.header, err = readHeader(f, seg.path, first)
+	if errors.Is(err, log.ErrCorrupt) {
+		h.logger.Error("a history segment cannot be read", "segment", seg.path, "error", err)
+		seg.first, seg.bad = first, err
+	} else if err != nil {
 		return err
 	}
 	h.segments = append(h.segments, seg)
 	return nil
 }
 
-// readHeader reads and checks the header.
-func (s *segment) readHeader(f *os.File, first log.Revision) error {
+// readHeader reads and checks the header of a segment file.
+func readHeader(f io.ReaderAt, path string, first log.Revision) (header, error) {
 	b := make([]byte, headerSize)
 	n, err := f.ReadAt(b, 0)
 	if err != nil && !errors.Is(err, io.EOF) {
-		return err
+		return header{}, err
 	}
 	head, problem := parseHeader(b[:n])
-	if problem == "" && head.version != version {
-		return fmt.Errorf("segment %s: format version %d, this varve reads %d: %w", s.path, head.version, version, log.ErrUpgradeNeeded)
+	if problem == "" && (head.version == 0 || head.version > versionPacked) {
+		return header{}, fmt.Errorf("segment %s: format version %d, this varve reads %d: %w", path, head.version, versionPacked, log.ErrUpgradeNeeded)
 	}
 	if problem == "" && head.first != first {
 		problem = fmt.Sprintf("header says that revision %d is the first, the name %d", head.first, first)
 	}
 	if problem != "" {
-		return s.corrupt(0, first, problem)
+		return header{}, (&segment{path: path}).corrupt(0, first, problem)
 	}
-	s.header = head
-	return nil
+	return head, nil
 }
 
 // openLast reads every record of the last segment, cuts off what a crash left
 // incomplete, and keeps the file open for writing.
 func (h *History) openLast(seg *segment, first log.Revision) (err error) {
-	f, err := os.OpenFile(seg.path, os.O_RDWR, 0)
+	mode := os.O_RDWR
+	if h.readOnly {
+		mode = os.O_RDONLY
+	}
+	f, err := os.OpenFile(seg.path, mode, 0)
 	if err != nil {
 		return err
 	}
 	defer func() {
-		if err != nil {
+		if err != nil || h.readOnly {
 			f.Close()
 		}
 	}()
@@ -99,8 +119,12 @@ func (h *History) openLast(seg *segment, first log.Revision) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := seg.readHeader(f, first); err != nil {
+	if seg.header, err = readHeader(f, seg.path, first); err != nil {
 		return h.openTornHeader(f, seg, first, info.Size(), err)
+	}
+	if seg.version == versionPacked {
+		defer f.Close()
+		return h.openLastPacked(f, seg, info.Size())
 	}
 	seg.next, seg.end, seg.indexed = seg.first, headerSize, true
 	chain := seg.before
@@ -119,7 +143,11 @@ func (h *History) openLast(seg *segment, first log.Revision) (err error) {
 		}
 		if problem == "" && rec.Revision != seg.next {
 			// The checksum is right: no crash writes this.
-			return seg.corrupt(seg.end, seg.next, fmt.Sprintf("holds revision %d, should hold %d", rec.Revision, seg.next))
+			damage := seg.corrupt(seg.end, seg.next, fmt.Sprintf("holds revision %d, should hold %d", rec.Revision, seg.next))
+			if err := h.tolerate(damage); err != nil {
+				return err
+			}
+			break
 		}
 		if problem != "" {
 			if err := h.repair(f, seg, info.Size(), problem); err != nil {
@@ -130,8 +158,44 @@ func (h *History) openLast(seg *segment, first log.Revision) (err error) {
 		seg.noteLocked(rec.Revision, seg.end)
 		seg.next, seg.end, chain = rec.Revision+1, r.offset, rec.Chain
 	}
-	h.file, h.chain = f, chain
+	if !h.readOnly {
+		h.file = f
+	}
+	h.chain = chain
 	h.segments = append(h.segments, seg)
+	return nil
+}
+
+// openLastPacked is openLast of a segment that is not written to any more: a crash
+// came between its being packed and the next one's first record. A packed segment
+// has an end mark.
+func (h *History) openLastPacked(f *os.File, seg *segment, size int64) error {
+	ended := false
+	seg.next, h.chain = seg.first, seg.before
+	err := walkBlocks(f, size, func(b *blockHeader, _ int64) bool {
+		if b.kind == blockRecords || b.kind == blockEnd {
+			seg.next, h.chain = b.after(), b.chain
+		}
+		ended = b.kind == blockEnd
+		return !ended
+	})
+	if err == nil && !ended {
+		err = h.tolerate(seg.corrupt(size, seg.next, "the file ends without an end mark: it was cut off"))
+	}
+	if err != nil {
+		return err
+	}
+	h.segments = append(h.segments, seg)
+	return nil
+}
+
+// tolerate makes damage at the end a matter of Verify, where nothing is written.
+func (h *History) tolerate(damage error) error {
+	if !h.readOnly {
+		return damage
+	}
+	h.damage = damage
+	h.logger.Error("the history is damaged; what lies before can be read", "error", damage)
 	return nil
 }
 
@@ -143,8 +207,11 @@ func (h *History) repair(f *os.File, seg *segment, size int64, problem string) e
 		return err
 	}
 	if later, offset := findRecord(rest, seg.next); offset >= 0 {
-		return seg.corrupt(seg.end, seg.next, fmt.Sprintf(
-			"%s, yet revision %d lies whole at offset %d, so this is no torn end", problem, later, seg.end+int64(offset)))
+		return h.tolerate(seg.corrupt(seg.end, seg.next, fmt.Sprintf(
+			"%s, yet revision %d lies whole at offset %d, so this is no torn end", problem, later, seg.end+int64(offset))))
+	}
+	if h.readOnly {
+		return nil // an agent may be writing
 	}
 	if err := f.Truncate(seg.end); err != nil {
 		return err
@@ -161,7 +228,13 @@ func (h *History) repair(f *os.File, seg *segment, size int64, problem string) e
 // goes on with the one before. cause is what is wrong with the header.
 func (h *History) openTornHeader(f *os.File, seg *segment, first log.Revision, size int64, cause error) error {
 	if size > headerSize || !errors.Is(cause, log.ErrCorrupt) {
+		if errors.Is(cause, log.ErrCorrupt) {
+			return h.tolerate(cause)
+		}
 		return cause // records are written after the header is durable
+	}
+	if h.readOnly {
+		return h.openBefore(first)
 	}
 	if err := os.Remove(seg.path); err != nil {
 		return err
@@ -171,6 +244,11 @@ func (h *History) openTornHeader(f *os.File, seg *segment, first log.Revision, s
 	}
 	h.logger.Warn("removed a history segment that was being created", "segment", seg.path, "revision", first, "problem", cause)
 	f.Close()
+	return h.openBefore(first)
+}
+
+// openBefore makes the segment before one that is no segment yet the last one.
+func (h *History) openBefore(first log.Revision) error {
 	n := len(h.segments)
 	if n == 0 {
 		return nil
@@ -181,7 +259,7 @@ func (h *History) openTornHeader(f *os.File, seg *segment, first log.Revision, s
 		return err
 	}
 	if last := h.lastLocked(); last+1 != first {
-		return before.corrupt(h.segments[n-1].end, last+1, fmt.Sprintf("segment ends before revision %d, the next segment began at %d", last+1, first))
+		return h.tolerate(before.corrupt(h.segments[n-1].end, last+1, fmt.Sprintf("segment ends before revision %d, the next segment began at %d", last+1, first)))
 	}
 	return nil
 }

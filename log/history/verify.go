@@ -16,7 +16,7 @@ func (h *History) Verify(ctx context.Context, from log.Revision) error {
 	from = max(from, h.First())
 	seg, _, _ := h.segmentOf(from)
 	if seg == nil {
-		return nil
+		return h.damage
 	}
 	chain, timeNS := seg.before, int64(0)
 	if from > seg.first {
@@ -37,25 +37,29 @@ func (h *History) Verify(ctx context.Context, from log.Revision) error {
 		}
 		r, err := c.Next()
 		if errors.Is(err, io.EOF) {
-			return nil
+			return h.damage
 		}
-		if err != nil {
+		if err != nil && !errors.Is(err, ErrLeftOut) {
 			return err
+		}
+		leaf := log.Leaf(r.Event)
+		if err != nil {
+			copy(leaf[:], r.Event)
 		}
 		if r.Revision == c.seg.first && c.seg.before != chain {
 			return c.seg.corrupt(0, r.Revision, fmt.Sprintf("header continues chain %s, the segment before ends in %s", c.seg.before, chain))
 		}
 		problem := ""
-		switch next := log.Next(chain, log.Leaf(r.Event)); {
+		switch next := log.Next(chain, leaf); {
 		case next != r.Chain:
 			problem = fmt.Sprintf("chain value is %s and should be %s", r.Chain, next)
 		case r.TimeNS < timeNS:
 			problem = fmt.Sprintf("effective time %d goes back from %d", r.TimeNS, timeNS)
-		case r.Outcome != log.OutcomeApplied && r.Outcome != log.OutcomeRejected:
+		case err == nil && r.Outcome != log.OutcomeApplied && r.Outcome != log.OutcomeRejected:
 			problem = fmt.Sprintf("outcome %d takes no revision", r.Outcome)
 		}
 		if problem != "" {
-			return c.seg.corrupt(c.frames.offset-int64(recordSize(&r)), r.Revision, problem)
+			return c.seg.corrupt(c.at, r.Revision, problem)
 		}
 		chain, timeNS = r.Chain, r.TimeNS
 	}
