@@ -2,14 +2,18 @@ package api
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"sync"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/encoding/protowire"
 
 	varvev1 "github.com/varve-net/varve/api/varve/v1"
+	"github.com/varve-net/varve/api/varve/v1/varvev1connect"
 	"github.com/varve-net/varve/log/eventpb"
 )
 
@@ -22,6 +26,9 @@ const maxStreamMessage = 1 << 20
 
 // ErrAppenderClosed is returned for a group given to an Appender after Close.
 var ErrAppenderClosed = errors.New("appender is closed")
+
+// errNotSent is of a group that never left for the agent.
+var errNotSent = errors.New("not sent")
 
 // Appender appends over one stream (LogService.AppendStream): groups are sent
 // without waiting for the answers to those before, and many share a message. It
@@ -43,18 +50,19 @@ type Appender struct {
 
 // PendingAppend is a group on its way.
 type PendingAppend struct {
-	group  *varvev1.AppendRequest
-	size   int
+	group  []byte // as a field of AppendStreamRequest; nil once it was taken
 	done   chan struct{}
 	answer *varvev1.AppendAnswer
 	err    error
 }
 
 // NewAppender opens a stream. It lives until Close, or until ctx ends.
-func (c *Client) NewAppender(ctx context.Context) *Appender {
+func (c *Client) NewAppender(ctx context.Context) *Appender { return newAppender(ctx, c.Log) }
+
+func newAppender(ctx context.Context, service varvev1connect.LogServiceClient) *Appender {
 	ctx, cancel := context.WithCancel(ctx)
 	a := &Appender{
-		stream: c.Log.AppendStream(ctx),
+		stream: service.AppendStream(ctx),
 		window: make(chan struct{}, appenderWindow),
 		ended:  make(chan struct{}),
 		wake:   make(chan struct{}, 1),
@@ -77,28 +85,48 @@ func (a *Appender) Append(ctx context.Context, events ...*eventpb.Event) (*varve
 }
 
 // Begin sends one atomic group and does not wait for its answer. It waits only
-// while too many groups have none. The events must not be changed until the
-// answer is there.
+// while too many groups have none.
 func (a *Appender) Begin(ctx context.Context, events ...*eventpb.Event) (*PendingAppend, error) {
+	return a.begin(ctx, &varvev1.AppendRequest{Events: events})
+}
+
+// begin encodes the group here, so that many callers share the work and the group
+// is theirs again when it returns.
+func (a *Appender) begin(ctx context.Context, group *varvev1.AppendRequest) (*PendingAppend, error) {
+	p := &PendingAppend{done: make(chan struct{})}
+	var err error
+	if p.group, err = asField(group); err != nil {
+		return nil, err
+	}
 	select {
 	case a.window <- struct{}{}:
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	case <-a.ended:
 	}
-	p := &PendingAppend{group: &varvev1.AppendRequest{Events: events}, done: make(chan struct{})}
-	p.size = p.group.SizeVT()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	switch {
 	case a.closed:
-		return nil, ErrAppenderClosed
+		return nil, fmt.Errorf("%w: %w", ErrAppenderClosed, errNotSent)
 	case a.cause != nil:
-		return nil, fmt.Errorf("append stream ended: %w", a.cause)
+		return nil, fmt.Errorf("append stream ended: %w: %w", errNotSent, a.cause)
 	}
 	a.send = append(a.send, p)
 	a.notify()
 	return p, nil
+}
+
+// fieldGroups is AppendStreamRequest.groups.
+const fieldGroups = 1
+
+// asField encodes a group as it stands in an AppendStreamRequest.
+func asField(group *varvev1.AppendRequest) ([]byte, error) {
+	size := group.SizeVT()
+	b := protowire.AppendTag(make([]byte, 0, size+2*binary.MaxVarintLen32), fieldGroups, protowire.BytesType)
+	b = protowire.AppendVarint(b, uint64(size))
+	n, err := group.MarshalToSizedBufferVT(b[len(b) : len(b)+size])
+	return b[:len(b)+n], err
 }
 
 // Wait returns the answer to a group. When ctx ends first, or the stream broke,
@@ -132,6 +160,9 @@ func (a *Appender) Close(ctx context.Context) error {
 	}
 }
 
+// over tells whether the stream has ended.
+func (a *Appender) over() bool { return a.why() != nil }
+
 func (a *Appender) why() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -145,34 +176,30 @@ func (a *Appender) notify() {
 	}
 }
 
-// take moves groups from send to sent: those of the next message.
-func (a *Appender) take() (msg *varvev1.AppendStreamRequest, closed bool) {
+// take moves groups from send to sent and appends their bytes to b: those of the
+// next message, none if nothing waits.
+func (a *Appender) take(b []byte) (groups []byte, closed bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if len(a.send) == 0 {
-		return nil, a.closed
-	}
-	n, size := 0, 0
-	for n < len(a.send) && (n == 0 || size+a.send[n].size <= maxStreamMessage) {
-		size += a.send[n].size
+	n := 0
+	for n < len(a.send) && (n == 0 || len(b)+len(a.send[n].group) <= maxStreamMessage) {
+		b = append(b, a.send[n].group...)
+		a.send[n].group = nil
 		n++
-	}
-	msg = &varvev1.AppendStreamRequest{Groups: make([]*varvev1.AppendRequest, n)}
-	for i, p := range a.send[:n] {
-		msg.Groups[i] = p.group
 	}
 	a.sent = append(a.sent, a.send[:n]...)
 	left := copy(a.send, a.send[n:])
 	clear(a.send[left:])
 	a.send = a.send[:left]
-	return msg, false
+	return b, a.closed
 }
 
 // write sends until Close or until the stream breaks, which read finds out.
 func (a *Appender) write() {
+	var groups []byte
 	for {
-		msg, closed := a.take()
-		if msg == nil {
+		var closed bool
+		if groups, closed = a.take(groups[:0]); len(groups) == 0 {
 			if closed {
 				_ = a.stream.CloseRequest()
 				return
@@ -182,8 +209,14 @@ func (a *Appender) write() {
 			case <-a.ended:
 				return
 			}
+			// An answer wakes many callers at once. Without this the first of them
+			// would wake this goroutine, which runs next, and each group would have a
+			// message of its own.
+			runtime.Gosched()
 			continue
 		}
+		msg := new(varvev1.AppendStreamRequest)
+		msg.ProtoReflect().SetUnknown(groups) // encoded as they are: what is sent is the field
 		if a.stream.Send(msg) != nil {
 			return
 		}
@@ -235,8 +268,12 @@ func (a *Appender) end(cause error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.cause = cause
-	for _, p := range append(a.sent, a.send...) {
+	for _, p := range a.sent {
 		p.err = fmt.Errorf("append stream ended before the answer: %w", cause)
+		close(p.done)
+	}
+	for _, p := range a.send {
+		p.err = fmt.Errorf("append stream ended: %w: %w", errNotSent, cause)
 		close(p.done)
 	}
 	a.sent, a.send = nil, nil

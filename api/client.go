@@ -20,6 +20,8 @@ const baseURL = "http://varve"
 // Client calls an agent. It is safe for concurrent use. Connections are opened as
 // calls need them, again after the agent restarted, and shared by later calls.
 type Client struct {
+	// Log sends calls of Append that run at the same time over one stream, with an
+	// answer for each: see WithUnaryAppends.
 	Log        varvev1connect.LogServiceClient
 	Policies   varvev1connect.PolicyServiceClient
 	Endpoints  varvev1connect.EndpointServiceClient
@@ -31,6 +33,7 @@ type Client struct {
 
 	address   string
 	transport *transports
+	shared    *sharedLog
 }
 
 // Option changes how a Client calls.
@@ -38,17 +41,25 @@ type Option func(*options)
 
 type options struct {
 	connect []connect.ClientOption
+	unary   bool
 }
 
 // WithGRPC makes the client speak gRPC instead of the Connect protocol. The
 // agent answers both alike.
 func WithGRPC() Option {
-	return WithConnect(connect.WithGRPC())
+	return func(o *options) { o.connect = append(o.connect, connect.WithGRPC()) }
 }
 
-// WithConnect passes options on to Connect, e.g. interceptors.
+// WithUnaryAppends makes every call of Log.Append a request of its own. Otherwise
+// those that run at the same time share one AppendStream, at a third of the cost. A
+// call is the same either way: one group, atomic, one answer or error, and when its
+// context ends before the answer, the group may or may not have been recorded.
+func WithUnaryAppends() Option { return func(o *options) { o.unary = true } }
+
+// WithConnect passes options on to Connect, e.g. interceptors. These see every call
+// as it was made: it implies WithUnaryAppends.
 func WithConnect(opts ...connect.ClientOption) Option {
-	return func(o *options) { o.connect = append(o.connect, opts...) }
+	return func(o *options) { o.connect, o.unary = append(o.connect, opts...), true }
 }
 
 // New returns a client of the agent at address: the path of its unix socket, also
@@ -69,8 +80,13 @@ func New(address string, opts ...Option) (*Client, error) {
 	}
 	transport := newTransports(path)
 	h := &http.Client{Transport: transport}
+	log := varvev1connect.NewLogServiceClient(h, baseURL, o.connect...)
+	shared := &sharedLog{LogServiceClient: log}
+	if !o.unary {
+		log = shared
+	}
 	return &Client{
-		Log:        varvev1connect.NewLogServiceClient(h, baseURL, o.connect...),
+		Log:        log,
 		Policies:   varvev1connect.NewPolicyServiceClient(h, baseURL, o.connect...),
 		Endpoints:  varvev1connect.NewEndpointServiceClient(h, baseURL, o.connect...),
 		Namespaces: varvev1connect.NewNamespaceServiceClient(h, baseURL, o.connect...),
@@ -80,6 +96,7 @@ func New(address string, opts ...Option) (*Client, error) {
 		Audit:      varvev1connect.NewAuditServiceClient(h, baseURL, o.connect...),
 		address:    path,
 		transport:  transport,
+		shared:     shared,
 	}, nil
 }
 
@@ -87,4 +104,4 @@ func New(address string, opts ...Option) (*Client, error) {
 func (c *Client) Address() string { return c.address }
 
 // Close closes the connections that no call uses.
-func (c *Client) Close() { c.transport.closeIdle() }
+func (c *Client) Close() { c.shared.close(c.transport.closeIdle) }

@@ -29,6 +29,7 @@ type (
 	}
 	fakeLog struct {
 		varvev1connect.UnimplementedLogServiceHandler
+		*appends
 	}
 )
 
@@ -61,7 +62,9 @@ func (fakeLog) Subscribe(ctx context.Context, req *connect.Request[varvev1.Subsc
 }
 
 // startFake serves on a unix socket, in a directory short enough for one.
-func startFake() (socket string, stop func()) {
+func startFake() (socket string, stop func()) { return serveFake(fakeLog{appends: newAppends()}) }
+
+func serveFake(log fakeLog) (socket string, stop func()) {
 	dir, err := os.MkdirTemp("", "varve")
 	if err != nil {
 		panic(err)
@@ -74,7 +77,7 @@ func startFake() (socket string, stop func()) {
 	mux := http.NewServeMux()
 	mux.Handle(varvev1connect.NewEndpointServiceHandler(fakeEndpoints{}))
 	mux.Handle(varvev1connect.NewPolicyServiceHandler(fakePolicies{}))
-	mux.Handle(varvev1connect.NewLogServiceHandler(fakeLog{}))
+	mux.Handle(varvev1connect.NewLogServiceHandler(log))
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)

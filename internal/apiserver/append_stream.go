@@ -30,15 +30,29 @@ type underway struct {
 	bytes   int64
 }
 
-// AppendStream reads and proposes in one goroutine and answers in another.
+// errStopping ends the streams of a server that stops. What had no answer yet may or
+// may not have been recorded.
+var errStopping = connect.NewError(connect.CodeUnavailable, errors.New("the agent stops; connect again"))
+
+// AppendStream reads and proposes in one goroutine and answers in another. It ends
+// with the server, too: then the goroutine that reads ends once it has returned.
 func (s logService) AppendStream(ctx context.Context, stream *connect.BidiStream[varvev1.AppendStreamRequest, varvev1.AppendStreamResponse]) error {
 	window := semaphore.NewWeighted(streamWindowBytes)
 	groups := make(chan underway, streamWindowGroups)
 	work, ctx := errgroup.WithContext(ctx)
 	work.Go(func() error { return answerGroups(ctx, stream, groups, window) })
-	err := s.readGroups(ctx, stream, groups, window)
-	close(groups)
-	if werr := work.Wait(); werr != nil {
+	read := make(chan error, 1)
+	go func() {
+		defer close(groups)
+		read <- s.readGroups(ctx, stream, groups, window)
+	}()
+	var err error
+	select {
+	case err = <-read:
+	case <-ctx.Done():
+		err = errStopping
+	}
+	if werr := work.Wait(); werr != nil && !errors.Is(werr, context.Canceled) {
 		return werr
 	}
 	return err
@@ -82,10 +96,21 @@ func (s logService) propose(ctx context.Context, group *varvev1.AppendRequest) (
 
 // answerGroups sends the answers in order, all that are there in one message.
 func answerGroups(ctx context.Context, stream *connect.BidiStream[varvev1.AppendStreamRequest, varvev1.AppendStreamResponse], groups <-chan underway, window *semaphore.Weighted) error {
-	next, more := <-groups
-	for more {
+	var next underway
+	more, drained := true, true
+	for {
+		if drained {
+			select {
+			case next, more = <-groups:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		if !more {
+			return nil
+		}
 		resp := &varvev1.AppendStreamResponse{}
-		drained := false
+		drained = false
 		for {
 			answer, err := next.answer(ctx)
 			if err != nil {
@@ -107,11 +132,7 @@ func answerGroups(ctx context.Context, stream *connect.BidiStream[varvev1.Append
 		if err := stream.Send(resp); err != nil {
 			return err
 		}
-		if drained {
-			next, more = <-groups
-		}
 	}
-	return nil
 }
 
 func (u underway) ready() bool { return u.err != nil || u.pending.Ready() }

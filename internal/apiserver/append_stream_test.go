@@ -157,6 +157,70 @@ func TestStreamIsShared(t *testing.T) {
 	}
 }
 
+// Calls of Append at the same time share a stream: their answers are still their own.
+func TestAppendsAtTheSameTime(t *testing.T) {
+	k := newKit(t)
+	var wait sync.WaitGroup
+	var applied sync.Map
+	for client := range 20 {
+		wait.Go(func() {
+			for i := range 30 {
+				e := namespaceSet(fmt.Sprintf("ns-%d", client), fmt.Sprint(i))
+				if i%7 == 3 {
+					e.ExpectedRevision = proto.Uint64(1) // the stream is at another one
+				}
+				resp, err := k.Log.Append(t.Context(), connect.NewRequest(&varvev1.AppendRequest{Events: []*eventpb.Event{e}}))
+				if err != nil {
+					t.Errorf("client %d: %v", client, err)
+					return
+				}
+				r := resp.Msg.Results[0]
+				if i%7 == 3 {
+					if r.Outcome != varvev1.Outcome_OUTCOME_CONFLICT {
+						t.Errorf("client %d, event %d: %v, want a conflict", client, i, r)
+					}
+					continue
+				}
+				if _, twice := applied.LoadOrStore(r.Revision, e); twice || r.Outcome != varvev1.Outcome_OUTCOME_APPLIED {
+					t.Errorf("client %d, event %d: %v", client, i, r)
+				}
+			}
+		})
+	}
+	wait.Wait()
+	stream, err := k.Log.Read(t.Context(), connect.NewRequest(&varvev1.ReadRequest{First: 2}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stream.Close()
+	for stream.Receive() {
+		want, _ := applied.LoadAndDelete(stream.Msg().Revision)
+		if e, _ := want.(*eventpb.Event); e == nil || !proto.Equal(stream.Msg().Event.GetNamespaceSet(), e.GetNamespaceSet()) {
+			t.Errorf("revision %d is %v, its caller appended %v", stream.Msg().Revision, stream.Msg().Event, want)
+		}
+	}
+	if err := stream.Err(); err != nil {
+		t.Error(err)
+	}
+	applied.Range(func(revision, _ any) bool {
+		t.Errorf("revision %d was acknowledged and is not there", revision)
+		return true
+	})
+}
+
+// An idle stream does not hold up an agent that stops.
+func TestStreamEndsWithTheServer(t *testing.T) {
+	k := newKit(t)
+	a := k.NewAppender(context.Background())
+	if _, err := a.Append(t.Context(), namespaceSet("shop", "a")); err != nil {
+		t.Fatal(err)
+	}
+	k.stop()
+	if err := a.Close(t.Context()); connect.CodeOf(err) != connect.CodeUnavailable || !strings.Contains(err.Error(), "the agent stops") {
+		t.Errorf("close: %v", err)
+	}
+}
+
 func TestStreamEndsWithItsContext(t *testing.T) {
 	k := newKit(t)
 	ctx, cancel := context.WithCancel(t.Context())

@@ -33,6 +33,7 @@ type kit struct {
 	*api.Client
 	log    *raftlog.Log
 	socket string
+	stop   context.CancelFunc // of the server
 }
 
 func newKit(t *testing.T) *kit {
@@ -62,6 +63,7 @@ func newKit(t *testing.T) *kit {
 	})
 	ctx, stop := context.WithCancel(context.Background())
 	served := make(chan error, 1)
+	k.stop = stop
 	go func() { served <- srv.Serve(ctx) }()
 	if k.Client, err = api.New(k.socket); err != nil {
 		t.Fatal(err)

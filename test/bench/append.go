@@ -72,12 +72,13 @@ func (p *plan) appendVarve(ctx context.Context, out sink, dir, of string, client
 	}
 	defer a.stop()
 	conns := strconv.Itoa((clients + clientsPerConnection - 1) / clientsPerConnection)
-	if err := p.load(ctx, out, "varve", of, "-target", "varve", "-addr", a.socket, "-clients", strconv.Itoa(clients), "-conns", conns); err != nil {
-		return err
-	}
-	for _, depth := range []int{1, streamDepth} {
-		err := p.load(ctx, out, fmt.Sprintf("varve, stream, %d under way", depth), of, "-target", "varve-stream", "-addr", a.socket,
-			"-clients", strconv.Itoa(clients), "-conns", conns, "-depth", strconv.Itoa(depth))
+	for _, step := range []struct{ subject, target, depth string }{
+		{"varve", "varve", "1"},
+		{"varve, a request each", "varve-unary", "1"},
+		{fmt.Sprintf("varve, stream, %d under way", streamDepth), "varve-stream", strconv.Itoa(streamDepth)},
+	} {
+		err := p.load(ctx, out, step.subject, of, "-target", step.target, "-addr", a.socket,
+			"-clients", strconv.Itoa(clients), "-conns", conns, "-depth", step.depth)
 		if err != nil {
 			return err
 		}

@@ -39,7 +39,7 @@ type writer func(ctx context.Context, client, n int) error
 func loadCommand(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	fs := flag.NewFlagSet("load", flag.ContinueOnError)
 	fs.SetOutput(stderr)
-	target := fs.String("target", "", "varve, varve-stream, etcd; varve-inproc, etcd-inproc with -addr a directory")
+	target := fs.String("target", "", "varve, varve-unary, varve-stream, etcd; varve-inproc, etcd-inproc with -addr a directory")
 	addr := fs.String("addr", "", "unix socket of the server")
 	clients := fs.Int("clients", 1, "clients at once")
 	conns := fs.Int("conns", 1, "connections that they share")

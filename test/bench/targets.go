@@ -25,17 +25,29 @@ import (
 // targets open what loadCommand may drive.
 var targets = map[string]func(ctx context.Context, addr string, conns int) (writer, func() error, error){
 	"varve":        openVarve,
+	"varve-unary":  openVarveUnary,
 	"varve-stream": openVarveStream,
 	"etcd":         openEtcd,
 	"varve-inproc": openVarveInProcess,
 	"etcd-inproc":  openEtcdInProcess,
 }
 
+// openVarve calls Append as a program with the Go client does: what its clients do
+// at the same time shares a stream.
 func openVarve(_ context.Context, addr string, conns int) (writer, func() error, error) {
+	return openVarveWith(addr, conns)
+}
+
+// openVarveUnary sends an HTTP request for each event.
+func openVarveUnary(_ context.Context, addr string, conns int) (writer, func() error, error) {
+	return openVarveWith(addr, conns, api.WithUnaryAppends())
+}
+
+func openVarveWith(addr string, conns int, opts ...api.Option) (writer, func() error, error) {
 	clients := make([]*api.Client, conns)
 	for i := range clients {
 		var err error
-		if clients[i], err = api.New(addr); err != nil {
+		if clients[i], err = api.New(addr, opts...); err != nil {
 			return nil, nil, err
 		}
 	}
