@@ -2,10 +2,13 @@ package verdict
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/varve-net/varve/bpf/abi"
 	"github.com/varve-net/varve/fsm"
+	"github.com/varve-net/varve/policy"
+	"github.com/varve-net/varve/projections"
 )
 
 // Name is what policy says of a DNS name, beside what holds for whatever address
@@ -28,7 +31,9 @@ func dnsName(s string) (Party, error) {
 	return Party{Name: name + "."}, nil
 }
 
-// askName answers for an address of the world that no rule names.
+// askName answers for an address of the world that no rule names. Which addresses a
+// name has is no fact of policy: those that the subject learned by asking for it are
+// admitted by the rules in Name.Selected, each as long as its time to live.
 func askName(view fsm.View, tables TablesOf, q Question) (*Answer, error) {
 	world := Party{Identity: abi.IdentityWorldIPv4}
 	if e := q.From.Endpoint; q.From.Addr.Is6() || e != nil && !q.From.Addr.IsValid() && !e.IPv4.IsValid() {
@@ -40,6 +45,43 @@ func askName(view fsm.View, tables TablesOf, q Question) (*Answer, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.To, a.Name = q.To, &Name{}
+	a.To, a.Name = q.To, &Name{Selected: selecting(view, q)}
 	return a, nil
+}
+
+// selecting is the egress rules of a question's subject that select its name and take
+// its port, in the order of policies.
+func selecting(view fsm.View, q Question) []Rule {
+	if q.From.Endpoint == nil {
+		return nil
+	}
+	id, ok := view.Identity(q.From.Endpoint.Identity)
+	if !ok {
+		return nil
+	}
+	var out []Rule
+	for p := range view.Policies() {
+		for i := range p.Policy.Specs {
+			spec := &p.Policy.Specs[i]
+			if !spec.Subject.Matches(id.Labels) {
+				continue
+			}
+			for j := range spec.Rules {
+				if r := &spec.Rules[j]; selects(r, q) {
+					ref := projections.RuleRef{Policy: p.Policy.Ref, Spec: i, Section: r.Section, Index: r.Index}
+					out = append(out, Rule{ref, p.Revision})
+				}
+			}
+		}
+	}
+	return out
+}
+
+func selects(r *policy.Rule, q Question) bool {
+	name := func(p policy.Peer) bool { return p.FQDN.Matches(q.To.Name) }
+	port := func(p policy.Port) bool {
+		return p.Name == "" && p.Protocol == q.Protocol && p.First <= q.Port && q.Port <= p.Last
+	}
+	return r.Section.Direction() == policy.Egress && slices.ContainsFunc(r.Peers, name) &&
+		(r.AllPorts || slices.ContainsFunc(r.Ports, port))
 }

@@ -59,6 +59,18 @@ spec:
   - to: [{podSelector: {}}]
   - to: [{ipBlock: {cidr: 198.51.100.0/24}}]
     ports: [{port: 443}]
+---
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: dns, namespace: default}
+spec:
+  endpointSelector: {matchLabels: {app: dns}}
+  egress:
+  - toFQDNs: [{matchPattern: "*.example.com"}]
+    toPorts: [{ports: [{port: "443", protocol: TCP}]}]
+  - toFQDNs: [{matchName: example.org}]
+  - toEndpoints: [{matchLabels: {k8s-app: dns}}]
+    toPorts: [{ports: [{port: "53", protocol: UDP}], rules: {dns: [{matchPattern: "*"}]}}]
 `
 
 // two is a cluster of two nodes: web and v6 on n1, client and job on n2.
@@ -70,7 +82,7 @@ func two(t *testing.T) fsm.View {
 			Name: n, Addresses: [][]byte{{192, 0, 2, byte(1 + i)}},
 		}}})
 	}
-	for i, p := range []struct{ node, name string }{{"n1", "web"}, {"n2", "client"}, {"n2", "job"}, {"n1", "v6"}} {
+	for i, p := range []struct{ node, name string }{{"n1", "web"}, {"n2", "client"}, {"n2", "job"}, {"n1", "v6"}, {"n1", "dns"}} {
 		e := &eventpb.EndpointCreated{
 			Ref: &eventpb.EndpointRef{Namespace: "default", Name: p.name}, Incarnation: 1, Node: p.node,
 			Labels: map[string]string{"app": p.name}, Mac: []byte{2, 0, 0, 0, 0, byte(i)},
@@ -135,24 +147,24 @@ func TestAsk(t *testing.T) {
 	for _, c := range []struct{ from, to, port, egress, ingress string }{
 		{
 			"client", "web", "8080/tcp",
-			"allow, rule, np/default/client egress[0] @8", "allow, rule, cnp/default/web specs[1].ingress[1] @7",
+			"allow, rule, np/default/client egress[0] @9", "allow, rule, cnp/default/web specs[1].ingress[1] @8",
 		},
 		{
 			"default/client", "10.0.0.1", "80/tcp",
-			"allow, rule, np/default/client egress[0] @8", "deny, default deny, isolated by cnp/default/web[1] @7",
+			"allow, rule, np/default/client egress[0] @9", "deny, default deny, isolated by cnp/default/web[1] @8",
 		},
-		{"job", "web", "53/udp", "allow, not isolated", "allow, rule, cnp/default/web specs[1].ingress[0] @7"},
-		{"203.0.113.9", "web", "8080/tcp", "allow, no policy guards it", "deny, rule, cnp/default/web specs[1].ingressDeny[0] @7"},
-		{"client", "198.51.100.7", "443/tcp", "allow, rule, np/default/client egress[1] @8", "allow, no policy guards it"},
-		{"client", "198.51.100.7", "444/tcp", "deny, default deny, isolated by np/default/client[0] @8", "allow, no policy guards it"},
+		{"job", "web", "53/udp", "allow, not isolated", "allow, rule, cnp/default/web specs[1].ingress[0] @8"},
+		{"203.0.113.9", "web", "8080/tcp", "allow, no policy guards it", "deny, rule, cnp/default/web specs[1].ingressDeny[0] @8"},
+		{"client", "198.51.100.7", "443/tcp", "allow, rule, np/default/client egress[1] @9", "allow, no policy guards it"},
+		{"client", "198.51.100.7", "444/tcp", "deny, default deny, isolated by np/default/client[0] @9", "allow, no policy guards it"},
 		{"client", "client", "1/tcp", "allow, itself", "allow, itself"},
 		// web's own host may always enter; to web the other node is a stranger.
 		{"192.0.2.1", "web", "22/tcp", "allow, no policy guards it", "allow, rule, allow-localhost @0"},
-		{"192.0.2.2", "web", "22/tcp", "allow, no policy guards it", "deny, default deny, isolated by cnp/default/web[1] @7"},
-		{"reserved:health", "web", "22/tcp", "allow, no policy guards it", "deny, default deny, isolated by cnp/default/web[1] @7"},
+		{"192.0.2.2", "web", "22/tcp", "allow, no policy guards it", "deny, default deny, isolated by cnp/default/web[1] @8"},
+		{"reserved:health", "web", "22/tcp", "allow, no policy guards it", "deny, default deny, isolated by cnp/default/web[1] @8"},
 		{"reserved:ingress", "job", "22/tcp", "allow, no policy guards it", "allow, not isolated"},
 		{"job", "Example.COM", "443/tcp", "allow, not isolated", "allow, no policy guards it"},
-		{"client", "example.com.", "443/tcp", "deny, default deny, isolated by np/default/client[0] @8", "allow, no policy guards it"},
+		{"client", "example.com.", "443/tcp", "deny, default deny, isolated by np/default/client[0] @9", "allow, no policy guards it"},
 	} {
 		a := ask(t, view, c.from, c.to, c.port)
 		if diff := cmp.Diff([]string{c.egress, c.ingress}, []string{text(a.Egress), text(a.Ingress)}); diff != "" {
@@ -166,8 +178,31 @@ func TestAsk(t *testing.T) {
 	if a.Ingress.Row == nil || a.Ingress.Table == 0 || !strings.Contains(a.Ingress.ClassName, "app") {
 		t.Errorf("ingress %+v does not tell row, table and class", a.Ingress)
 	}
-	if a = ask(t, view, "job", "Example.COM", "443/tcp"); a.Name == nil || a.To.String() != "example.com" {
-		t.Errorf("about a name: %+v", a)
+	// What selects a name is told apart from what holds for any address.
+	for _, c := range []struct {
+		from, name, port string
+		want             []string
+	}{
+		{"dns", "API.example.com", "443/tcp", []string{"cnp/default/dns egress[0]"}},
+		{"dns", "api.example.com", "80/tcp", nil},
+		{"dns", "example.org", "80/tcp", []string{"cnp/default/dns egress[1]"}},
+		{"job", "api.example.com", "443/tcp", nil},
+		{"198.51.100.7", "api.example.com", "443/tcp", nil},
+	} {
+		a := ask(t, view, c.from, c.name, c.port)
+		if a.Name == nil {
+			t.Fatalf("%s: no answer about the name", c.name)
+		}
+		var got []string
+		for _, r := range a.Name.Selected {
+			got = append(got, r.String())
+			if r.Revision == 0 {
+				t.Errorf("%s has no revision", r)
+			}
+		}
+		if diff := cmp.Diff(c.want, got); diff != "" || a.To.String() != strings.ToLower(c.name) {
+			t.Errorf("%s to %s, %s (-want +got):\n%s", c.from, a.To, c.port, diff)
+		}
 	}
 }
 

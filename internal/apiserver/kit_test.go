@@ -87,14 +87,25 @@ func newKit(t *testing.T) *kit {
 // node appends a fact as the node itself does.
 func (k *kit) node(t *testing.T, e *eventpb.Event) {
 	t.Helper()
+	k.fact(t, testNode, e)
+}
+
+// elsewhere appends a fact as another node does.
+func (k *kit) elsewhere(t *testing.T, e *eventpb.Event) {
+	t.Helper()
+	k.fact(t, "n2", e)
+}
+
+func (k *kit) fact(t *testing.T, node string, e *eventpb.Event) {
+	t.Helper()
 	e.Actor = &eventpb.Actor{Role: eventpb.Role_ROLE_NODE, Name: "test"}
-	e.Origin = &eventpb.Origin{Cluster: testCluster, Node: testNode}
+	e.Origin = &eventpb.Origin{Cluster: testCluster, Node: node}
 	stream, err := log.StreamOf(e)
 	if err != nil {
 		t.Fatal(err)
 	}
 	e.Stream = stream
-	if n, ok := k.log.View().Node(testNode); ok {
+	if n, ok := k.log.View().Node(node); ok {
 		e.JournalSeq = n.JournalSeq + 1
 	} else {
 		e.JournalSeq = 1

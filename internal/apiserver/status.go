@@ -20,11 +20,7 @@ const checkTimeout = 5 * time.Second
 type agentService struct{ *Server }
 
 func (s agentService) Status(ctx context.Context, req *connect.Request[varvev1.StatusRequest]) (*connect.Response[varvev1.StatusResponse], error) {
-	// A change that was acknowledged before this call is to be seen by it.
-	settle, cancel := context.WithTimeout(ctx, time.Second)
-	defer cancel()
-	// What keeps it from being in force is one of the checks.
-	_ = s.Projector.Wait(settle, s.Log.View().Revision())
+	s.settle(ctx)
 	var resp *varvev1.StatusResponse
 	err := s.Projector.Hold(ctx, func(view fsm.View, tables *projections.Tables) (err error) {
 		resp, err = s.status(ctx, req.Msg.Verify, view, tables)
@@ -34,6 +30,14 @@ func (s agentService) Status(ctx context.Context, req *connect.Request[varvev1.S
 		return nil, err
 	}
 	return connect.NewResponse(resp), nil
+}
+
+// settle waits a moment for what was acknowledged before this call to be in force.
+// What keeps it from that is one of the checks.
+func (s *Server) settle(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	_ = s.Projector.Wait(ctx, s.Log.View().Revision())
 }
 
 // status describes the view in force, and nothing moves meanwhile; only the log

@@ -41,9 +41,12 @@ type testCase struct {
 	TruthCilium [][]string `json:"truth_cilium"`
 	Error       string     `json:"error"`
 
-	// Of a file of FQDN patterns.
-	Kind    string `json:"kind"`
-	Pattern string `json:"pattern"`
+	// Of a file of FQDN patterns. An empty pattern is one.
+	Kind     string          `json:"kind"`
+	Pattern  string          `json:"pattern"`
+	SchemaOK *bool           `json:"crd_pattern_ok"`
+	Names    json.RawMessage `json:"names"`
+	Matches  []string        `json:"matches"`
 
 	file string
 	line int
@@ -96,7 +99,7 @@ func (c *testCase) name() string {
 	switch {
 	case c.ID != "":
 		return c.ID
-	case c.Pattern != "":
+	case c.Kind != "":
 		return fmt.Sprintf("%s %q", c.Kind, c.Pattern)
 	}
 	return fmt.Sprintf("%s:%d", c.file, c.line)
@@ -158,7 +161,7 @@ func readFile(name string, yield func(testCase, error)) error {
 		if len(bytes.TrimSpace(b)) > 0 {
 			c := testCase{}
 			e := json.Unmarshal(b, &c)
-			if e == nil && c.Pattern == "" && c.Policies == nil {
+			if e == nil && c.Kind == "" && c.Policies == nil {
 				e = errors.New("it has neither policies nor an FQDN pattern")
 			}
 			if e != nil {

@@ -54,7 +54,7 @@ func TestCases(t *testing.T) {
 		switch {
 		case r.Outcome == Fail:
 			t.Errorf("%s:%d: %s: %s\n%s", r.File, r.Line, r.Case, r.Reason, r.Difference)
-		case r.Outcome == Refused && !strings.HasPrefix(r.Case, "match"):
+		case r.Outcome == Refused:
 			refused[r.Case] = r.Fields
 		}
 	}
@@ -86,13 +86,16 @@ func write(t *testing.T, lines ...string) string {
 	return name
 }
 
-func TestOutcomes(t *testing.T) {
-	replace := func(old, with string) string {
-		if !strings.Contains(smallCase, old) {
-			t.Fatalf("the case does not hold %s", old)
-		}
-		return strings.Replace(smallCase, old, with, 1)
+func replaceOnce(t *testing.T, s, old, with string) string {
+	t.Helper()
+	if !strings.Contains(s, old) {
+		t.Fatalf("the case does not hold %s", old)
 	}
+	return strings.Replace(s, old, with, 1)
+}
+
+func TestOutcomes(t *testing.T) {
+	replace := func(old, with string) string { return replaceOnce(t, smallCase, old, with) }
 	for _, c := range []struct {
 		name, line string
 		want       Outcome
@@ -115,7 +118,13 @@ func TestOutcomes(t *testing.T) {
 		{"an unknown entity", replace(`["host"]`, `["moon"]`), Fail, "health, host, ingress"},
 		{"a pod without address", replace(`"ip":"10.0.0.2",`, ``), Fail, "default/client has no ip"},
 		{"two pods of one address", replace(`10.0.0.2`, `10.0.0.1`), Fail, "pod default/client"},
-		{"an FQDN pattern", `{"kind":"matchName","pattern":"cilium.io"}`, Refused, "FQDN"},
+		{"an FQDN pattern", `{"kind":"matchPattern","pattern":"*.x.io","names":["a.x.io","x.io","A.X.IO.","a.b.x.io"],"matches":["a.x.io","A.X.IO."]}`, Pass, ""},
+		{"a pattern that matches too much", `{"kind":"matchPattern","pattern":"*","names":["a.x.io"],"matches":[]}`, Fail, "1 of 1 names"},
+		{"a pattern with names beside", `{"kind":"matchName","pattern":"cilium.io","names":35,"matches":["cilium.io.","cilium.io","CILIUM.IO."]}`, Pass, ""},
+		{"a pattern to be rejected", `{"kind":"matchName","pattern":"*.io","names":35,"error":"bad"}`, Pass, ""},
+		{"a pattern that is not rejected", `{"kind":"matchName","pattern":"x.io","names":35,"error":"bad"}`, Fail, "must be rejected: bad"},
+		{"a pattern that the schema refuses", `{"kind":"matchPattern","pattern":"a..io","crd_pattern_ok":true,"names":35}`, Fail, "schema"},
+		{"a pattern of no kind", `{"kind":"matchAll","pattern":"x.io","names":35}`, Fail, "neither matchName nor matchPattern"},
 	} {
 		report := run(t, Options{}, write(t, c.line))
 		if len(report.Results) != 1 {
@@ -124,6 +133,9 @@ func TestOutcomes(t *testing.T) {
 		r := report.Results[0]
 		if r.Outcome != c.want || !strings.Contains(r.Reason, c.reason) {
 			t.Errorf("%s: %s (%s), want %s (%s)", c.name, r.Outcome, r.Reason, c.want, c.reason)
+		}
+		if c.want == Fail && strings.HasPrefix(c.line, `{"kind":"matchPattern","pattern":"*"`) && !strings.Contains(r.Difference, `matches "a.x.io" and must not`) {
+			t.Errorf("%s: difference %q", c.name, r.Difference)
 		}
 		if r.Outcome == Refused && len(r.Fields) == 0 {
 			t.Errorf("%s: no field", c.name)
@@ -191,11 +203,11 @@ func TestEnginesMustAgree(t *testing.T) {
 
 func TestReportCountsAndOrder(t *testing.T) {
 	wrong := strings.Replace(smallCase, `"2.33"`, `"3.33"`, 1)
-	pattern := `{"kind":"matchPattern","pattern":"*"}`
+	refused := replaceOnce(t, smallCase, `"kind":"NetworkPolicy"`, `"kind":"AdminNetworkPolicy"`)
 	plain := write(t, smallCase, "", wrong)
 	var z bytes.Buffer
 	w := gzip.NewWriter(&z)
-	if _, err := w.Write([]byte(pattern + "\n" + smallCase + "\n")); err != nil {
+	if _, err := w.Write([]byte(refused + "\n" + smallCase + "\n")); err != nil {
 		t.Fatal(err)
 	}
 	if err := w.Close(); err != nil {

@@ -168,8 +168,12 @@ func judged(ctx context.Context, engines []Engine, c *testCase, unread error) Re
 	if unread != nil {
 		return r.fail(unread)
 	}
-	if c.Pattern != "" {
-		return r.refuse("FQDN patterns are not supported", "toFQDNs."+c.Kind)
+	if c.Kind != "" {
+		if err := judgePattern(c, &r); err != nil {
+			return r.fail(err)
+		}
+		r.Outcome = Pass
+		return r
 	}
 	sets, err := parsePolicies(c)
 	switch {

@@ -924,6 +924,560 @@ func (x *DeletePolicyResponse) GetRevision() uint64 {
 	return 0
 }
 
+type VerdictRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	From          string                 `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"` // NAMESPACE/NAME or NAME of an endpoint, an address, or reserved:IDENTITY
+	To            string                 `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`     // the same, or a DNS name
+	Port          string                 `protobuf:"bytes,3,opt,name=port,proto3" json:"port,omitempty"` // NUMBER/PROTOCOL, "80/tcp", or a type, "8/icmp"
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VerdictRequest) Reset() {
+	*x = VerdictRequest{}
+	mi := &file_api_varve_v1_policy_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VerdictRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VerdictRequest) ProtoMessage() {}
+
+func (x *VerdictRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_policy_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VerdictRequest.ProtoReflect.Descriptor instead.
+func (*VerdictRequest) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_policy_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *VerdictRequest) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *VerdictRequest) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *VerdictRequest) GetPort() string {
+	if x != nil {
+		return x.Port
+	}
+	return ""
+}
+
+type VerdictResponse struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Allowed  bool                   `protobuf:"varint,1,opt,name=allowed,proto3" json:"allowed,omitempty"` // in both directions
+	Revision uint64                 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	From     *VerdictParty          `protobuf:"bytes,3,opt,name=from,proto3" json:"from,omitempty"`
+	To       *VerdictParty          `protobuf:"bytes,4,opt,name=to,proto3" json:"to,omitempty"`
+	Port     string                 `protobuf:"bytes,5,opt,name=port,proto3" json:"port,omitempty"`
+	Egress   *DirectionVerdict      `protobuf:"bytes,6,opt,name=egress,proto3" json:"egress,omitempty"`   // of from
+	Ingress  *DirectionVerdict      `protobuf:"bytes,7,opt,name=ingress,proto3" json:"ingress,omitempty"` // of to
+	// Of a question about a DNS name. Then the directions are those of an address of the
+	// world that no rule names.
+	Name          *NameVerdict `protobuf:"bytes,8,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VerdictResponse) Reset() {
+	*x = VerdictResponse{}
+	mi := &file_api_varve_v1_policy_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VerdictResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VerdictResponse) ProtoMessage() {}
+
+func (x *VerdictResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_policy_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VerdictResponse.ProtoReflect.Descriptor instead.
+func (*VerdictResponse) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_policy_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *VerdictResponse) GetAllowed() bool {
+	if x != nil {
+		return x.Allowed
+	}
+	return false
+}
+
+func (x *VerdictResponse) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *VerdictResponse) GetFrom() *VerdictParty {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *VerdictResponse) GetTo() *VerdictParty {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+func (x *VerdictResponse) GetPort() string {
+	if x != nil {
+		return x.Port
+	}
+	return ""
+}
+
+func (x *VerdictResponse) GetEgress() *DirectionVerdict {
+	if x != nil {
+		return x.Egress
+	}
+	return nil
+}
+
+func (x *VerdictResponse) GetIngress() *DirectionVerdict {
+	if x != nil {
+		return x.Ingress
+	}
+	return nil
+}
+
+func (x *VerdictResponse) GetName() *NameVerdict {
+	if x != nil {
+		return x.Name
+	}
+	return nil
+}
+
+type VerdictParty struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`          // as it was asked for
+	Endpoint      string                 `protobuf:"bytes,2,opt,name=endpoint,proto3" json:"endpoint,omitempty"`  // "namespace/name"; empty: it is none
+	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`          // of the endpoint, or of the address
+	Address       string                 `protobuf:"bytes,4,opt,name=address,proto3" json:"address,omitempty"`    // in the family of the answer; empty: known by its identity alone
+	Identity      uint32                 `protobuf:"varint,5,opt,name=identity,proto3" json:"identity,omitempty"` // of an endpoint, or a reserved one
+	Labels        []string               `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VerdictParty) Reset() {
+	*x = VerdictParty{}
+	mi := &file_api_varve_v1_policy_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VerdictParty) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VerdictParty) ProtoMessage() {}
+
+func (x *VerdictParty) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_policy_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VerdictParty.ProtoReflect.Descriptor instead.
+func (*VerdictParty) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_policy_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *VerdictParty) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *VerdictParty) GetEndpoint() string {
+	if x != nil {
+		return x.Endpoint
+	}
+	return ""
+}
+
+func (x *VerdictParty) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *VerdictParty) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *VerdictParty) GetIdentity() uint32 {
+	if x != nil {
+		return x.Identity
+	}
+	return 0
+}
+
+func (x *VerdictParty) GetLabels() []string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+type DirectionVerdict struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Allowed bool                   `protobuf:"varint,1,opt,name=allowed,proto3" json:"allowed,omitempty"`
+	// "rule", "not isolated", "default deny", "no policy guards it" (the subject is no
+	// endpoint), "itself".
+	Reason        string           `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Rules         []*DecidingRule  `protobuf:"bytes,3,rep,name=rules,proto3" json:"rules,omitempty"`
+	IsolatedBy    []*IsolatingSpec `protobuf:"bytes,4,rep,name=isolated_by,json=isolatedBy,proto3" json:"isolated_by,omitempty"` // of a default deny
+	Events        []uint64         `protobuf:"varint,5,rep,packed,name=events,proto3" json:"events,omitempty"`                   // revisions from which the row that decided follows
+	Row           string           `protobuf:"bytes,6,opt,name=row,proto3" json:"row,omitempty"`                                 // hex, of the row that decided
+	Table         string           `protobuf:"bytes,7,opt,name=table,proto3" json:"table,omitempty"`                             // hex, of the policy table asked
+	Peer          string           `protobuf:"bytes,8,opt,name=peer,proto3" json:"peer,omitempty"`                               // what the subject's policy knows the other side as
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DirectionVerdict) Reset() {
+	*x = DirectionVerdict{}
+	mi := &file_api_varve_v1_policy_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DirectionVerdict) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DirectionVerdict) ProtoMessage() {}
+
+func (x *DirectionVerdict) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_policy_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DirectionVerdict.ProtoReflect.Descriptor instead.
+func (*DirectionVerdict) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_policy_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *DirectionVerdict) GetAllowed() bool {
+	if x != nil {
+		return x.Allowed
+	}
+	return false
+}
+
+func (x *DirectionVerdict) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *DirectionVerdict) GetRules() []*DecidingRule {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+func (x *DirectionVerdict) GetIsolatedBy() []*IsolatingSpec {
+	if x != nil {
+		return x.IsolatedBy
+	}
+	return nil
+}
+
+func (x *DirectionVerdict) GetEvents() []uint64 {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+func (x *DirectionVerdict) GetRow() string {
+	if x != nil {
+		return x.Row
+	}
+	return ""
+}
+
+func (x *DirectionVerdict) GetTable() string {
+	if x != nil {
+		return x.Table
+	}
+	return ""
+}
+
+func (x *DirectionVerdict) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+type DecidingRule struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Policy        *eventpb.PolicyRef     `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
+	Spec          uint32                 `protobuf:"varint,2,opt,name=spec,proto3" json:"spec,omitempty"`         // index in `specs`
+	Section       string                 `protobuf:"bytes,3,opt,name=section,proto3" json:"section,omitempty"`    // ingress, egress, ingressDeny, egressDeny
+	Index         uint32                 `protobuf:"varint,4,opt,name=index,proto3" json:"index,omitempty"`       // in the section
+	Revision      uint64                 `protobuf:"varint,5,opt,name=revision,proto3" json:"revision,omitempty"` // of the event that set the policy
+	Implicit      string                 `protobuf:"bytes,6,opt,name=implicit,proto3" json:"implicit,omitempty"`  // names a rule that is no policy's, e.g. "allow-localhost"
+	Text          string                 `protobuf:"bytes,7,opt,name=text,proto3" json:"text,omitempty"`          // "cnp/default/web ingress[0]"
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DecidingRule) Reset() {
+	*x = DecidingRule{}
+	mi := &file_api_varve_v1_policy_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DecidingRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DecidingRule) ProtoMessage() {}
+
+func (x *DecidingRule) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_policy_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DecidingRule.ProtoReflect.Descriptor instead.
+func (*DecidingRule) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_policy_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *DecidingRule) GetPolicy() *eventpb.PolicyRef {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+func (x *DecidingRule) GetSpec() uint32 {
+	if x != nil {
+		return x.Spec
+	}
+	return 0
+}
+
+func (x *DecidingRule) GetSection() string {
+	if x != nil {
+		return x.Section
+	}
+	return ""
+}
+
+func (x *DecidingRule) GetIndex() uint32 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *DecidingRule) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *DecidingRule) GetImplicit() string {
+	if x != nil {
+		return x.Implicit
+	}
+	return ""
+}
+
+func (x *DecidingRule) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+type IsolatingSpec struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Policy        *eventpb.PolicyRef     `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
+	Spec          uint32                 `protobuf:"varint,2,opt,name=spec,proto3" json:"spec,omitempty"`
+	Revision      uint64                 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IsolatingSpec) Reset() {
+	*x = IsolatingSpec{}
+	mi := &file_api_varve_v1_policy_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IsolatingSpec) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IsolatingSpec) ProtoMessage() {}
+
+func (x *IsolatingSpec) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_policy_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IsolatingSpec.ProtoReflect.Descriptor instead.
+func (*IsolatingSpec) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_policy_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *IsolatingSpec) GetPolicy() *eventpb.PolicyRef {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+func (x *IsolatingSpec) GetSpec() uint32 {
+	if x != nil {
+		return x.Spec
+	}
+	return 0
+}
+
+func (x *IsolatingSpec) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+type NameVerdict struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The egress rules that select the name and take the port: they admit the addresses
+	// that from learns by asking for it, as long as their time to live.
+	Rules         []*DecidingRule `protobuf:"bytes,2,rep,name=rules,proto3" json:"rules,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NameVerdict) Reset() {
+	*x = NameVerdict{}
+	mi := &file_api_varve_v1_policy_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NameVerdict) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NameVerdict) ProtoMessage() {}
+
+func (x *NameVerdict) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_policy_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NameVerdict.ProtoReflect.Descriptor instead.
+func (*NameVerdict) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_policy_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *NameVerdict) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *NameVerdict) GetRules() []*DecidingRule {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
 var File_api_varve_v1_policy_proto protoreflect.FileDescriptor
 
 const file_api_varve_v1_policy_proto_rawDesc = "" +
@@ -994,13 +1548,59 @@ const file_api_varve_v1_policy_proto_rawDesc = "" +
 	"\x11expected_revision\x18\x03 \x01(\x04H\x00R\x10expectedRevision\x88\x01\x01B\x14\n" +
 	"\x12_expected_revision\"2\n" +
 	"\x14DeletePolicyResponse\x12\x1a\n" +
-	"\brevision\x18\x01 \x01(\x04R\brevision2\x83\x03\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\"H\n" +
+	"\x0eVerdictRequest\x12\x12\n" +
+	"\x04from\x18\x01 \x01(\tR\x04from\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\tR\x02to\x12\x12\n" +
+	"\x04port\x18\x03 \x01(\tR\x04port\"\xc4\x02\n" +
+	"\x0fVerdictResponse\x12\x18\n" +
+	"\aallowed\x18\x01 \x01(\bR\aallowed\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\x12*\n" +
+	"\x04from\x18\x03 \x01(\v2\x16.varve.v1.VerdictPartyR\x04from\x12&\n" +
+	"\x02to\x18\x04 \x01(\v2\x16.varve.v1.VerdictPartyR\x02to\x12\x12\n" +
+	"\x04port\x18\x05 \x01(\tR\x04port\x122\n" +
+	"\x06egress\x18\x06 \x01(\v2\x1a.varve.v1.DirectionVerdictR\x06egress\x124\n" +
+	"\aingress\x18\a \x01(\v2\x1a.varve.v1.DirectionVerdictR\aingress\x12)\n" +
+	"\x04name\x18\b \x01(\v2\x15.varve.v1.NameVerdictR\x04name\"\xa0\x01\n" +
+	"\fVerdictParty\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
+	"\bendpoint\x18\x02 \x01(\tR\bendpoint\x12\x12\n" +
+	"\x04node\x18\x03 \x01(\tR\x04node\x12\x18\n" +
+	"\aaddress\x18\x04 \x01(\tR\aaddress\x12\x1a\n" +
+	"\bidentity\x18\x05 \x01(\rR\bidentity\x12\x16\n" +
+	"\x06labels\x18\x06 \x03(\tR\x06labels\"\x80\x02\n" +
+	"\x10DirectionVerdict\x12\x18\n" +
+	"\aallowed\x18\x01 \x01(\bR\aallowed\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12,\n" +
+	"\x05rules\x18\x03 \x03(\v2\x16.varve.v1.DecidingRuleR\x05rules\x128\n" +
+	"\visolated_by\x18\x04 \x03(\v2\x17.varve.v1.IsolatingSpecR\n" +
+	"isolatedBy\x12\x16\n" +
+	"\x06events\x18\x05 \x03(\x04R\x06events\x12\x10\n" +
+	"\x03row\x18\x06 \x01(\tR\x03row\x12\x14\n" +
+	"\x05table\x18\a \x01(\tR\x05table\x12\x12\n" +
+	"\x04peer\x18\b \x01(\tR\x04peer\"\xd1\x01\n" +
+	"\fDecidingRule\x121\n" +
+	"\x06policy\x18\x01 \x01(\v2\x19.varve.event.v1.PolicyRefR\x06policy\x12\x12\n" +
+	"\x04spec\x18\x02 \x01(\rR\x04spec\x12\x18\n" +
+	"\asection\x18\x03 \x01(\tR\asection\x12\x14\n" +
+	"\x05index\x18\x04 \x01(\rR\x05index\x12\x1a\n" +
+	"\brevision\x18\x05 \x01(\x04R\brevision\x12\x1a\n" +
+	"\bimplicit\x18\x06 \x01(\tR\bimplicit\x12\x12\n" +
+	"\x04text\x18\a \x01(\tR\x04text\"r\n" +
+	"\rIsolatingSpec\x121\n" +
+	"\x06policy\x18\x01 \x01(\v2\x19.varve.event.v1.PolicyRefR\x06policy\x12\x12\n" +
+	"\x04spec\x18\x02 \x01(\rR\x04spec\x12\x1a\n" +
+	"\brevision\x18\x03 \x01(\x04R\brevision\"O\n" +
+	"\vNameVerdict\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12,\n" +
+	"\x05rules\x18\x02 \x03(\v2\x16.varve.v1.DecidingRuleR\x05rules2\xc8\x03\n" +
 	"\rPolicyService\x12D\n" +
 	"\x05Apply\x12\x1c.varve.v1.ApplyPolicyRequest\x1a\x1d.varve.v1.ApplyPolicyResponse\x12R\n" +
 	"\bValidate\x12\x1f.varve.v1.ValidatePolicyRequest\x1a .varve.v1.ValidatePolicyResponse\"\x03\x90\x02\x01\x12J\n" +
 	"\x04List\x12\x1d.varve.v1.ListPoliciesRequest\x1a\x1e.varve.v1.ListPoliciesResponse\"\x03\x90\x02\x01\x12C\n" +
 	"\x03Get\x12\x1a.varve.v1.GetPolicyRequest\x1a\x1b.varve.v1.GetPolicyResponse\"\x03\x90\x02\x01\x12G\n" +
-	"\x06Delete\x12\x1d.varve.v1.DeletePolicyRequest\x1a\x1e.varve.v1.DeletePolicyResponseB1Z/github.com/varve-net/varve/api/varve/v1;varvev1b\x06proto3"
+	"\x06Delete\x12\x1d.varve.v1.DeletePolicyRequest\x1a\x1e.varve.v1.DeletePolicyResponse\x12C\n" +
+	"\aVerdict\x12\x18.varve.v1.VerdictRequest\x1a\x19.varve.v1.VerdictResponse\"\x03\x90\x02\x01B1Z/github.com/varve-net/varve/api/varve/v1;varvev1b\x06proto3"
 
 var (
 	file_api_varve_v1_policy_proto_rawDescOnce sync.Once
@@ -1015,7 +1615,7 @@ func file_api_varve_v1_policy_proto_rawDescGZIP() []byte {
 }
 
 var file_api_varve_v1_policy_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_api_varve_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_api_varve_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_api_varve_v1_policy_proto_goTypes = []any{
 	(AppliedPolicy_Action)(0),      // 0: varve.v1.AppliedPolicy.Action
 	(*ApplyPolicyRequest)(nil),     // 1: varve.v1.ApplyPolicyRequest
@@ -1032,38 +1632,57 @@ var file_api_varve_v1_policy_proto_goTypes = []any{
 	(*GetPolicyResponse)(nil),      // 12: varve.v1.GetPolicyResponse
 	(*DeletePolicyRequest)(nil),    // 13: varve.v1.DeletePolicyRequest
 	(*DeletePolicyResponse)(nil),   // 14: varve.v1.DeletePolicyResponse
-	(*eventpb.PolicyRef)(nil),      // 15: varve.event.v1.PolicyRef
-	(*eventpb.PolicySpec)(nil),     // 16: varve.event.v1.PolicySpec
+	(*VerdictRequest)(nil),         // 15: varve.v1.VerdictRequest
+	(*VerdictResponse)(nil),        // 16: varve.v1.VerdictResponse
+	(*VerdictParty)(nil),           // 17: varve.v1.VerdictParty
+	(*DirectionVerdict)(nil),       // 18: varve.v1.DirectionVerdict
+	(*DecidingRule)(nil),           // 19: varve.v1.DecidingRule
+	(*IsolatingSpec)(nil),          // 20: varve.v1.IsolatingSpec
+	(*NameVerdict)(nil),            // 21: varve.v1.NameVerdict
+	(*eventpb.PolicyRef)(nil),      // 22: varve.event.v1.PolicyRef
+	(*eventpb.PolicySpec)(nil),     // 23: varve.event.v1.PolicySpec
 }
 var file_api_varve_v1_policy_proto_depIdxs = []int32{
-	15, // 0: varve.v1.AppliedPolicy.ref:type_name -> varve.event.v1.PolicyRef
+	22, // 0: varve.v1.AppliedPolicy.ref:type_name -> varve.event.v1.PolicyRef
 	0,  // 1: varve.v1.AppliedPolicy.action:type_name -> varve.v1.AppliedPolicy.Action
 	2,  // 2: varve.v1.ApplyPolicyResponse.policies:type_name -> varve.v1.AppliedPolicy
 	4,  // 3: varve.v1.ApplyPolicyResponse.warnings:type_name -> varve.v1.PolicyWarning
-	15, // 4: varve.v1.ValidatePolicyResponse.valid:type_name -> varve.event.v1.PolicyRef
+	22, // 4: varve.v1.ValidatePolicyResponse.valid:type_name -> varve.event.v1.PolicyRef
 	5,  // 5: varve.v1.ValidatePolicyResponse.errors:type_name -> varve.v1.PolicyError
 	4,  // 6: varve.v1.ValidatePolicyResponse.warnings:type_name -> varve.v1.PolicyWarning
-	15, // 7: varve.v1.Policy.ref:type_name -> varve.event.v1.PolicyRef
-	16, // 8: varve.v1.Policy.specs:type_name -> varve.event.v1.PolicySpec
+	22, // 7: varve.v1.Policy.ref:type_name -> varve.event.v1.PolicyRef
+	23, // 8: varve.v1.Policy.specs:type_name -> varve.event.v1.PolicySpec
 	8,  // 9: varve.v1.ListPoliciesResponse.policies:type_name -> varve.v1.Policy
-	15, // 10: varve.v1.GetPolicyRequest.ref:type_name -> varve.event.v1.PolicyRef
+	22, // 10: varve.v1.GetPolicyRequest.ref:type_name -> varve.event.v1.PolicyRef
 	8,  // 11: varve.v1.GetPolicyResponse.policy:type_name -> varve.v1.Policy
-	15, // 12: varve.v1.DeletePolicyRequest.ref:type_name -> varve.event.v1.PolicyRef
-	1,  // 13: varve.v1.PolicyService.Apply:input_type -> varve.v1.ApplyPolicyRequest
-	6,  // 14: varve.v1.PolicyService.Validate:input_type -> varve.v1.ValidatePolicyRequest
-	9,  // 15: varve.v1.PolicyService.List:input_type -> varve.v1.ListPoliciesRequest
-	11, // 16: varve.v1.PolicyService.Get:input_type -> varve.v1.GetPolicyRequest
-	13, // 17: varve.v1.PolicyService.Delete:input_type -> varve.v1.DeletePolicyRequest
-	3,  // 18: varve.v1.PolicyService.Apply:output_type -> varve.v1.ApplyPolicyResponse
-	7,  // 19: varve.v1.PolicyService.Validate:output_type -> varve.v1.ValidatePolicyResponse
-	10, // 20: varve.v1.PolicyService.List:output_type -> varve.v1.ListPoliciesResponse
-	12, // 21: varve.v1.PolicyService.Get:output_type -> varve.v1.GetPolicyResponse
-	14, // 22: varve.v1.PolicyService.Delete:output_type -> varve.v1.DeletePolicyResponse
-	18, // [18:23] is the sub-list for method output_type
-	13, // [13:18] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	22, // 12: varve.v1.DeletePolicyRequest.ref:type_name -> varve.event.v1.PolicyRef
+	17, // 13: varve.v1.VerdictResponse.from:type_name -> varve.v1.VerdictParty
+	17, // 14: varve.v1.VerdictResponse.to:type_name -> varve.v1.VerdictParty
+	18, // 15: varve.v1.VerdictResponse.egress:type_name -> varve.v1.DirectionVerdict
+	18, // 16: varve.v1.VerdictResponse.ingress:type_name -> varve.v1.DirectionVerdict
+	21, // 17: varve.v1.VerdictResponse.name:type_name -> varve.v1.NameVerdict
+	19, // 18: varve.v1.DirectionVerdict.rules:type_name -> varve.v1.DecidingRule
+	20, // 19: varve.v1.DirectionVerdict.isolated_by:type_name -> varve.v1.IsolatingSpec
+	22, // 20: varve.v1.DecidingRule.policy:type_name -> varve.event.v1.PolicyRef
+	22, // 21: varve.v1.IsolatingSpec.policy:type_name -> varve.event.v1.PolicyRef
+	19, // 22: varve.v1.NameVerdict.rules:type_name -> varve.v1.DecidingRule
+	1,  // 23: varve.v1.PolicyService.Apply:input_type -> varve.v1.ApplyPolicyRequest
+	6,  // 24: varve.v1.PolicyService.Validate:input_type -> varve.v1.ValidatePolicyRequest
+	9,  // 25: varve.v1.PolicyService.List:input_type -> varve.v1.ListPoliciesRequest
+	11, // 26: varve.v1.PolicyService.Get:input_type -> varve.v1.GetPolicyRequest
+	13, // 27: varve.v1.PolicyService.Delete:input_type -> varve.v1.DeletePolicyRequest
+	15, // 28: varve.v1.PolicyService.Verdict:input_type -> varve.v1.VerdictRequest
+	3,  // 29: varve.v1.PolicyService.Apply:output_type -> varve.v1.ApplyPolicyResponse
+	7,  // 30: varve.v1.PolicyService.Validate:output_type -> varve.v1.ValidatePolicyResponse
+	10, // 31: varve.v1.PolicyService.List:output_type -> varve.v1.ListPoliciesResponse
+	12, // 32: varve.v1.PolicyService.Get:output_type -> varve.v1.GetPolicyResponse
+	14, // 33: varve.v1.PolicyService.Delete:output_type -> varve.v1.DeletePolicyResponse
+	16, // 34: varve.v1.PolicyService.Verdict:output_type -> varve.v1.VerdictResponse
+	29, // [29:35] is the sub-list for method output_type
+	23, // [23:29] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_api_varve_v1_policy_proto_init() }
@@ -1079,7 +1698,7 @@ func file_api_varve_v1_policy_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_varve_v1_policy_proto_rawDesc), len(file_api_varve_v1_policy_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   14,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -196,6 +196,10 @@ func (f fakePolicies) Delete(_ context.Context, r *connect.Request[varvev1.Delet
 	return unary[varvev1.DeletePolicyRequest, varvev1.DeletePolicyResponse](f.fakeAgent, r)
 }
 
+func (f fakePolicies) Verdict(_ context.Context, r *connect.Request[varvev1.VerdictRequest]) (*connect.Response[varvev1.VerdictResponse], error) {
+	return unary[varvev1.VerdictRequest, varvev1.VerdictResponse](f.fakeAgent, r)
+}
+
 type fakeEndpoints struct{ *fakeAgent }
 
 func (f fakeEndpoints) Add(_ context.Context, r *connect.Request[varvev1.AddEndpointRequest]) (*connect.Response[varvev1.AddEndpointResponse], error) {

@@ -148,6 +148,16 @@ func everything(t *testing.T) *fakeAgent {
 		},
 		Warnings: []*varvev1.PolicyWarning{{Source: "stdin", Line: 7, Path: "spec.ingress[0]", Problem: "selects no one"}},
 	})
+	f.on(v1c.PolicyServiceVerdictProcedure, &varvev1.VerdictResponse{
+		Allowed: true, Revision: 42, Port: "443/tcp",
+		From: &varvev1.VerdictParty{Name: "web", Endpoint: "default/web", Node: "n1", Address: "10.244.0.5", Identity: 70001},
+		To:   &varvev1.VerdictParty{Name: "203.0.113.7", Address: "203.0.113.7"},
+		Egress: &varvev1.DirectionVerdict{Allowed: true, Reason: "rule", Row: "00ee", Table: "00bb", Events: []uint64{17}, Rules: []*varvev1.DecidingRule{
+			{Policy: cnp("default", "web"), Section: "egress", Index: 2, Revision: 17, Text: "cnp/default/web egress[2]"},
+			{Policy: ccnp("world"), Section: "egress", Revision: 9, Text: "ccnp/world egress[0]"},
+		}},
+		Ingress: &varvev1.DirectionVerdict{Allowed: true, Reason: "no policy guards it"},
+	})
 	f.on(v1c.PolicyServiceDeleteProcedure, &varvev1.DeletePolicyResponse{Revision: 44})
 	f.on(v1c.LogServiceReadProcedure, records()...)
 	f.on(v1c.LogServiceVerifyProcedure, &varvev1.VerifyResponse{First: 1, Last: 42, Chain: hash(1), StateDigest: hash(2), ReplayDigest: hash(2), ReplayNanoseconds: 1_500_000})
@@ -180,6 +190,7 @@ func TestGolden(t *testing.T) {
 		"identity list",
 		"policy list", "policy list -o json", "policy get default/web", "policy get web -o yaml", "policy get cnp/default/web -o json",
 		"policy apply -", "policy apply - -o json", "policy delete cnp/default/web lockdown",
+		"policy verdict --from web --to 203.0.113.7 --port 443/tcp", "policy verdict --from web --to 203.0.113.7 --port 443 -o json",
 		"bpf endpoint list", "bpf ipcache list", "bpf policy list", "bpf ct list", "bpf class list", "bpf metrics list", "bpf class list -o yaml",
 		"log tail", "log read --from 16", "log read -o json", "log read -o yaml", "log verify", "log append -",
 	} {
@@ -208,7 +219,21 @@ func TestGoldenTrouble(t *testing.T) {
 	f.fail(v1c.PolicyServiceApplyProcedure, connect.CodeInvalidArgument, "2 problems",
 		&varvev1.PolicyError{Source: "stdin", Line: 9, Path: "spec.ingress[0].toPorts[0].rules", Problem: "L7 rules are not supported", Remedy: "remove them", Unsupported: true},
 		&varvev1.PolicyError{Source: "stdin", Line: 12, Path: "spec.egress[1]", Problem: "unknown field \"to\""})
-	for _, args := range []string{"status", "status --verify", "log verify", "log append -", "policy apply -"} {
+	f.on(v1c.PolicyServiceVerdictProcedure, &varvev1.VerdictResponse{
+		Revision: 42, Port: "443/tcp",
+		From: &varvev1.VerdictParty{Name: "10.244.0.5", Endpoint: "default/web", Node: "n1", Address: "10.244.0.5", Identity: 70001},
+		To:   &varvev1.VerdictParty{Name: "example.com"},
+		Egress: &varvev1.DirectionVerdict{Reason: "default deny", Table: "00bb", IsolatedBy: []*varvev1.IsolatingSpec{
+			{Policy: cnp("default", "web"), Spec: 1, Revision: 17}, {Policy: ccnp("lockdown"), Revision: 18},
+		}},
+		Ingress: &varvev1.DirectionVerdict{Allowed: true, Reason: "no policy guards it"},
+		Name: &varvev1.NameVerdict{Name: "example.com", Rules: []*varvev1.DecidingRule{
+			{Policy: cnp("default", "web"), Spec: 1, Section: "egress", Index: 2, Revision: 17, Text: "cnp/default/web specs[1].egress[2]"},
+		}},
+	})
+	for _, args := range []string{
+		"status", "status --verify", "log verify", "log append -", "policy apply -", "policy verdict --from 10.244.0.5 --to example.com --port 443",
+	} {
 		t.Run(args, func(t *testing.T) {
 			got := varve(t, f, `[{"namespace_set":{}},{"namespace_set":{}},{"namespace_set":{}},{"namespace_set":{}}]`, strings.Fields(args)...)
 			if got.code != exitNo {

@@ -21,9 +21,10 @@ in YAML or JSON. What varve does not fully understand it refuses.
   varve policy apply -f web.yaml
   varve policy list
   varve policy delete cnp/default/web
+  varve policy verdict --from web --to db --port 5432/tcp
   varve policy test cases.jsonl`)
 	cmd.Aliases = []string{"policies"}
-	cmd.AddCommand(a.policyApply(), a.policyList(), a.policyGet(), a.policyDelete(), a.policyValidate(), a.policyTest())
+	cmd.AddCommand(a.policyApply(), a.policyList(), a.policyGet(), a.policyDelete(), a.policyValidate(), a.policyVerdict(), a.policyTest())
 	return cmd
 }
 

@@ -45,6 +45,8 @@ const (
 	PolicyServiceGetProcedure = "/varve.v1.PolicyService/Get"
 	// PolicyServiceDeleteProcedure is the fully-qualified name of the PolicyService's Delete RPC.
 	PolicyServiceDeleteProcedure = "/varve.v1.PolicyService/Delete"
+	// PolicyServiceVerdictProcedure is the fully-qualified name of the PolicyService's Verdict RPC.
+	PolicyServiceVerdictProcedure = "/varve.v1.PolicyService/Verdict"
 )
 
 // PolicyServiceClient is a client for the varve.v1.PolicyService service.
@@ -57,6 +59,11 @@ type PolicyServiceClient interface {
 	List(context.Context, *connect.Request[v1.ListPoliciesRequest]) (*connect.Response[v1.ListPoliciesResponse], error)
 	Get(context.Context, *connect.Request[v1.GetPolicyRequest]) (*connect.Response[v1.GetPolicyResponse], error)
 	Delete(context.Context, *connect.Request[v1.DeletePolicyRequest]) (*connect.Response[v1.DeletePolicyResponse], error)
+	// Verdict tells whether one party may open a connection to another now, and which
+	// rules of which policies decide, or which default. Egress and ingress are answered
+	// wherever the endpoints are: of this node by the tables in force, of another node by
+	// those that it must have.
+	Verdict(context.Context, *connect.Request[v1.VerdictRequest]) (*connect.Response[v1.VerdictResponse], error)
 }
 
 // NewPolicyServiceClient constructs a client for the varve.v1.PolicyService service. By default, it
@@ -103,6 +110,13 @@ func NewPolicyServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(policyServiceMethods.ByName("Delete")),
 			connect.WithClientOptions(opts...),
 		),
+		verdict: connect.NewClient[v1.VerdictRequest, v1.VerdictResponse](
+			httpClient,
+			baseURL+PolicyServiceVerdictProcedure,
+			connect.WithSchema(policyServiceMethods.ByName("Verdict")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -113,6 +127,7 @@ type policyServiceClient struct {
 	list     *connect.Client[v1.ListPoliciesRequest, v1.ListPoliciesResponse]
 	get      *connect.Client[v1.GetPolicyRequest, v1.GetPolicyResponse]
 	delete   *connect.Client[v1.DeletePolicyRequest, v1.DeletePolicyResponse]
+	verdict  *connect.Client[v1.VerdictRequest, v1.VerdictResponse]
 }
 
 // Apply calls varve.v1.PolicyService.Apply.
@@ -140,6 +155,11 @@ func (c *policyServiceClient) Delete(ctx context.Context, req *connect.Request[v
 	return c.delete.CallUnary(ctx, req)
 }
 
+// Verdict calls varve.v1.PolicyService.Verdict.
+func (c *policyServiceClient) Verdict(ctx context.Context, req *connect.Request[v1.VerdictRequest]) (*connect.Response[v1.VerdictResponse], error) {
+	return c.verdict.CallUnary(ctx, req)
+}
+
 // PolicyServiceHandler is an implementation of the varve.v1.PolicyService service.
 type PolicyServiceHandler interface {
 	// Apply checks every document, and sets all of them or none. What is already
@@ -150,6 +170,11 @@ type PolicyServiceHandler interface {
 	List(context.Context, *connect.Request[v1.ListPoliciesRequest]) (*connect.Response[v1.ListPoliciesResponse], error)
 	Get(context.Context, *connect.Request[v1.GetPolicyRequest]) (*connect.Response[v1.GetPolicyResponse], error)
 	Delete(context.Context, *connect.Request[v1.DeletePolicyRequest]) (*connect.Response[v1.DeletePolicyResponse], error)
+	// Verdict tells whether one party may open a connection to another now, and which
+	// rules of which policies decide, or which default. Egress and ingress are answered
+	// wherever the endpoints are: of this node by the tables in force, of another node by
+	// those that it must have.
+	Verdict(context.Context, *connect.Request[v1.VerdictRequest]) (*connect.Response[v1.VerdictResponse], error)
 }
 
 // NewPolicyServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -192,6 +217,13 @@ func NewPolicyServiceHandler(svc PolicyServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(policyServiceMethods.ByName("Delete")),
 		connect.WithHandlerOptions(opts...),
 	)
+	policyServiceVerdictHandler := connect.NewUnaryHandler(
+		PolicyServiceVerdictProcedure,
+		svc.Verdict,
+		connect.WithSchema(policyServiceMethods.ByName("Verdict")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/varve.v1.PolicyService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case PolicyServiceApplyProcedure:
@@ -204,6 +236,8 @@ func NewPolicyServiceHandler(svc PolicyServiceHandler, opts ...connect.HandlerOp
 			policyServiceGetHandler.ServeHTTP(w, r)
 		case PolicyServiceDeleteProcedure:
 			policyServiceDeleteHandler.ServeHTTP(w, r)
+		case PolicyServiceVerdictProcedure:
+			policyServiceVerdictHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -231,4 +265,8 @@ func (UnimplementedPolicyServiceHandler) Get(context.Context, *connect.Request[v
 
 func (UnimplementedPolicyServiceHandler) Delete(context.Context, *connect.Request[v1.DeletePolicyRequest]) (*connect.Response[v1.DeletePolicyResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("varve.v1.PolicyService.Delete is not implemented"))
+}
+
+func (UnimplementedPolicyServiceHandler) Verdict(context.Context, *connect.Request[v1.VerdictRequest]) (*connect.Response[v1.VerdictResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("varve.v1.PolicyService.Verdict is not implemented"))
 }

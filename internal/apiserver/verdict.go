@@ -1,0 +1,125 @@
+package apiserver
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"connectrpc.com/connect"
+
+	varvev1 "github.com/varve-net/varve/api/varve/v1"
+	"github.com/varve-net/varve/fsm"
+	"github.com/varve-net/varve/policy"
+	"github.com/varve-net/varve/projections"
+	"github.com/varve-net/varve/verdict"
+)
+
+// Verdict answers by what is in force on this node, which may be behind the log.
+func (s policyService) Verdict(ctx context.Context, req *connect.Request[varvev1.VerdictRequest]) (*connect.Response[varvev1.VerdictResponse], error) {
+	s.settle(ctx)
+	var view fsm.View
+	var tables *projections.Tables
+	err := s.Projector.Hold(ctx, func(v fsm.View, t *projections.Tables) error {
+		view, tables = v, t // neither changes any more
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if tables == nil {
+		return nil, connect.NewError(connect.CodeUnavailable, errors.New("nothing is in force yet"))
+	}
+	q := verdict.Question{}
+	for _, side := range []struct {
+		field, words string
+		party        *verdict.Party
+	}{{"from", req.Msg.From, &q.From}, {"to", req.Msg.To, &q.To}} {
+		if side.words == "" {
+			return nil, invalid("%s: empty; name an endpoint or an address", side.field)
+		}
+		if *side.party, err = verdict.ParseParty(view, side.words); err != nil {
+			return nil, notFound("%s: %v", side.field, err)
+		}
+	}
+	if q.Protocol, q.Port, err = verdict.ParsePort(req.Msg.Port); err != nil {
+		return nil, invalid("%v", err)
+	}
+	elsewhere := verdict.Projected(view, projections.Options{})
+	a, err := verdict.Ask(view, func(e *fsm.Endpoint) (*projections.Tables, error) {
+		if e.Node == s.Node {
+			return tables, nil
+		}
+		return elsewhere(e)
+	}, q)
+	switch {
+	case errors.Is(err, verdict.ErrFamily), errors.Is(err, verdict.ErrParty):
+		return nil, invalid("%v", err)
+	case err != nil:
+		return nil, connect.NewError(connect.CodeInternal, err)
+	}
+	resp := &varvev1.VerdictResponse{
+		Allowed: a.Allowed(), Revision: uint64(a.Revision),
+		From: verdictParty(view, req.Msg.From, q.From), To: verdictParty(view, req.Msg.To, q.To),
+		Port:   strconv.Itoa(int(q.Port)) + "/" + strings.ToLower(policy.ProtocolName(q.Protocol)),
+		Egress: directionVerdict(a.Egress), Ingress: directionVerdict(a.Ingress),
+	}
+	if a.Name != nil {
+		resp.Name = &varvev1.NameVerdict{Name: q.To.String(), Rules: decidingRules(a.Name.Selected)}
+	}
+	return connect.NewResponse(resp), nil
+}
+
+func verdictParty(view fsm.View, words string, p verdict.Party) *varvev1.VerdictParty {
+	out := &varvev1.VerdictParty{Name: words, Identity: p.Identity}
+	if p.Addr.IsValid() {
+		out.Address = p.Addr.String()
+	}
+	if e := p.Endpoint; e != nil {
+		out.Endpoint, out.Node, out.Identity = endpointName(e.Ref), e.Node, e.Identity
+		if id, ok := view.Identity(e.Identity); ok {
+			out.Labels = labelStrings(id.Labels)
+		}
+		for _, a := range []netip.Addr{e.IPv4, e.IPv6} {
+			if out.Address == "" && a.IsValid() {
+				out.Address = a.String()
+			}
+		}
+		return out
+	}
+	for n := range view.Nodes() {
+		for _, a := range n.Addresses {
+			if a == p.Addr && !n.Left {
+				out.Node = n.Name
+			}
+		}
+	}
+	return out
+}
+
+func directionVerdict(s verdict.Side) *varvev1.DirectionVerdict {
+	out := &varvev1.DirectionVerdict{
+		Allowed: s.Allowed, Reason: string(s.Reason), Rules: decidingRules(s.Rules), Table: hex(s.Table), Peer: s.ClassName,
+	}
+	for _, i := range s.Isolated {
+		out.IsolatedBy = append(out.IsolatedBy, &varvev1.IsolatingSpec{Policy: i.Policy.PB(), Spec: uint32(i.Spec), Revision: uint64(i.Revision)})
+	}
+	if s.Row != nil {
+		out.Row = hex(s.Row.Value.Row)
+		_, out.Events = causeStrings(s.Row.Cause)
+	}
+	return out
+}
+
+func decidingRules(rules []verdict.Rule) []*varvev1.DecidingRule {
+	var out []*varvev1.DecidingRule
+	for _, r := range rules {
+		d := &varvev1.DecidingRule{Implicit: r.Implicit, Revision: uint64(r.Revision), Text: r.String()}
+		if r.Implicit == "" {
+			d.Policy, d.Spec, d.Section, d.Index = r.Policy.PB(), uint32(r.Spec), r.Section.String(), uint32(r.Index)
+		}
+		out = append(out, d)
+	}
+	return out
+}

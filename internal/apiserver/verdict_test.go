@@ -1,0 +1,94 @@
+package apiserver
+
+import (
+	"testing"
+
+	"connectrpc.com/connect"
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/testing/protocmp"
+
+	varvev1 "github.com/varve-net/varve/api/varve/v1"
+	"github.com/varve-net/varve/log/eventpb"
+)
+
+func (k *kit) verdict(t *testing.T, from, to, port string) (*varvev1.VerdictResponse, error) {
+	t.Helper()
+	resp, err := k.Policies.Verdict(t.Context(), connect.NewRequest(&varvev1.VerdictRequest{From: from, To: to, Port: port}))
+	if err != nil {
+		return nil, err
+	}
+	return resp.Msg, nil
+}
+
+func TestVerdict(t *testing.T) {
+	k := newKit(t)
+	k.endpoint(t, "w", "web", "10.1.0.2", 2)
+	k.endpoint(t, "c", "client", "10.1.0.3", 3)
+	if _, err := k.apply(t, manifest("a", "80")); err != nil {
+		t.Fatal(err)
+	}
+	ref := &eventpb.PolicyRef{Kind: eventpb.PolicyKind_CILIUM_NETWORK_POLICY, Namespace: "default", Name: "a"}
+
+	v, err := k.verdict(t, "c", "10.1.0.2", "80/TCP")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !v.Allowed || !v.Egress.Allowed || v.Egress.Reason != "not isolated" || !v.Ingress.Allowed || v.Port != "80/tcp" || v.Revision != 4 {
+		t.Errorf("verdict %v", v)
+	}
+	want := []*varvev1.DecidingRule{{Policy: ref, Section: "ingress", Revision: 4, Text: "cnp/default/a ingress[0]"}}
+	if d := cmp.Diff(want, v.Ingress.Rules, protocmp.Transform()); d != "" || v.Ingress.Row == "" || v.Ingress.Table == "" || len(v.Ingress.Events) != 1 {
+		t.Errorf("ingress %v: %s", v.Ingress, d)
+	}
+	if v.To.Name != "10.1.0.2" || v.To.Endpoint != "default/w" || v.To.Node != testNode || v.From.Address != "10.1.0.3" || len(v.From.Labels) == 0 {
+		t.Errorf("parties %v and %v", v.From, v.To)
+	}
+
+	if v, err = k.verdict(t, "192.0.2.1", "w", "80/tcp"); err != nil {
+		t.Fatal(err)
+	}
+	isolated := []*varvev1.IsolatingSpec{{Policy: ref, Revision: 4}}
+	if d := cmp.Diff(isolated, v.Ingress.IsolatedBy, protocmp.Transform()); d != "" || v.Allowed || v.Ingress.Reason != "default deny" {
+		t.Errorf("verdict %v: %s", v, d)
+	}
+
+	if v, err = k.verdict(t, "w", "example.com", "443/tcp"); err != nil || v.Name.GetName() != "example.com" || !v.Allowed {
+		t.Errorf("a name: %v, %v", v, err)
+	}
+	for _, c := range []struct {
+		from, to, port string
+		code           connect.Code
+	}{
+		{"", "w", "80/tcp", connect.CodeInvalidArgument},
+		{"c", "nobody", "80/tcp", connect.CodeNotFound},
+		{"c", "w", "80", connect.CodeInvalidArgument},
+		{"c", "2001:db8::1", "80/tcp", connect.CodeInvalidArgument},
+		{"example.com", "w", "80/tcp", connect.CodeInvalidArgument},
+	} {
+		_, err := k.verdict(t, c.from, c.to, c.port)
+		codeIs(t, err, c.code)
+	}
+}
+
+// Of an endpoint elsewhere the verdict is that of its own node.
+func TestVerdictElsewhere(t *testing.T) {
+	k := newKit(t)
+	k.endpoint(t, "c", "client", "10.1.0.3", 3)
+	k.elsewhere(t, &eventpb.Event{Payload: &eventpb.Event_NodeJoined{NodeJoined: &eventpb.NodeJoined{Name: "n2", Addresses: [][]byte{{192, 0, 2, 2}}}}})
+	k.elsewhere(t, &eventpb.Event{Payload: &eventpb.Event_EndpointCreated{EndpointCreated: &eventpb.EndpointCreated{
+		Ref: &eventpb.EndpointRef{Namespace: "default", Name: "w"}, Incarnation: 1, Node: "n2",
+		Labels: map[string]string{"app": "web"}, Addresses: [][]byte{{10, 2, 0, 2}}, Mac: []byte{2, 0, 0, 0, 0, 9},
+	}}})
+	if _, err := k.apply(t, manifest("a", "80")); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		from, port string
+		allowed    bool
+	}{{"c", "80/tcp", true}, {"c", "81/tcp", false}, {"192.0.2.2", "22/tcp", true}} {
+		v, err := k.verdict(t, c.from, "w", c.port)
+		if err != nil || v.Allowed != c.allowed || v.To.Node != "n2" || len(v.Ingress.Rules)+len(v.Ingress.IsolatedBy) != 1 {
+			t.Errorf("from %s, port %s: %v, %v", c.from, c.port, v, err)
+		}
+	}
+}
