@@ -13,6 +13,7 @@ import (
 
 	"github.com/varve-net/varve/bpf/abi"
 	"github.com/varve-net/varve/fsm"
+	"github.com/varve-net/varve/internal/drawn"
 	"github.com/varve-net/varve/log"
 	"github.com/varve-net/varve/log/eventpb"
 	"github.com/varve-net/varve/policy"
@@ -82,9 +83,9 @@ func (h *history) drawEvent(t *rapid.T) {
 	}
 	ports := func() []*eventpb.NamedPort {
 		var out []*eventpb.NamedPort
-		for _, name := range drawnNames {
+		for _, name := range drawn.Names {
 			if rapid.IntRange(0, 2).Draw(t, "has "+name) == 0 {
-				out = append(out, &eventpb.NamedPort{Name: name, Protocol: 6, Port: uint32(rapid.SampledFrom(drawnPorts[2:8]).Draw(t, name))})
+				out = append(out, &eventpb.NamedPort{Name: name, Protocol: 6, Port: uint32(rapid.SampledFrom(drawn.Ports[2:8]).Draw(t, name))})
 			}
 		}
 		return out

@@ -46,14 +46,9 @@ func parsePolicies(c *testCase) ([]*eventpb.PolicySet, error) {
 // project appends the objects of a case to an empty log and builds the tables of
 // the one node on which all its pods are.
 func project(c *testCase, sets []*eventpb.PolicySet) (*projections.Tables, []party, error) {
-	state := fsm.New(clusterName)
-	for _, e := range events(c, sets) {
-		if e.err != nil {
-			return nil, nil, e.err
-		}
-		if err := apply(state, e.event); err != nil {
-			return nil, nil, fmt.Errorf("%s: %w", e.what, err)
-		}
+	state, err := replay(c, sets)
+	if err != nil {
+		return nil, nil, err
 	}
 	view := state.View()
 	tables, err := projections.Build(view, nodeName, projections.Options{})
@@ -62,6 +57,20 @@ func project(c *testCase, sets []*eventpb.PolicySet) (*projections.Tables, []par
 	}
 	parties, err := gather(c, view, tables)
 	return tables, parties, err
+}
+
+// replay is the state that the objects of a case lead to.
+func replay(c *testCase, sets []*eventpb.PolicySet) (*fsm.State, error) {
+	state := fsm.New(clusterName)
+	for _, e := range events(c, sets) {
+		if e.err != nil {
+			return nil, e.err
+		}
+		if err := apply(state, e.event); err != nil {
+			return nil, fmt.Errorf("%s: %w", e.what, err)
+		}
+	}
+	return state, nil
 }
 
 func gather(c *testCase, view fsm.View, tables *projections.Tables) ([]party, error) {

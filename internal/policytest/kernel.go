@@ -283,8 +283,12 @@ func (j *kernelJudge) whyDropped() error {
 	switch event.Reason {
 	case abi.PolicyDefaultDeny, abi.PolicyDenied:
 		return nil
-	case abi.ICMPUnsolicited, abi.UnknownProtocol:
+	case abi.ICMPUnsolicited:
 		return ErrNotAsked
+	case abi.Malformed: // an ICMP error that cites nothing
+		if event.Protocol == policy.ProtoICMP || event.Protocol == policy.ProtoICMPv6 {
+			return ErrNotAsked
+		}
 	}
 	if seen == 0 { // noise makes no event
 		return ErrNotAsked
