@@ -47,3 +47,14 @@ func FuzzDecodeEvent(f *testing.F) {
 		}
 	})
 }
+
+func BenchmarkDecodeEvent(b *testing.B) {
+	raw := make([]byte, binary.Size(abi.Event{}))
+	raw[40], raw[56] = 1, 2 // addresses
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := decodeEvent(raw); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
