@@ -82,9 +82,9 @@ static __always_inline void set_side(struct ct_side *side, __u32 ifindex, const 
 	side->ifindex = ifindex;
 }
 
-/* The first packet of a flow, or one that has no flow. */
+/* The first packet of a flow, or one that has no flow. closed: its live entry, if any. */
 static __noinline int open_flow(struct __sk_buff *skb, const struct packet *p,
-				const struct endpoint_value *own)
+				const struct endpoint_value *own, struct ct_value *closed)
 {
 	struct trace t = { .direction = p->direction, .endpoint = own->id };
 	const struct config *cfg = config_get();
@@ -122,7 +122,7 @@ static __noinline int open_flow(struct __sk_buff *skb, const struct packet *p,
 		ct.side[0] = src ? self : host;
 		ct.side[1] = src ? host : self;
 	}
-	if (ct_create(p, src, &ct))
+	if (!(closed && ct_reopen(closed, &ct)) && ct_create(p, src, &ct))
 		return drop(skb, p, &t, REASON_CT_FULL);
 	if (cfg->new_flow_events)
 		emit(skb, p, &t, EVENT_NEW_FLOW, REASON_FORWARDED);
@@ -182,8 +182,10 @@ __noinline int slow(struct __sk_buff *skb, const struct packet *p, struct ct_val
 	reason = check_owner(skb, p, own);
 	if (reason)
 		return drop_early(skb, p, own->id, reason);
-	if (!ct || ct_expired(ct, now_seconds()) || ct_opens_anew(ct, p, ct_src_side(p)))
-		return open_flow(skb, p, own);
+	if (!ct || ct_expired(ct, now_seconds()))
+		return open_flow(skb, p, own, 0);
+	if (ct_opens_anew(ct, p, ct_src_side(p)))
+		return open_flow(skb, p, own, ct);
 	return judge_again(skb, p, own, ct);
 }
 

@@ -198,6 +198,31 @@ static __always_inline void ct_touch(struct ct_value *ct, const struct packet *p
 		ct->expires = expires;
 }
 
+static __always_inline bool ct_same_place(const struct ct_side *a, const struct ct_side *b)
+{
+	return a->ifindex == b->ifindex && mac_equal(a->mac, b->mac);
+}
+
+/*
+ * Opens the live entry old anew with v, if a connection between the same two places
+ * stood in it and the same side opened that. Ports come again soon where connections
+ * are many, and to replace an entry costs the LRU map as much as half the path of the
+ * packet. Every store is one word, the verdict's last.
+ */
+static __always_inline bool ct_reopen(struct ct_value *old, const struct ct_value *v)
+{
+	if ((old->flags & CT_ORIGIN) != v->flags || !ct_same_place(&old->side[0], &v->side[0]) ||
+	    !ct_same_place(&old->side[1], &v->side[1]))
+		return false;
+	old->row = v->row;
+	old->src_identity = v->src_identity;
+	old->side[0].tcp = v->side[0].tcp;
+	old->side[1].tcp = v->side[1].tcp;
+	old->expires = v->expires;
+	ct_set_judged(old, (struct judged){ v->generation, v->flags });
+	return true;
+}
+
 /* Opens a flow from p. 0, or an error if the map takes no more. */
 static __noinline int ct_create(const struct packet *p, __u32 side, const struct ct_value *v)
 {

@@ -53,12 +53,6 @@ struct nd_checksummed {
 	struct nd_answer answer;
 };
 
-static __always_inline bool mac_equal(const __u8 *a, const __u8 *b)
-{
-	return *(const __u32 *)a == *(const __u32 *)b &&
-	       *(const __u16 *)(a + 4) == *(const __u16 *)(b + 4);
-}
-
 static __always_inline bool is_link_local(const union addr *a)
 {
 	return a->b[0] == 0xfe && (a->b[1] & 0xc0) == 0x80;

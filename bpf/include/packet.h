@@ -199,6 +199,12 @@ static __always_inline __be16 echo_request(const struct packet *p)
 							   bpf_htons(ICMPV6_ECHO_REQUEST);
 }
 
+static __always_inline bool mac_equal(const __u8 *a, const __u8 *b)
+{
+	return *(const __u32 *)a == *(const __u32 *)b &&
+	       *(const __u16 *)(a + 4) == *(const __u16 *)(b + 4);
+}
+
 static __always_inline bool addr_equal(const union addr *a, const union addr *b)
 {
 	return a->d[0] == b->d[0] && a->d[1] == b->d[1];
