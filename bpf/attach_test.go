@@ -5,11 +5,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"sync"
 	"testing"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -26,39 +24,9 @@ func do(t *testing.T, ns *testns.NS, fn func() error) {
 	}
 }
 
-// hasTCX tells whether the kernel does, by trying.
-var hasTCX = sync.OnceValues(func() (bool, error) {
-	ns, err := testns.New("probe")
-	if err != nil {
-		return false, err
-	}
-	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Type: ebpf.SchedCLS, License: "BSD", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, passed), asm.Return()},
-	})
-	if err != nil {
-		return false, errors.Join(err, ns.Close())
-	}
-	err = ns.Do(func() error {
-		lo, err := netlink.LinkByName("lo")
-		if err != nil {
-			return err
-		}
-		l, err := link.AttachTCX(link.TCXOptions{Interface: lo.Attrs().Index, Program: prog, Attach: ebpf.AttachTCXIngress})
-		if err != nil {
-			return err
-		}
-		return l.Close()
-	})
-	has := !errors.Is(err, ebpf.ErrNotSupported)
-	if !has {
-		err = nil
-	}
-	return has, errors.Join(err, prog.Close(), ns.Close())
-})
-
 func kernelHasTCX(t *testing.T) bool {
 	t.Helper()
-	has, err := hasTCX()
+	has, err := testns.HasTCX()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -140,7 +140,7 @@ func offloadOff(name string) error {
 	return nil
 }
 
-const patience = 5 * time.Second
+const patience = 30 * time.Second
 
 // dial connects from inside ns.
 func dial(ns *testns.NS, to netip.AddrPort) (c net.Conn, err error) {

@@ -32,8 +32,10 @@ func (m machine) command(ctx context.Context) *exec.Cmd {
 		wire.PackagesParam + "=" + strings.Join(m.packages, ","),
 		wire.TimeoutParam + "=" + m.timeout.String(),
 	}
-	if m.config.run != "" {
-		params = append(params, wire.RunParam+"="+m.config.run)
+	for param, value := range map[string]string{wire.RunParam: m.config.run, wire.SkipParam: m.config.skip} {
+		if value != "" {
+			params = append(params, param+"="+value)
+		}
 	}
 	return exec.CommandContext(ctx, "qemu-system-x86_64",
 		"-accel", "tcg,thread=multi", "-cpu", "max", "-machine", "q35",
@@ -50,8 +52,8 @@ var (
 )
 
 // run boots the machine and turns what its init says into test events. Failed
-// tests are no error.
-func (m machine) run(ctx context.Context, stdout io.Writer) error {
+// tests are no error. It returns the processor time that the machine took.
+func (m machine) run(ctx context.Context, stdout io.Writer) (time.Duration, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	limit := time.AfterFunc(m.boot, func() { cancel(errBoot) })
@@ -61,10 +63,10 @@ func (m machine) run(ctx context.Context, stdout io.Writer) error {
 	cmd.Stderr = &stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if err := cmd.Start(); err != nil {
-		return err
+		return 0, err
 	}
 	r := reader{machine: m, stdout: stdout, begun: func() {
 		limit.Stop()
@@ -76,15 +78,16 @@ func (m machine) run(ctx context.Context, stdout io.Writer) error {
 		cancel(readErr)
 	}
 	waitErr := cmd.Wait()
+	used := cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
 	switch {
 	case ctx.Err() != nil:
-		return context.Cause(ctx)
+		return used, context.Cause(ctx)
 	case waitErr != nil:
-		return fmt.Errorf("%s: %w: %s", cmd.Path, waitErr, bytes.TrimSpace(stderr.Bytes()))
+		return used, fmt.Errorf("%s: %w: %s", cmd.Path, waitErr, bytes.TrimSpace(stderr.Bytes()))
 	case !r.done:
-		return errDied
+		return used, errDied
 	}
-	return nil
+	return used, nil
 }
 
 // reader reads what package init writes.

@@ -21,6 +21,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -29,9 +30,10 @@ import (
 // config is what the flags say.
 type config struct {
 	cache    string
-	suites   []string // of Debian, whose kernels are booted one after the other
+	suites   []string // of Debian, whose kernels are booted at once
 	packages []string // directories from the module's root
-	run      string   // of the tests: the flag of the same name
+	run      string   // of the tests: the flags of the same names
+	skip     string
 	timeout  time.Duration
 	boot     time.Duration
 	memoryMB int
@@ -69,13 +71,19 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err := build(ctx, work, c.packages); err != nil {
 		return err
 	}
-	var errs []error
-	for _, suite := range c.suites {
-		if err := test(ctx, c, suite, work, stdout, stderr); err != nil {
-			err = fmt.Errorf("kernel of %s: %w", suite, err)
-			errs = append(errs, err, reportFailure(stdout, suite, err))
-		}
+	// Tests mostly wait for one processor of their machine at a time.
+	out, said := &lines{out: stdout}, &lines{out: stderr}
+	errs := make([]error, len(c.suites))
+	var wait sync.WaitGroup
+	for i, suite := range c.suites {
+		wait.Go(func() {
+			if err := test(ctx, c, suite, work, out.writer(), said.writer()); err != nil {
+				err = fmt.Errorf("kernel of %s: %w", suite, err)
+				errs[i] = errors.Join(err, reportFailure(out.writer(), suite, err))
+			}
+		})
 	}
+	wait.Wait()
 	return errors.Join(errs...)
 }
 
@@ -87,8 +95,9 @@ func parse(args []string, stderr io.Writer) (config, error) {
 	packages := fs.String("packages", "bpf,dataplane", "directories of the packages to test")
 	fs.StringVar(&c.cache, "cache", "", "where unpacked kernels are kept; empty: varve/vm in the user's cache directory. Remove it to get newer ones")
 	fs.StringVar(&c.run, "run", "", "only tests that match")
-	fs.DurationVar(&c.timeout, "timeout", 20*time.Minute, "for all of a kernel's tests")
-	fs.DurationVar(&c.boot, "boot-timeout", 2*time.Minute, "until the first test starts")
+	fs.StringVar(&c.skip, "skip", "", "no tests that match")
+	fs.DurationVar(&c.timeout, "timeout", 40*time.Minute, "for all of a kernel's tests")
+	fs.DurationVar(&c.boot, "boot-timeout", 10*time.Minute, "until the first test starts")
 	fs.IntVar(&c.memoryMB, "memory", 1536, "of a machine, in MiB")
 	fs.IntVar(&c.cpus, "cpus", 2, "of a machine")
 	fs.BoolVar(&c.keep, "keep", false, "keep initramfs and console output, and say where")
@@ -125,11 +134,13 @@ func test(ctx context.Context, c config, suite, work string, stdout, stderr io.W
 	}
 	fmt.Fprintf(stderr, "vm: booting Linux %s\n", k.version)
 	started := time.Now()
-	if err := m.run(ctx, stdout); err != nil {
+	used, err := m.run(ctx, stdout)
+	if err != nil {
 		fmt.Fprintf(stderr, "vm: the end of the console of Linux %s:\n%s\n", k.version, tail(m.console, 60))
 		return err
 	}
-	fmt.Fprintf(stderr, "vm: Linux %s done after %s\n", k.version, time.Since(started).Round(time.Second))
+	fmt.Fprintf(stderr, "vm: Linux %s done after %s, with %s of processor time\n",
+		k.version, time.Since(started).Round(time.Second), used.Round(time.Second))
 	return nil
 }
 

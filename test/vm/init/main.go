@@ -91,7 +91,7 @@ func run(ctx context.Context, port io.Writer) error {
 		return fmt.Errorf("kernel parameter %s: %w", wire.TimeoutParam, err)
 	}
 	for pkg := range strings.SplitSeq(params[wire.PackagesParam], ",") {
-		if err := test(ctx, port, pkg, params[wire.RunParam], timeout); err != nil {
+		if err := test(ctx, port, pkg, params, timeout); err != nil {
 			return err
 		}
 	}
@@ -142,12 +142,13 @@ func parameters() (map[string]string, error) {
 }
 
 // test runs one binary. That tests fail is no error.
-func test(ctx context.Context, port io.Writer, pkg, pattern string, timeout time.Duration) error {
+func test(ctx context.Context, port io.Writer, pkg string, params map[string]string, timeout time.Duration) error {
 	if _, err := io.WriteString(port, wire.Message{Kind: wire.Start, Package: pkg}.Line()); err != nil {
 		return err
 	}
 	dir := filepath.Join("/src", pkg)
-	cmd := exec.CommandContext(ctx, filepath.Join(dir, "test"), "-test.v=test2json", "-test.timeout="+timeout.String(), "-test.run="+pattern)
+	cmd := exec.CommandContext(ctx, filepath.Join(dir, "test"), "-test.v=test2json", "-test.timeout="+timeout.String(),
+		"-test.run="+params[wire.RunParam], "-test.skip="+params[wire.SkipParam])
 	cmd.Dir = dir
 	cmd.Env = []string{"PATH=/bin", "HOME=/tmp", "TMPDIR=/tmp", fmt.Sprintf("GOMAXPROCS=%d", runtime.NumCPU())}
 	cmd.Stdout, cmd.Stderr = port, port

@@ -15,6 +15,7 @@ const (
 	PackagesParam = "varve.packages" // comma separated
 	TimeoutParam  = "varve.timeout"  // a time.Duration, of each package
 	RunParam      = "varve.run"      // empty: every test
+	SkipParam     = "varve.skip"     // empty: none left out
 )
 
 // Port is the guest's device of the serial line.
