@@ -41,21 +41,28 @@ static __always_inline void send_again(struct __sk_buff *skb, __u8 direction)
 	bpf_clone_redirect(skb, skb->ifindex, direction == DIR_EGRESS ? BPF_F_INGRESS : 0);
 }
 
+/* Takes a slot that is free. Global: verified once, not for every slot. */
+__noinline int held_take(__u32 slot, __u32 now)
+{
+	struct held_value *s = bpf_map_lookup_elem(&held, &slot);
+	__u32 state;
+
+	if (!s)
+		return false;
+	state = *(volatile __u32 *)&s->state;
+	if (state == HELD_BUSY || (state == HELD_FULL && (__s32)(s->expires - now) > 0))
+		return false;
+	return __sync_val_compare_and_swap(&s->state, state, HELD_BUSY) == state;
+}
+
 /* A free slot, now busy and ours, or NULL. */
 static __noinline struct held_value *held_claim(__u32 start, __u32 now)
 {
 	for (__u32 i = 0; i < HELD_PROBES; i++) {
 		__u32 slot = (start + i) % HELD_SLOTS;
-		struct held_value *s = bpf_map_lookup_elem(&held, &slot);
-		__u32 state;
 
-		if (!s)
-			return 0;
-		state = *(volatile __u32 *)&s->state;
-		if (state == HELD_BUSY || (state == HELD_FULL && (__s32)(s->expires - now) > 0))
-			continue;
-		if (__sync_val_compare_and_swap(&s->state, state, HELD_BUSY) == state)
-			return s;
+		if (held_take(slot, now))
+			return bpf_map_lookup_elem(&held, &slot);
 	}
 	return 0;
 }
@@ -117,6 +124,32 @@ __noinline int held_put(struct __sk_buff *skb, const struct packet *p)
 	return true;
 }
 
+/* Sends what a slot holds, if it is of the datagram. Global: verified once, not for every slot. */
+__noinline int held_release_slot(struct __sk_buff *skb, const struct fragment_key *key, __u32 slot,
+				 __u8 direction)
+{
+	struct held_value *s = bpf_map_lookup_elem(&held, &slot);
+	__u32 length;
+
+	if (!s || !key)
+		return 0;
+	/* Atomic: not to be read before the first was made known. */
+	if (__sync_fetch_and_add(&s->state, 0) != HELD_FULL || !held_is(s, key) ||
+	    __sync_val_compare_and_swap(&s->state, HELD_FULL, HELD_BUSY) != HELD_FULL)
+		return 0;
+	if (!held_is(s, key)) { /* another one's by now */
+		__sync_lock_test_and_set(&s->state, HELD_FULL);
+		return 0;
+	}
+	length = s->length;
+	if (length > 0 && length <= HELD_BYTES && !bpf_skb_change_tail(skb, length, 0) &&
+	    held_fits(&length) &&
+	    !bpf_skb_store_bytes(skb, 0, s->frame, length, BPF_F_RECOMPUTE_CSUM))
+		send_again(skb, direction);
+	__sync_lock_test_and_set(&s->state, HELD_FREE);
+	return 0;
+}
+
 /*
  * Sends the first fragment of p to its hook again, and after it all that were held
  * for it. skb is no longer p afterwards. Global: verified once.
@@ -133,27 +166,7 @@ __noinline int held_release(struct __sk_buff *skb, const struct packet *p)
 			p->ethertype == bpf_htons(ETHERTYPE_IPV4) ? p->protocol : 0);
 	send_again(skb, p->direction);
 	start = held_start(&key);
-	for (__u32 i = 0; i < HELD_PROBES; i++) {
-		__u32 slot = (start + i) % HELD_SLOTS;
-		struct held_value *s = bpf_map_lookup_elem(&held, &slot);
-		__u32 length;
-
-		if (!s)
-			return 0;
-		/* Atomic: not to be read before the first was made known. */
-		if (__sync_fetch_and_add(&s->state, 0) != HELD_FULL || !held_is(s, &key) ||
-		    __sync_val_compare_and_swap(&s->state, HELD_FULL, HELD_BUSY) != HELD_FULL)
-			continue;
-		if (!held_is(s, &key)) { /* another one's by now */
-			__sync_lock_test_and_set(&s->state, HELD_FULL);
-			continue;
-		}
-		length = s->length;
-		if (length > 0 && length <= HELD_BYTES &&
-		    !bpf_skb_change_tail(skb, length, 0) && held_fits(&length) &&
-		    !bpf_skb_store_bytes(skb, 0, s->frame, length, BPF_F_RECOMPUTE_CSUM))
-			send_again(skb, p->direction);
-		__sync_lock_test_and_set(&s->state, HELD_FREE);
-	}
+	for (__u32 i = 0; i < HELD_PROBES; i++)
+		held_release_slot(skb, &key, (start + i) % HELD_SLOTS, p->direction);
 	return 0;
 }
