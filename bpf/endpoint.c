@@ -82,111 +82,171 @@ static __always_inline void set_side(struct ct_side *side, __u32 ifindex, const 
 	side->ifindex = ifindex;
 }
 
-/* The first packet of a flow, or one that has no flow. closed: its live entry, if any. */
-static __noinline int open_flow(struct __sk_buff *skb, const struct packet *p,
-				const struct endpoint_value *own, struct ct_value *closed)
+/* The sides of a new entry: self is this interface's, far the other. */
+static __always_inline void set_sides(struct ct_side *self, struct ct_side *far,
+				      const struct packet *p, const struct endpoint_value *own,
+				      const struct ct_side *other)
 {
-	struct trace t = { .direction = p->direction, .endpoint = own->id };
-	const struct config *cfg = config_get();
-	__u32 src = ct_src_side(p);
-	struct ct_value ct = {};
-	struct ct_side other = {};
-	struct ct_side self = { .ifindex = p->ifindex };
-	int reason;
-
-	if (!cfg)
-		return TC_ACT_SHOT;
-	if (p->flags & PKT_RELATED)
-		return drop(skb, p, &t, REASON_ICMP_UNSOLICITED);
-	ct.generation = generation_sum_acquire(p); /* before any row is read */
-	reason = judge(p, own, true, &t, &other);
-	if (reason)
-		return drop(skb, p, &t, reason);
-	if (p->flags & (PKT_NO_NEW | PKT_NO_FLOW))
-		return deliver(skb, p, cfg, &other);
-
-	ct.row = t.row;
-	ct.flags = src;
-	ct.src_identity = (__u32)t.src_peer;
-	ct.expires = now_seconds() + ct_lifetime(cfg, p->protocol, p->tcp, 0, 0);
-	__builtin_memcpy(self.mac, own->mac, 6);
+	self->ifindex = p->ifindex;
+	__builtin_memcpy(self->mac, own->mac, 6);
 	if (p->direction == DIR_EGRESS) {
-		self.tcp = p->tcp;
-		ct.side[0] = src ? other : self;
-		ct.side[1] = src ? self : other;
+		self->tcp = p->tcp;
+		far->ifindex = other->ifindex;
+		__builtin_memcpy(far->mac, other->mac, 6);
 	} else {
 		/* It came through the host's stack (which may translate addresses), and
 		 * so do its replies, even if the sender is local. */
-		struct ct_side host = { .tcp = p->tcp };
-
-		ct.side[0] = src ? self : host;
-		ct.side[1] = src ? host : self;
+		far->tcp = p->tcp;
 	}
-	if (!(closed && ct_reopen(closed, &ct)) && ct_create(p, src, &ct))
-		return drop(skb, p, &t, REASON_CT_FULL);
+}
+
+/*
+ * Makes the entry of a flow from its first packet; false if there is no room. closed: its
+ * live entry, if any. Not inline: the entry would take the stack that policy needs.
+ */
+static __noinline bool make_entry(const struct packet *p, const struct endpoint_value *own,
+				  const struct admission *a, struct ct_value *closed)
+{
+	const struct config *cfg = config_get();
+	__u32 src = ct_src_side(p);
+	struct ct_value ct = { .row = a->t.row, .generation = a->judged.generation, .flags = src };
+
+	if (!cfg)
+		return false;
+	ct.src_identity = (__u32)a->t.src_peer;
+	ct.expires = now_seconds() + ct_lifetime(cfg, p->protocol, p->tcp, 0, 0);
+	/* The source of p is here if it leaves, and there if it enters. */
+	if ((p->direction == DIR_EGRESS) == !src)
+		set_sides(&ct.side[0], &ct.side[1], p, own, &a->other);
+	else
+		set_sides(&ct.side[1], &ct.side[0], p, own, &a->other);
+	return (closed && ct_reopen(closed, &ct)) || !ct_create(p, src, &ct);
+}
+
+/*
+ * The first packet of a flow, or one that has no flow. closed: its live entry, if any.
+ * Global: verified once.
+ */
+__noinline int open_flow(struct __sk_buff *skb, const struct packet *p,
+			 const struct endpoint_value *own, __u32 generation,
+			 struct ct_value *closed)
+{
+	struct admission a = { .judged.generation = generation };
+	const struct config *cfg = config_get();
+	int reason;
+
+	if (!cfg || !p || !own)
+		return TC_ACT_SHOT;
+	a.t.direction = p->direction;
+	a.t.endpoint = own->id;
+	if (p->flags & PKT_RELATED)
+		return drop(skb, p, &a.t, REASON_ICMP_UNSOLICITED);
+	reason = judge(p, own, true, &a);
+	if (reason == JUDGE_AGAIN)
+		return JUDGE_AGAIN;
+	if (reason)
+		return drop(skb, p, &a.t, reason);
+	if (p->flags & (PKT_NO_NEW | PKT_NO_FLOW))
+		return deliver(skb, p, cfg, &a.other);
+	if (!make_entry(p, own, &a, closed))
+		return drop(skb, p, &a.t, REASON_CT_FULL);
 	if (cfg->new_flow_events)
-		emit(skb, p, &t, EVENT_NEW_FLOW, REASON_FORWARDED);
-	return deliver(skb, p, cfg, &other);
+		emit(skb, p, &a.t, EVENT_NEW_FLOW, REASON_FORWARDED);
+	return deliver(skb, p, cfg, &a.other);
+}
+
+/* Notes in the entry of a flow that its packet was admitted again, and sends that on. */
+static __noinline int confirm(struct __sk_buff *skb, const struct packet *p,
+			      const struct endpoint_value *own, const struct admission *a,
+			      struct ct_value *ct)
+{
+	const struct config *cfg = config_get();
+	__u32 src = ct_src_side(p);
+	__u32 mine = p->direction == DIR_EGRESS ? src : src ^ 1;
+	struct judged now = { a->judged.generation, a->judged.flags & ~CT_DENIED };
+	struct ct_side *far = &ct->side[(mine & 1) ^ 1];
+
+	if (!cfg)
+		return TC_ACT_SHOT;
+	ct->row = a->t.row;
+	set_side(&ct->side[mine & 1], p->ifindex, own->mac);
+	/* What went through the host's stack goes on through it. */
+	if (far->ifindex)
+		set_side(far, a->other.ifindex, a->other.mac);
+	ct_set_judged(ct, now);
+	ct_touch(ct, p, cfg, src, now.flags, now_seconds());
+	return deliver(skb, p, cfg, far);
 }
 
 /*
  * A packet of a live flow whose verdict may be out of date, or whose interface is
  * not the one in the entry. Judged in the direction in which the flow was opened.
+ * Global: verified once.
  */
-static __noinline int judge_again(struct __sk_buff *skb, const struct packet *p,
-				  const struct endpoint_value *own, struct ct_value *ct)
+__noinline int judge_again(struct __sk_buff *skb, const struct packet *p,
+			   const struct endpoint_value *own, __u32 generation, struct ct_value *ct)
 {
-	struct trace t = { .direction = p->direction, .endpoint = own->id };
-	const struct config *cfg = config_get();
-	__u32 generation = generation_sum_acquire(p); /* before any row is read */
-	struct judged was = ct_judged(ct);
-	__u32 src = ct_src_side(p);
-	__u32 mine = p->direction == DIR_EGRESS ? src : src ^ 1;
-	struct ct_side other = {};
-	struct ct_side *far;
-
-	if (!cfg)
-		return TC_ACT_SHOT;
-	if (was.generation == generation && (was.flags & CT_DENIED)) {
-		t.row = ct->row;
-		return drop(skb, p, &t, REASON_POLICY_REVOKED);
-	}
-	if (judge(p, own, src == (was.flags & CT_ORIGIN), &t, &other)) {
-		ct->row = t.row;
-		ct_set_judged(ct, (struct judged){ generation, was.flags | CT_DENIED });
-		return drop(skb, p, &t, REASON_POLICY_REVOKED);
-	}
-	ct->row = t.row;
-	set_side(&ct->side[mine & 1], p->ifindex, own->mac);
-	far = &ct->side[(mine & 1) ^ 1];
-	/* What went through the host's stack goes on through it. */
-	if (far->ifindex)
-		set_side(far, other.ifindex, other.mac);
-	was.flags &= ~CT_DENIED;
-	ct_set_judged(ct, (struct judged){ generation, was.flags });
-	ct_touch(ct, p, cfg, src, was.flags, now_seconds());
-	return deliver(skb, p, cfg, far);
-}
-
-/* All that is not the next packet of an established flow. Global: verified once. */
-__noinline int slow(struct __sk_buff *skb, const struct packet *p, struct ct_value *ct)
-{
-	const struct endpoint_value *own;
+	struct admission a = {};
 	int reason;
 
-	if (!p)
+	if (!p || !own || !ct)
 		return TC_ACT_SHOT;
-	own = endpoint_find(p->ifindex);
+	a.t.direction = p->direction;
+	a.t.endpoint = own->id;
+	a.judged = ct_judged(ct);
+	if (a.judged.generation == generation && (a.judged.flags & CT_DENIED)) {
+		a.t.row = ct->row;
+		return drop(skb, p, &a.t, REASON_POLICY_REVOKED);
+	}
+	a.judged.generation = generation;
+	reason = judge(p, own, ct_src_side(p) == (a.judged.flags & CT_ORIGIN), &a);
+	if (reason == JUDGE_AGAIN)
+		return JUDGE_AGAIN;
+	if (!reason)
+		return confirm(skb, p, own, &a, ct);
+	ct->row = a.t.row;
+	a.judged.flags |= CT_DENIED;
+	ct_set_judged(ct, a.judged);
+	return drop(skb, p, &a.t, REASON_POLICY_REVOKED);
+}
+
+/* What slow() does with one reading of the endpoint's row; JUDGE_AGAIN if that went. */
+static __always_inline int slow_once(struct __sk_buff *skb, const struct packet *p,
+				     struct ct_value *ct)
+{
+	__u32 generation = generation_sum_acquire(p); /* before any row is read */
+	const struct endpoint_value *own = endpoint_find(p->ifindex);
+	int reason;
+
 	if (!own)
 		return drop_early(skb, p, 0, REASON_NO_ENDPOINT);
 	reason = check_owner(skb, p, own);
 	if (reason)
-		return drop_early(skb, p, own->id, reason);
+		return endpoint_is(own, p->ifindex) ? drop_early(skb, p, own->id, reason) :
+						      JUDGE_AGAIN;
 	if (!ct || ct_expired(ct, now_seconds()))
-		return open_flow(skb, p, own, 0);
+		return open_flow(skb, p, own, generation, 0);
 	if (ct_opens_anew(ct, p, ct_src_side(p)))
-		return open_flow(skb, p, own, ct);
-	return judge_again(skb, p, own, ct);
+		return open_flow(skb, p, own, generation, ct);
+	return judge_again(skb, p, own, generation, ct);
+}
+
+/*
+ * All that is not the next packet of an established flow. A row that is updated again
+ * and again while one packet is judged costs that packet. Global: verified once.
+ */
+__noinline int slow(struct __sk_buff *skb, const struct packet *p, struct ct_value *ct)
+{
+	int verdict;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	for (int i = 0; i < JUDGE_TRIES; i++) {
+		verdict = slow_once(skb, p, ct);
+		if (verdict != JUDGE_AGAIN)
+			return verdict;
+	}
+	return drop_early(skb, p, 0, REASON_NO_ENDPOINT);
 }
 
 /* A fragment whose first has not come. */

@@ -209,7 +209,7 @@ static __always_inline bool ct_same_place(const struct ct_side *a, const struct 
  * are many, and to replace an entry costs the LRU map as much as half the path of the
  * packet. Every store is one word, the verdict's last.
  */
-static __always_inline bool ct_reopen(struct ct_value *old, const struct ct_value *v)
+static __noinline bool ct_reopen(struct ct_value *old, const struct ct_value *v)
 {
 	if ((old->flags & CT_ORIGIN) != v->flags || !ct_same_place(&old->side[0], &v->side[0]) ||
 	    !ct_same_place(&old->side[1], &v->side[1]))

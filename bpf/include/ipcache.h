@@ -20,6 +20,17 @@ static __always_inline struct endpoint_value *endpoint_find(__u32 ifindex)
 }
 
 /*
+ * Whether row is still that of ifindex. The kernel uses the memory of a replaced row
+ * again at once, also for the row of another endpoint, so whoever has read a row and
+ * acts on it asks this after the last read (an atomic that returns a value keeps the
+ * order).
+ */
+static __always_inline bool endpoint_is(const struct endpoint_value *row, __u32 ifindex)
+{
+	return endpoint_find(ifindex) == row;
+}
+
+/*
  * The peer that owns addr: exact row, else longest prefix, else the world of its
  * family. *ifindex is the host side if it is a local endpoint, else 0.
  */

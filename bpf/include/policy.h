@@ -7,6 +7,7 @@
  */
 #pragma once
 
+#include "conntrack.h"
 #include "event.h"
 #include "ipcache.h"
 
@@ -128,25 +129,32 @@ static __always_inline __u64 ingress_peer(__u64 peer)
 	return peer & PEER_CIDR ? peer : (__u32)peer;
 }
 
-/*
- * Judges the flow of p in the direction in which it was opened (forward: as p
- * goes): egress policy of the opener if it is local, then ingress policy of the
- * other side if that is local. own is the endpoint of this hook's interface. Sets
- * other to the far side, zero if it is not local. Returns 0 or the reason to drop.
- */
-static __noinline int judge(const struct packet *p, const struct endpoint_value *own, bool forward,
-			    struct trace *t, struct ct_side *other)
+#define JUDGE_AGAIN (-2) /* no enum reason and no TC_ACT_* */
+#define JUDGE_TRIES 4
+
+/* What is found out about a packet that has to be judged. */
+struct admission {
+	struct trace t;
+	struct ct_side other; /* the far side, ifindex 0: not local */
+	struct judged judged; /* generation of the rows; flags of the flow's entry, if it has one */
+};
+
+/* judge() without its last question. far: the row of the far side, NULL if it is not local. */
+static __always_inline int judge_rows(const struct packet *p, const struct endpoint_value *own,
+				      bool forward, struct admission *a,
+				      const struct endpoint_value **far)
 {
+	struct trace *t = &a->t;
+	struct ct_side *other = &a->other;
 	bool egress = p->direction == DIR_EGRESS;
 	const union addr *own_addr = egress ? &p->src : &p->dst;
 	const union addr *far_addr = egress ? &p->dst : &p->src;
-	const struct endpoint_value *far = 0;
 	__u64 own_peer, far_peer;
 	__u32 ifindex, unused;
 	__be16 port;
 	int reason;
 
-	if (own_addr->d[0] == far_addr->d[0] && own_addr->d[1] == far_addr->d[1]) {
+	if (addr_equal(own_addr, far_addr)) {
 		other->ifindex = p->ifindex;
 		__builtin_memcpy(other->mac, own->mac, sizeof(other->mac));
 		return 0;
@@ -161,11 +169,11 @@ static __noinline int judge(const struct packet *p, const struct endpoint_value 
 		t->dst_peer = own_peer;
 	}
 	if (ifindex) {
-		far = endpoint_find(ifindex);
-		if (!far)
+		*far = endpoint_find(ifindex);
+		if (!*far)
 			return REASON_NO_ENDPOINT;
 		other->ifindex = ifindex;
-		__builtin_memcpy(other->mac, far->mac, sizeof(other->mac));
+		__builtin_memcpy(other->mac, (*far)->mac, sizeof(other->mac));
 	}
 	port = forward ? p->policy_port : is_icmp(p) ? echo_request(p) : p->src_port;
 
@@ -173,21 +181,44 @@ static __noinline int judge(const struct packet *p, const struct endpoint_value 
 		t->direction = DIR_EGRESS;
 		t->endpoint = own->id;
 		reason = decide(&own->egress, far_peer, p, port, t);
-		if (reason || !far)
+		if (reason || !*far)
 			return reason;
 		t->direction = DIR_INGRESS;
-		t->endpoint = far->id;
-		return decide(&far->ingress, own_peer, p, port, t);
+		t->endpoint = (*far)->id;
+		return decide(&(*far)->ingress, own_peer, p, port, t);
 	}
-	if (far) {
+	if (*far) {
 		t->direction = DIR_EGRESS;
-		t->endpoint = far->id;
+		t->endpoint = (*far)->id;
 		own_peer = ipcache_peer(own_addr, p->ethertype, &unused);
-		reason = decide(&far->egress, own_peer, p, port, t);
+		reason = decide(&(*far)->egress, own_peer, p, port, t);
 		if (reason)
 			return reason;
 	}
 	t->direction = DIR_INGRESS;
 	t->endpoint = own->id;
 	return decide(&own->ingress, ingress_peer(far_peer), p, port, t);
+}
+
+/*
+ * Judges the flow of p in the direction in which it was opened (forward: as p
+ * goes): egress policy of the opener if it is local, then ingress policy of the
+ * other side if that is local. own is the endpoint of this hook's interface, found
+ * after a->judged.generation was read. Sets a->t, and
+ * a->other to the far side, zero if it is not local. Returns 0, the reason to drop, or
+ * JUDGE_AGAIN if a row of the two endpoints was replaced meanwhile: then the caller
+ * begins anew, with its own reading of own. That a row is in its place again is not
+ * enough, since it could have been another's in between; but no row is written twice
+ * without a new generation.
+ */
+static __noinline int judge(const struct packet *p, const struct endpoint_value *own, bool forward,
+			    struct admission *a)
+{
+	const struct endpoint_value *far = 0;
+	int reason = judge_rows(p, own, forward, a, &far);
+
+	if (generation_sum_acquire(p) != a->judged.generation || !endpoint_is(own, p->ifindex) ||
+	    (far && !endpoint_is(far, a->other.ifindex)))
+		return JUDGE_AGAIN;
+	return reason;
 }
