@@ -49,3 +49,9 @@ func (o *Objects) BumpAllGenerations() {
 		atomic.AddUint32(&o.gen.slots.Slot[i], 1)
 	}
 }
+
+// GenerationSum is the sum of two addresses' generations, as a flow between them
+// has it. Rows that are read after it are at least as new as it says.
+func (o *Objects) GenerationSum(a, b abi.Addr) uint32 {
+	return atomic.LoadUint32(&o.gen.slots.Slot[a.GenerationSlot()]) + atomic.LoadUint32(&o.gen.slots.Slot[b.GenerationSlot()])
+}

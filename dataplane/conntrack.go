@@ -36,11 +36,16 @@ type Flow struct {
 // Flows calls fn for each conntrack entry, expired ones included, IPv4 first. A
 // flow that comes or goes meanwhile may be seen, or not, or twice.
 func (d *Dataplane) Flows(ctx context.Context, fn func(Flow) error) error {
+	return EachFlow(ctx, d.objs.CT4, d.objs.CT6, fn)
+}
+
+// EachFlow is Flows for who has only the maps.
+func EachFlow(ctx context.Context, ct4, ct6 *ebpf.Map, fn func(Flow) error) error {
 	now, err := bootSeconds()
 	if err != nil {
 		return err
 	}
-	err = eachBatch(ctx, d.objs.CT4, func(keys []abi.CT4Key, values []abi.CTValue) error {
+	err = eachBatch(ctx, ct4, func(keys []abi.CT4Key, values []abi.CTValue) error {
 		for i, k := range keys {
 			a := [2]netip.Addr{netip.AddrFrom4(k.Addr[0]), netip.AddrFrom4(k.Addr[1])}
 			if err := fn(flow(a, k.PortBE, k.Protocol, values[i], now)); err != nil {
@@ -52,7 +57,7 @@ func (d *Dataplane) Flows(ctx context.Context, fn func(Flow) error) error {
 	if err != nil {
 		return fmt.Errorf("map ct4: %w", err)
 	}
-	err = eachBatch(ctx, d.objs.CT6, func(keys []abi.CT6Key, values []abi.CTValue) error {
+	err = eachBatch(ctx, ct6, func(keys []abi.CT6Key, values []abi.CTValue) error {
 		for i, k := range keys {
 			a := [2]netip.Addr{netip.AddrFrom16(k.Addr[0]), netip.AddrFrom16(k.Addr[1])}
 			if err := fn(flow(a, k.PortBE, k.Protocol, values[i], now)); err != nil {

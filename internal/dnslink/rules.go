@@ -28,6 +28,8 @@ type Endpoint struct {
 	Incarnation uint64     `json:"incarnation"`
 	IPv4        netip.Addr `json:"ipv4"` // the zero Addr: none
 	IPv6        netip.Addr `json:"ipv6"`
+	// Tables are its egress tables, of before and after a change.
+	Tables []uint64 `json:"tables"`
 }
 
 // Row is a policy row with abi.PolicyDNS. Set is the index in Sets of the names
