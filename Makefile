@@ -13,7 +13,7 @@ CLANG_FORMAT := clang-format-19
 
 TEST_TIMEOUT ?= 10m
 
-PROTOS := log/eventpb/event.proto $(wildcard api/varve/v1/*.proto)
+PROTOS := log/eventpb/event.proto flows/flowpb/flow.proto $(wildcard api/varve/v1/*.proto)
 # What `make generate` writes.
 GENERATED := '*.pb.go' '*.connect.go' '*_bpfel.go' '*_bpfel.o' '*_bpfeb.go' '*_bpfeb.o'
 
@@ -69,6 +69,7 @@ proto: deps-generate ## Generate Go from the protobuf files
 	  --go-vtproto_out=. --go-vtproto_opt=paths=source_relative,features=marshal+unmarshal+size log/eventpb/event.proto
 	PATH=$(BIN):$$PATH protoc -I . --go_out=. --go_opt=paths=source_relative \
 	  --connect-go_out=. --connect-go_opt=paths=source_relative api/varve/v1/*.proto
+	PATH=$(BIN):$$PATH protoc -I . --go_out=. --go_opt=paths=source_relative flows/flowpb/flow.proto
 	@# Codecs without reflection for the messages of the append path.
 	PATH=$(BIN):$$PATH protoc -I . --go-vtproto_out=. --go-vtproto_opt=paths=source_relative,features=marshal+unmarshal+size \
 	  api/varve/v1/log.proto api/varve/v1/policy.proto

@@ -70,6 +70,7 @@ var Forbidden = slices.Concat(
 	only("projections", "tables are a function of the view alone, not of what some kernel holds", "fsm", "policy", "log", "log/eventpb", "bpf/abi"),
 	only("verdict", "a verdict is a function of view and tables, at any revision", "projections", "fsm", "policy", "log", "log/eventpb", "bpf/abi"),
 	only("audit", "answers about the past follow from records and states, whoever keeps them", "verdict", "projections", "fsm", "policy", "log", "log/eventpb", "bpf/abi"),
+	only("flows", "the flow record keeps what it is told", "bpf/abi", "log", "log/eventpb"),
 	only("bpf/abi", "layouts are a leaf: C is their only counterpart"),
 	only("bpf", "programs are loaded without knowing what the tables mean", "bpf/abi", "internal"),
 	only("dataplane", "the dataplane makes the kernel equal to tables and decides nothing", "projections", "fsm", "policy", "log", "log/eventpb", "log/journal", "bpf", "bpf/abi", "internal"),
@@ -80,7 +81,7 @@ var Forbidden = slices.Concat(
 
 // folders are the top of every subtree that an arrow may point to.
 var folders = []string{
-	"log/eventpb", "log/raftlog", "log/history", "log/journal", "log", "policy", "fsm", "projections", "verdict", "audit", "bpf/abi", "bpf",
+	"log/eventpb", "log/raftlog", "log/history", "log/journal", "log", "policy", "fsm", "projections", "verdict", "audit", "flows", "bpf/abi", "bpf",
 	"dataplane", "cluster", "api", "cmd", "internal", "test",
 }
 
