@@ -30,6 +30,7 @@ type Client struct {
 	Agent      varvev1connect.AgentServiceClient
 	Datapath   varvev1connect.DatapathServiceClient
 	Audit      varvev1connect.AuditServiceClient
+	Flows      varvev1connect.FlowServiceClient
 
 	address   string
 	transport *transports
@@ -94,6 +95,7 @@ func New(address string, opts ...Option) (*Client, error) {
 		Agent:      varvev1connect.NewAgentServiceClient(h, baseURL, o.connect...),
 		Datapath:   varvev1connect.NewDatapathServiceClient(h, baseURL, o.connect...),
 		Audit:      varvev1connect.NewAuditServiceClient(h, baseURL, o.connect...),
+		Flows:      varvev1connect.NewFlowServiceClient(h, baseURL, o.connect...),
 		address:    path,
 		transport:  transport,
 		shared:     shared,

@@ -108,6 +108,16 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		dp: dp, eps: eps, node: nodeSpec(&cfg), every: cfg.DriftInterval, current: proj.Current,
 		publish: mon.publish, repaired: met.MapDriftRepaired, logger: logger,
 	}
+	recorded, err := openFlows(&cfg, dp)
+	if err != nil {
+		return err
+	}
+	publish := mon.publish
+	if recorded != nil {
+		defer func() { err = errors.Join(err, recorded.Close()) }()
+		rec := newRecorder(recorded, proj.inForce)
+		publish = func(e dataplane.Event) error { rec.observe(e); return mon.publish(e) }
+	}
 	info := apiserver.Info{
 		Version: cfg.Version, Cluster: cfg.Cluster, Node: cfg.Node, PID: os.Getpid(), StartedUnixNS: began.UnixNano(),
 		ReplayedEvents: rlog.Replayed(), ReplayNS: int64(replayed), BootstrapNS: int64(time.Since(began)), BootstrapWritten: uint64(stats.Total()),
@@ -116,18 +126,21 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		Listener: listener, Group: cfg.Group, Cluster: cfg.Cluster, Node: cfg.Node,
 		Info: func() apiserver.Info { return info },
 		Log:  rlog, Projector: proj, Endpoints: eps, Kernel: watchedKernel{dp, met}, Monitor: mon,
-		Past: past.New(past.Config{Log: rlog, Cluster: cfg.Cluster, Logger: logger}), Drift: drifts.Report, Logger: logger,
+		Past: past.New(past.Config{Log: rlog, Cluster: cfg.Cluster, Logger: logger}), Flows: recorded, Drift: drifts.Report, Logger: logger,
 	})
 	met.Bootstrapped(phaseOverall, time.Since(began))
-	met.Attach(sources(cfg.Node, rlog, dp, proj, eps))
+	met.Attach(sources(cfg.Node, rlog, dp, proj, eps, recorded))
 	logger.Info("enforcing", "revision", proj.Current().Revision, "rows_written", stats.Total(), "took", time.Since(began), "socket", cfg.Socket)
 
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return proj.run(ctx) })
-	g.Go(func() error { return ended(ctx, dp.Events(ctx, mon.publish)) })
+	g.Go(func() error { return ended(ctx, dp.Events(ctx, publish)) })
 	g.Go(func() error { return collect(ctx, dp) })
 	g.Go(func() error { drifts.run(ctx); return nil })
 	g.Go(func() error { return watchAddresses(ctx, &cfg, fct) })
+	if recorded != nil {
+		g.Go(func() error { recorded.Run(ctx); return nil })
+	}
 	if cfg.PrometheusServeAddr != "" {
 		g.Go(func() error { follow(ctx, met, rlog, proj, logger); return nil })
 		g.Go(func() error { measure(ctx, dp, met, logger); return nil })

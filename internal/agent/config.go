@@ -44,6 +44,11 @@ type Config struct {
 	// DriftInterval is how often the kernel is compared with what it should be.
 	DriftInterval time.Duration
 
+	// FlowStoreMaxBytes and FlowStoreMaxAge bound the node's flow record; 0 bytes
+	// turn it off.
+	FlowStoreMaxBytes int64
+	FlowStoreMaxAge   time.Duration
+
 	// SnapshotThreshold is the number of Raft entries between snapshots.
 	SnapshotThreshold uint64
 
@@ -127,6 +132,12 @@ func (c *Config) normalize() error {
 	if c.DriftInterval < 100*time.Millisecond {
 		errs = append(errs, fmt.Errorf("drift-interval: %s; give at least 100ms", c.DriftInterval))
 	}
+	if c.FlowStoreMaxBytes != 0 && c.FlowStoreMaxBytes < minFlowStoreBytes {
+		errs = append(errs, fmt.Errorf("flow-store-max-bytes: %d; give at least %d, or 0 to record no flows", c.FlowStoreMaxBytes, minFlowStoreBytes))
+	}
+	if c.FlowStoreMaxBytes != 0 && c.FlowStoreMaxAge < time.Minute {
+		errs = append(errs, fmt.Errorf("flow-store-max-age: %s; give at least 1m, or set flow-store-max-bytes to 0 to record no flows", c.FlowStoreMaxAge))
+	}
 	if c.PrometheusServeAddr != "" {
 		if _, _, err := net.SplitHostPort(c.PrometheusServeAddr); err != nil {
 			errs = append(errs, fmt.Errorf("prometheus-serve-addr: %q; give an address and a port such as 127.0.0.1:9962", c.PrometheusServeAddr))
@@ -138,6 +149,10 @@ func (c *Config) normalize() error {
 	}
 	return nil
 }
+
+// minFlowStoreBytes is the smallest flow record: a sixteenth of it holds the flows
+// of a few busy seconds.
+const minFlowStoreBytes = 1 << 20
 
 // gateway is the address under which a node's endpoints reach their host: the
 // first one of the range.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/varve-net/varve/dataplane"
+	"github.com/varve-net/varve/flows"
 	"github.com/varve-net/varve/fsm"
 	"github.com/varve-net/varve/internal/metrics"
 	"github.com/varve-net/varve/internal/version"
@@ -45,8 +46,8 @@ func newMetrics(cfg *Config) (met *metrics.Metrics, stop func() error, err error
 }
 
 // sources is what scrapes ask of an agent that enforces.
-func sources(node string, l *raftlog.Log, dp metrics.Datapath, proj *projector, eps *endpoints) metrics.Sources {
-	return metrics.Sources{
+func sources(node string, l *raftlog.Log, dp metrics.Datapath, proj *projector, eps *endpoints, recorded *flows.Store) metrics.Sources {
+	s := metrics.Sources{
 		Node: node, Log: l, Datapath: dp, Unready: eps.unready, Health: proj.Err,
 		InForce: func() log.Revision {
 			if t := proj.Current(); t != nil {
@@ -55,6 +56,10 @@ func sources(node string, l *raftlog.Log, dp metrics.Datapath, proj *projector, 
 			return 0
 		},
 	}
+	if recorded != nil {
+		s.Flows = recorded.Stats
+	}
+	return s
 }
 
 // follow observes how long policy changes take to come into force. Without it

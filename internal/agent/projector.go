@@ -163,6 +163,13 @@ func (p *projector) Current() *projections.Tables {
 	return p.current
 }
 
+// inForce is the state that is in force and its tables.
+func (p *projector) inForce() (fsm.View, *projections.Tables) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.view, p.current
+}
+
 // Hold implements apiserver.Projector.
 func (p *projector) Hold(ctx context.Context, fn func(fsm.View, *projections.Tables) error) error {
 	p.writing.Lock()

@@ -115,7 +115,7 @@ func (s datapathService) endpointRow(n *names, id uint32, v abi.EndpointValue) *
 
 func (s datapathService) ipcacheRow(n *names, k projections.Prefix, v abi.IPCacheValue) *varvev1.IPCacheRow {
 	p := prefixOf(k)
-	out := &varvev1.IPCacheRow{Prefix: p.String(), Identity: identityOf(v.Peer, p.Addr()), Peer: n.peer(v.Peer, p.Addr())}
+	out := &varvev1.IPCacheRow{Prefix: p.String(), Identity: IdentityOf(v.Peer, p.Addr()), Peer: n.peer(v.Peer, p.Addr())}
 	if ep, ok := n.byAddr[p.Addr()]; ok && p.IsSingleIP() {
 		if ep.Node == s.Node {
 			out.Ifindex = uint32(s.Kernel.Ifindex(ep.ID))

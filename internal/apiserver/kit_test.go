@@ -14,6 +14,7 @@ import (
 	varvev1 "github.com/varve-net/varve/api/varve/v1"
 	"github.com/varve-net/varve/cluster"
 	"github.com/varve-net/varve/dataplane"
+	"github.com/varve-net/varve/flows"
 	"github.com/varve-net/varve/fsm"
 	"github.com/varve-net/varve/internal/past"
 	"github.com/varve-net/varve/log"
@@ -32,6 +33,7 @@ const (
 type kit struct {
 	*api.Client
 	log    *raftlog.Log
+	flows  *flows.Store
 	socket string
 	stop   context.CancelFunc // of the server
 }
@@ -50,7 +52,7 @@ func newKit(t *testing.T) *kit {
 	if err != nil {
 		t.Fatal(err)
 	}
-	k := &kit{log: rlog, socket: filepath.Join(dir, "varve.sock")}
+	k := &kit{log: rlog, flows: openFlows(t), socket: filepath.Join(dir, "varve.sock")}
 	listener, err := Bind(k.socket, "")
 	if err != nil {
 		t.Fatal(err)
@@ -59,7 +61,7 @@ func newKit(t *testing.T) *kit {
 		Listener: listener, Cluster: testCluster, Node: testNode, Logger: logger,
 		Info: func() Info { return Info{Version: "test", Cluster: testCluster, Node: testNode, PID: os.Getpid()} },
 		Log:  rlog, Projector: projector{rlog}, Endpoints: endpoints{}, Kernel: kernel{}, Monitor: monitor{},
-		Past: past.New(past.Config{Log: rlog, Cluster: testCluster}),
+		Flows: k.flows, Past: past.New(past.Config{Log: rlog, Cluster: testCluster}),
 	})
 	ctx, stop := context.WithCancel(context.Background())
 	served := make(chan error, 1)

@@ -72,7 +72,7 @@ func eventProto(n *names, e dataplane.Event) *varvev1.DatapathEvent {
 	out := &varvev1.DatapathEvent{
 		TimeUnixNs: unixTime(e), Type: eventTypes[e.Type], Direction: directionName(e.Direction),
 		Protocol: protocolName(e.Protocol), Length: uint32(e.Length), Endpoint: n.endpointName(e.Endpoint), Row: hex(e.Row),
-		SourceIdentity: identityOf(e.SrcPeer, src), DestinationIdentity: identityOf(e.DstPeer, dst),
+		SourceIdentity: IdentityOf(e.SrcPeer, src), DestinationIdentity: IdentityOf(e.DstPeer, dst),
 		SourceName: n.peer(e.SrcPeer, src), DestinationName: n.peer(e.DstPeer, dst),
 	}
 	if src.IsValid() && !src.IsUnspecified() {

@@ -71,8 +71,8 @@ func (n *names) endpointName(id uint32) string {
 	return ""
 }
 
-// identity is the number of a peer; that of a CIDR is its family's world.
-func identityOf(peer uint64, addr netip.Addr) uint32 {
+// IdentityOf is the number of a peer; that of a CIDR is its family's world.
+func IdentityOf(peer uint64, addr netip.Addr) uint32 {
 	switch {
 	case peer&abi.PeerCIDR == 0:
 		return uint32(peer)

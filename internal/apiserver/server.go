@@ -20,6 +20,7 @@ import (
 
 	"github.com/varve-net/varve/api"
 	"github.com/varve-net/varve/api/varve/v1/varvev1connect"
+	"github.com/varve-net/varve/flows"
 	"github.com/varve-net/varve/internal/auditserver"
 	"github.com/varve-net/varve/internal/past"
 	"github.com/varve-net/varve/projections"
@@ -43,7 +44,7 @@ const maxStreams = 1000
 var services = []string{
 	varvev1connect.LogServiceName, varvev1connect.PolicyServiceName, varvev1connect.EndpointServiceName,
 	varvev1connect.NamespaceServiceName, varvev1connect.IdentityServiceName, varvev1connect.AgentServiceName,
-	varvev1connect.DatapathServiceName, varvev1connect.AuditServiceName,
+	varvev1connect.DatapathServiceName, varvev1connect.AuditServiceName, varvev1connect.FlowServiceName,
 }
 
 // Config is all a Server needs.
@@ -60,6 +61,7 @@ type Config struct {
 	Kernel    Kernel
 	Monitor   Monitor
 	Past      *past.Past
+	Flows     *flows.Store       // nil: none are recorded
 	Drift     func() DriftReport // nil: nobody looks for it
 	Logger    *slog.Logger
 }
@@ -82,6 +84,7 @@ func New(cfg Config) *Server {
 	mux.Handle(varvev1connect.NewIdentityServiceHandler(identityService{s}, opts))
 	mux.Handle(varvev1connect.NewAgentServiceHandler(agentService{s}, opts))
 	mux.Handle(varvev1connect.NewDatapathServiceHandler(datapathService{s}, opts))
+	mux.Handle(varvev1connect.NewFlowServiceHandler(flowService{s}, opts))
 	mux.Handle(varvev1connect.NewAuditServiceHandler(auditserver.New(cfg.Past, projections.Options{}), opts))
 
 	// For grpcurl and gRPC health probes; authenticated as all the rest.

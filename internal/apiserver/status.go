@@ -79,6 +79,10 @@ func (s agentService) status(ctx context.Context, verify bool, view fsm.View, ta
 		{"projection", s.checkProjection(tables)},
 		{"endpoints", s.checkEndpoints(view)},
 	}
+	if s.Flows != nil {
+		resp.Flows = s.flowStatus()
+		checks = append(checks, check{"flows", s.checkFlows})
+	}
 	if s.Drift != nil {
 		report := s.Drift()
 		resp.Drift = driftStatus(report)

@@ -13,6 +13,7 @@ import (
 	"github.com/varve-net/varve/bpf/abi"
 	"github.com/varve-net/varve/cluster"
 	"github.com/varve-net/varve/dataplane"
+	"github.com/varve-net/varve/flows"
 	"github.com/varve-net/varve/fsm"
 	"github.com/varve-net/varve/internal/version"
 	"github.com/varve-net/varve/log"
@@ -89,6 +90,9 @@ func (k *kit) attach() {
 		InForce: func() log.Revision { return log.Revision(k.inForce.Load()) },
 		Unready: func() map[fsm.EndpointRef]string { return k.unready },
 		Health:  func() error { return k.health },
+		Flows: func() flows.Stats {
+			return flows.Stats{Bytes: 4096, FromNS: 1.5e9, Observed: 17, Lost: 2, Overflowed: 3}
+		},
 	})
 }
 

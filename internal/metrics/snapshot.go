@@ -8,6 +8,7 @@ import (
 
 	"github.com/varve-net/varve/bpf/abi"
 	"github.com/varve-net/varve/dataplane"
+	"github.com/varve-net/varve/flows"
 	"github.com/varve-net/varve/fsm"
 	"github.com/varve-net/varve/log"
 	"github.com/varve-net/varve/policy"
@@ -38,6 +39,8 @@ type Sources struct {
 	// Unready has a word, out of few, for the state of each local endpoint that
 	// is not ready. Endpoints that no longer exist may be in it.
 	Unready func() map[fsm.EndpointRef]string
+	// Flows is how the flow record does; nil: there is none.
+	Flows func() flows.Stats
 	// Health is why the node does not enforce what its log says, or nil.
 	Health func() error
 }
@@ -87,6 +90,10 @@ var (
 	descRevision      = desc("log_revision", "Revision of the log's head on this node.")
 	descLag           = desc("log_apply_lag", "Revisions by which the tables in force are behind the log's head.")
 	descHistoryBytes  = desc("log_history_bytes", "Size of the files that keep every record.")
+	descFlowBytes     = desc("flow_store_bytes", "Size of the files of the flow record.")
+	descFlowEvents    = desc("flow_store_events_total", "Events that the flow record took in since the agent's start.")
+	descFlowMissing   = desc("flow_store_missing_events", "Events that are missing in the time that the flow record covers.", "reason")
+	descFlowOldest    = desc("flow_store_oldest_timestamp_seconds", "Time from which the flow record is kept.")
 	descHistoryFirst  = desc("log_history_first_revision", "Oldest revision that is still kept.")
 )
 
@@ -99,6 +106,7 @@ func (snapshot) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descPolicy, descPolicyMax, descIdentity, descNodes, descEndpointState, descPressure, descDropCount, descDropBytes,
 		descForwardCount, descForwardBytes, descEventsLost, descRevision, descLag, descHistoryBytes, descHistoryFirst,
+		descFlowBytes, descFlowEvents, descFlowMissing, descFlowOldest,
 	} {
 		ch <- d
 	}
@@ -145,6 +153,22 @@ func (s snapshot) Collect(ch chan<- prometheus.Metric) {
 		}
 	}
 	collectCounters(src.Datapath, ch)
+	if src.Flows != nil {
+		collectFlows(src.Flows(), ch)
+	}
+}
+
+func collectFlows(st flows.Stats, ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	gauge(descFlowBytes, float64(st.Bytes))
+	gauge(descFlowMissing, float64(st.Lost), "lost")
+	gauge(descFlowMissing, float64(st.Overflowed), "overflowed")
+	if st.FromNS != 0 {
+		gauge(descFlowOldest, float64(st.FromNS)/1e9)
+	}
+	ch <- prometheus.MustNewConstMetric(descFlowEvents, prometheus.CounterValue, float64(st.Observed))
 }
 
 // states counts the local endpoints by state.

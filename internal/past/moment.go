@@ -60,6 +60,17 @@ func Check(text string) error {
 	return err
 }
 
+// Time is the time that a text names: one as of RFC 3339 or short for it, or how
+// long before now, with or without a minus. The error is ErrMoment for any other
+// text.
+func Time(text string, now time.Time) (time.Time, error) {
+	text = strings.TrimSpace(text)
+	if d, err := parseDuration(text); err == nil {
+		return now.Add(-d), nil
+	}
+	return parseTime(text, now)
+}
+
 // layouts are the forms of a time, RFC 3339 and what people write short for it.
 var layouts = []string{
 	time.RFC3339Nano, "2006-01-02T15:04:05.999999999", "2006-01-02 15:04:05.999999999", "2006-01-02T15:04Z07:00",

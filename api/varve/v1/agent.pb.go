@@ -218,8 +218,9 @@ type StatusResponse struct {
 	ReplayNanoseconds    uint64 `protobuf:"varint,19,opt,name=replay_nanoseconds,json=replayNanoseconds,proto3" json:"replay_nanoseconds,omitempty"`
 	BootstrapNanoseconds uint64 `protobuf:"varint,20,opt,name=bootstrap_nanoseconds,json=bootstrapNanoseconds,proto3" json:"bootstrap_nanoseconds,omitempty"`
 	// Rows that this start had to write, because the kernel differed.
-	BootstrapRowsWritten uint64       `protobuf:"varint,21,opt,name=bootstrap_rows_written,json=bootstrapRowsWritten,proto3" json:"bootstrap_rows_written,omitempty"`
-	Drift                *DriftStatus `protobuf:"bytes,22,opt,name=drift,proto3" json:"drift,omitempty"`
+	BootstrapRowsWritten uint64           `protobuf:"varint,21,opt,name=bootstrap_rows_written,json=bootstrapRowsWritten,proto3" json:"bootstrap_rows_written,omitempty"`
+	Drift                *DriftStatus     `protobuf:"bytes,22,opt,name=drift,proto3" json:"drift,omitempty"`
+	Flows                *FlowStoreStatus `protobuf:"bytes,24,opt,name=flows,proto3" json:"flows,omitempty"`
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
 }
@@ -408,6 +409,114 @@ func (x *StatusResponse) GetDrift() *DriftStatus {
 	return nil
 }
 
+func (x *StatusResponse) GetFlows() *FlowStoreStatus {
+	if x != nil {
+		return x.Flows
+	}
+	return nil
+}
+
+// FlowStoreStatus is how the node's flow record does.
+type FlowStoreStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	FromUnixNs    int64                  `protobuf:"varint,1,opt,name=from_unix_ns,json=fromUnixNs,proto3" json:"from_unix_ns,omitempty"` // 0: nothing is kept yet
+	ToUnixNs      int64                  `protobuf:"varint,2,opt,name=to_unix_ns,json=toUnixNs,proto3" json:"to_unix_ns,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	MaxBytes      uint64                 `protobuf:"varint,4,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
+	Segments      uint64                 `protobuf:"varint,5,opt,name=segments,proto3" json:"segments,omitempty"`
+	Lost          uint64                 `protobuf:"varint,6,opt,name=lost,proto3" json:"lost,omitempty"`             // events that the ring buffer had no room for, in that time
+	Overflowed    uint64                 `protobuf:"varint,7,opt,name=overflowed,proto3" json:"overflowed,omitempty"` // events of too many distinct flows
+	Error         string                 `protobuf:"bytes,8,opt,name=error,proto3" json:"error,omitempty"`            // why flows are not recorded now
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FlowStoreStatus) Reset() {
+	*x = FlowStoreStatus{}
+	mi := &file_api_varve_v1_agent_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FlowStoreStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FlowStoreStatus) ProtoMessage() {}
+
+func (x *FlowStoreStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_agent_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FlowStoreStatus.ProtoReflect.Descriptor instead.
+func (*FlowStoreStatus) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *FlowStoreStatus) GetFromUnixNs() int64 {
+	if x != nil {
+		return x.FromUnixNs
+	}
+	return 0
+}
+
+func (x *FlowStoreStatus) GetToUnixNs() int64 {
+	if x != nil {
+		return x.ToUnixNs
+	}
+	return 0
+}
+
+func (x *FlowStoreStatus) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *FlowStoreStatus) GetMaxBytes() uint64 {
+	if x != nil {
+		return x.MaxBytes
+	}
+	return 0
+}
+
+func (x *FlowStoreStatus) GetSegments() uint64 {
+	if x != nil {
+		return x.Segments
+	}
+	return 0
+}
+
+func (x *FlowStoreStatus) GetLost() uint64 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
+}
+
+func (x *FlowStoreStatus) GetOverflowed() uint64 {
+	if x != nil {
+		return x.Overflowed
+	}
+	return 0
+}
+
+func (x *FlowStoreStatus) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 // DriftStatus is what the agent found changed by others since its start.
 type DriftStatus struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -423,7 +532,7 @@ type DriftStatus struct {
 
 func (x *DriftStatus) Reset() {
 	*x = DriftStatus{}
-	mi := &file_api_varve_v1_agent_proto_msgTypes[3]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -435,7 +544,7 @@ func (x *DriftStatus) String() string {
 func (*DriftStatus) ProtoMessage() {}
 
 func (x *DriftStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_agent_proto_msgTypes[3]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -448,7 +557,7 @@ func (x *DriftStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DriftStatus.ProtoReflect.Descriptor instead.
 func (*DriftStatus) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{3}
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *DriftStatus) GetFound() uint64 {
@@ -503,7 +612,7 @@ type DriftCount struct {
 
 func (x *DriftCount) Reset() {
 	*x = DriftCount{}
-	mi := &file_api_varve_v1_agent_proto_msgTypes[4]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -515,7 +624,7 @@ func (x *DriftCount) String() string {
 func (*DriftCount) ProtoMessage() {}
 
 func (x *DriftCount) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_agent_proto_msgTypes[4]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -528,7 +637,7 @@ func (x *DriftCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DriftCount.ProtoReflect.Descriptor instead.
 func (*DriftCount) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{4}
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *DriftCount) GetKind() string {
@@ -559,7 +668,7 @@ type Drift struct {
 
 func (x *Drift) Reset() {
 	*x = Drift{}
-	mi := &file_api_varve_v1_agent_proto_msgTypes[5]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -571,7 +680,7 @@ func (x *Drift) String() string {
 func (*Drift) ProtoMessage() {}
 
 func (x *Drift) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_agent_proto_msgTypes[5]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -584,7 +693,7 @@ func (x *Drift) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drift.ProtoReflect.Descriptor instead.
 func (*Drift) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{5}
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Drift) GetTimeUnixNs() int64 {
@@ -635,7 +744,7 @@ type TableStatus struct {
 
 func (x *TableStatus) Reset() {
 	*x = TableStatus{}
-	mi := &file_api_varve_v1_agent_proto_msgTypes[6]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -647,7 +756,7 @@ func (x *TableStatus) String() string {
 func (*TableStatus) ProtoMessage() {}
 
 func (x *TableStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_agent_proto_msgTypes[6]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -660,7 +769,7 @@ func (x *TableStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableStatus.ProtoReflect.Descriptor instead.
 func (*TableStatus) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *TableStatus) GetName() string {
@@ -711,7 +820,7 @@ type Difference struct {
 
 func (x *Difference) Reset() {
 	*x = Difference{}
-	mi := &file_api_varve_v1_agent_proto_msgTypes[7]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -723,7 +832,7 @@ func (x *Difference) String() string {
 func (*Difference) ProtoMessage() {}
 
 func (x *Difference) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_agent_proto_msgTypes[7]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -736,7 +845,7 @@ func (x *Difference) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Difference.ProtoReflect.Descriptor instead.
 func (*Difference) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Difference) GetTable() string {
@@ -785,7 +894,7 @@ type DumpRequest struct {
 
 func (x *DumpRequest) Reset() {
 	*x = DumpRequest{}
-	mi := &file_api_varve_v1_agent_proto_msgTypes[8]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -797,7 +906,7 @@ func (x *DumpRequest) String() string {
 func (*DumpRequest) ProtoMessage() {}
 
 func (x *DumpRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_agent_proto_msgTypes[8]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -810,7 +919,7 @@ func (x *DumpRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DumpRequest.ProtoReflect.Descriptor instead.
 func (*DumpRequest) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *DumpRequest) GetMap() Map {
@@ -840,7 +949,7 @@ type DumpResponse struct {
 
 func (x *DumpResponse) Reset() {
 	*x = DumpResponse{}
-	mi := &file_api_varve_v1_agent_proto_msgTypes[9]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -852,7 +961,7 @@ func (x *DumpResponse) String() string {
 func (*DumpResponse) ProtoMessage() {}
 
 func (x *DumpResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_agent_proto_msgTypes[9]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -865,7 +974,7 @@ func (x *DumpResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DumpResponse.ProtoReflect.Descriptor instead.
 func (*DumpResponse) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DumpResponse) GetEndpoints() []*EndpointRow {
@@ -922,7 +1031,7 @@ type EndpointRow struct {
 
 func (x *EndpointRow) Reset() {
 	*x = EndpointRow{}
-	mi := &file_api_varve_v1_agent_proto_msgTypes[10]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -934,7 +1043,7 @@ func (x *EndpointRow) String() string {
 func (*EndpointRow) ProtoMessage() {}
 
 func (x *EndpointRow) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_agent_proto_msgTypes[10]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -947,7 +1056,7 @@ func (x *EndpointRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointRow.ProtoReflect.Descriptor instead.
 func (*EndpointRow) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *EndpointRow) GetIfindex() uint32 {
@@ -1040,7 +1149,7 @@ type IPCacheRow struct {
 
 func (x *IPCacheRow) Reset() {
 	*x = IPCacheRow{}
-	mi := &file_api_varve_v1_agent_proto_msgTypes[11]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1052,7 +1161,7 @@ func (x *IPCacheRow) String() string {
 func (*IPCacheRow) ProtoMessage() {}
 
 func (x *IPCacheRow) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_agent_proto_msgTypes[11]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1065,7 +1174,7 @@ func (x *IPCacheRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IPCacheRow.ProtoReflect.Descriptor instead.
 func (*IPCacheRow) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *IPCacheRow) GetPrefix() string {
@@ -1121,7 +1230,7 @@ type PolicyRow struct {
 
 func (x *PolicyRow) Reset() {
 	*x = PolicyRow{}
-	mi := &file_api_varve_v1_agent_proto_msgTypes[12]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1133,7 +1242,7 @@ func (x *PolicyRow) String() string {
 func (*PolicyRow) ProtoMessage() {}
 
 func (x *PolicyRow) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_agent_proto_msgTypes[12]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1146,7 +1255,7 @@ func (x *PolicyRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyRow.ProtoReflect.Descriptor instead.
 func (*PolicyRow) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PolicyRow) GetTable() string {
@@ -1234,7 +1343,7 @@ type ConntrackRow struct {
 
 func (x *ConntrackRow) Reset() {
 	*x = ConntrackRow{}
-	mi := &file_api_varve_v1_agent_proto_msgTypes[13]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1246,7 +1355,7 @@ func (x *ConntrackRow) String() string {
 func (*ConntrackRow) ProtoMessage() {}
 
 func (x *ConntrackRow) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_agent_proto_msgTypes[13]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1259,7 +1368,7 @@ func (x *ConntrackRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConntrackRow.ProtoReflect.Descriptor instead.
 func (*ConntrackRow) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ConntrackRow) GetProtocol() string {
@@ -1322,7 +1431,7 @@ type ClassRow struct {
 
 func (x *ClassRow) Reset() {
 	*x = ClassRow{}
-	mi := &file_api_varve_v1_agent_proto_msgTypes[14]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1334,7 +1443,7 @@ func (x *ClassRow) String() string {
 func (*ClassRow) ProtoMessage() {}
 
 func (x *ClassRow) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_agent_proto_msgTypes[14]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1347,7 +1456,7 @@ func (x *ClassRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClassRow.ProtoReflect.Descriptor instead.
 func (*ClassRow) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ClassRow) GetScope() string {
@@ -1379,7 +1488,7 @@ type CountersRequest struct {
 
 func (x *CountersRequest) Reset() {
 	*x = CountersRequest{}
-	mi := &file_api_varve_v1_agent_proto_msgTypes[15]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1391,7 +1500,7 @@ func (x *CountersRequest) String() string {
 func (*CountersRequest) ProtoMessage() {}
 
 func (x *CountersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_agent_proto_msgTypes[15]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1404,7 +1513,7 @@ func (x *CountersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountersRequest.ProtoReflect.Descriptor instead.
 func (*CountersRequest) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 type CountersResponse struct {
@@ -1417,7 +1526,7 @@ type CountersResponse struct {
 
 func (x *CountersResponse) Reset() {
 	*x = CountersResponse{}
-	mi := &file_api_varve_v1_agent_proto_msgTypes[16]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1429,7 +1538,7 @@ func (x *CountersResponse) String() string {
 func (*CountersResponse) ProtoMessage() {}
 
 func (x *CountersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_agent_proto_msgTypes[16]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1442,7 +1551,7 @@ func (x *CountersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountersResponse.ProtoReflect.Descriptor instead.
 func (*CountersResponse) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CountersResponse) GetCounters() []*Counter {
@@ -1471,7 +1580,7 @@ type Counter struct {
 
 func (x *Counter) Reset() {
 	*x = Counter{}
-	mi := &file_api_varve_v1_agent_proto_msgTypes[17]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1483,7 +1592,7 @@ func (x *Counter) String() string {
 func (*Counter) ProtoMessage() {}
 
 func (x *Counter) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_agent_proto_msgTypes[17]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1496,7 +1605,7 @@ func (x *Counter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counter.ProtoReflect.Descriptor instead.
 func (*Counter) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Counter) GetReason() string {
@@ -1539,7 +1648,7 @@ type MonitorRequest struct {
 
 func (x *MonitorRequest) Reset() {
 	*x = MonitorRequest{}
-	mi := &file_api_varve_v1_agent_proto_msgTypes[18]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1551,7 +1660,7 @@ func (x *MonitorRequest) String() string {
 func (*MonitorRequest) ProtoMessage() {}
 
 func (x *MonitorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_agent_proto_msgTypes[18]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1564,7 +1673,7 @@ func (x *MonitorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MonitorRequest.ProtoReflect.Descriptor instead.
 func (*MonitorRequest) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *MonitorRequest) GetTypes() []string {
@@ -1612,7 +1721,7 @@ type DatapathEvent struct {
 
 func (x *DatapathEvent) Reset() {
 	*x = DatapathEvent{}
-	mi := &file_api_varve_v1_agent_proto_msgTypes[19]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1624,7 +1733,7 @@ func (x *DatapathEvent) String() string {
 func (*DatapathEvent) ProtoMessage() {}
 
 func (x *DatapathEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_agent_proto_msgTypes[19]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1637,7 +1746,7 @@ func (x *DatapathEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DatapathEvent.ProtoReflect.Descriptor instead.
 func (*DatapathEvent) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *DatapathEvent) GetTimeUnixNs() int64 {
@@ -1812,7 +1921,7 @@ const file_api_varve_v1_agent_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02ok\x18\x02 \x01(\bR\x02ok\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x12 \n" +
-	"\vnanoseconds\x18\x04 \x01(\x04R\vnanoseconds\"\xb6\x06\n" +
+	"\vnanoseconds\x18\x04 \x01(\x04R\vnanoseconds\"\xe7\x06\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\tR\acluster\x12\x12\n" +
@@ -1838,7 +1947,21 @@ const file_api_varve_v1_agent_proto_rawDesc = "" +
 	"\x12replay_nanoseconds\x18\x13 \x01(\x04R\x11replayNanoseconds\x123\n" +
 	"\x15bootstrap_nanoseconds\x18\x14 \x01(\x04R\x14bootstrapNanoseconds\x124\n" +
 	"\x16bootstrap_rows_written\x18\x15 \x01(\x04R\x14bootstrapRowsWritten\x12+\n" +
-	"\x05drift\x18\x16 \x01(\v2\x15.varve.v1.DriftStatusR\x05drift\"\xdd\x01\n" +
+	"\x05drift\x18\x16 \x01(\v2\x15.varve.v1.DriftStatusR\x05drift\x12/\n" +
+	"\x05flows\x18\x18 \x01(\v2\x19.varve.v1.FlowStoreStatusR\x05flows\"\xea\x01\n" +
+	"\x0fFlowStoreStatus\x12 \n" +
+	"\ffrom_unix_ns\x18\x01 \x01(\x03R\n" +
+	"fromUnixNs\x12\x1c\n" +
+	"\n" +
+	"to_unix_ns\x18\x02 \x01(\x03R\btoUnixNs\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12\x1b\n" +
+	"\tmax_bytes\x18\x04 \x01(\x04R\bmaxBytes\x12\x1a\n" +
+	"\bsegments\x18\x05 \x01(\x04R\bsegments\x12\x12\n" +
+	"\x04lost\x18\x06 \x01(\x04R\x04lost\x12\x1e\n" +
+	"\n" +
+	"overflowed\x18\a \x01(\x04R\n" +
+	"overflowed\x12\x14\n" +
+	"\x05error\x18\b \x01(\tR\x05error\"\xdd\x01\n" +
 	"\vDriftStatus\x12\x14\n" +
 	"\x05found\x18\x01 \x01(\x04R\x05found\x12\x1a\n" +
 	"\brepaired\x18\x02 \x01(\x04R\brepaired\x12*\n" +
@@ -1993,59 +2116,61 @@ func file_api_varve_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_api_varve_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_api_varve_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_api_varve_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_api_varve_v1_agent_proto_goTypes = []any{
 	(Map)(0),                 // 0: varve.v1.Map
 	(*StatusRequest)(nil),    // 1: varve.v1.StatusRequest
 	(*Check)(nil),            // 2: varve.v1.Check
 	(*StatusResponse)(nil),   // 3: varve.v1.StatusResponse
-	(*DriftStatus)(nil),      // 4: varve.v1.DriftStatus
-	(*DriftCount)(nil),       // 5: varve.v1.DriftCount
-	(*Drift)(nil),            // 6: varve.v1.Drift
-	(*TableStatus)(nil),      // 7: varve.v1.TableStatus
-	(*Difference)(nil),       // 8: varve.v1.Difference
-	(*DumpRequest)(nil),      // 9: varve.v1.DumpRequest
-	(*DumpResponse)(nil),     // 10: varve.v1.DumpResponse
-	(*EndpointRow)(nil),      // 11: varve.v1.EndpointRow
-	(*IPCacheRow)(nil),       // 12: varve.v1.IPCacheRow
-	(*PolicyRow)(nil),        // 13: varve.v1.PolicyRow
-	(*ConntrackRow)(nil),     // 14: varve.v1.ConntrackRow
-	(*ClassRow)(nil),         // 15: varve.v1.ClassRow
-	(*CountersRequest)(nil),  // 16: varve.v1.CountersRequest
-	(*CountersResponse)(nil), // 17: varve.v1.CountersResponse
-	(*Counter)(nil),          // 18: varve.v1.Counter
-	(*MonitorRequest)(nil),   // 19: varve.v1.MonitorRequest
-	(*DatapathEvent)(nil),    // 20: varve.v1.DatapathEvent
+	(*FlowStoreStatus)(nil),  // 4: varve.v1.FlowStoreStatus
+	(*DriftStatus)(nil),      // 5: varve.v1.DriftStatus
+	(*DriftCount)(nil),       // 6: varve.v1.DriftCount
+	(*Drift)(nil),            // 7: varve.v1.Drift
+	(*TableStatus)(nil),      // 8: varve.v1.TableStatus
+	(*Difference)(nil),       // 9: varve.v1.Difference
+	(*DumpRequest)(nil),      // 10: varve.v1.DumpRequest
+	(*DumpResponse)(nil),     // 11: varve.v1.DumpResponse
+	(*EndpointRow)(nil),      // 12: varve.v1.EndpointRow
+	(*IPCacheRow)(nil),       // 13: varve.v1.IPCacheRow
+	(*PolicyRow)(nil),        // 14: varve.v1.PolicyRow
+	(*ConntrackRow)(nil),     // 15: varve.v1.ConntrackRow
+	(*ClassRow)(nil),         // 16: varve.v1.ClassRow
+	(*CountersRequest)(nil),  // 17: varve.v1.CountersRequest
+	(*CountersResponse)(nil), // 18: varve.v1.CountersResponse
+	(*Counter)(nil),          // 19: varve.v1.Counter
+	(*MonitorRequest)(nil),   // 20: varve.v1.MonitorRequest
+	(*DatapathEvent)(nil),    // 21: varve.v1.DatapathEvent
 }
 var file_api_varve_v1_agent_proto_depIdxs = []int32{
 	2,  // 0: varve.v1.StatusResponse.checks:type_name -> varve.v1.Check
-	7,  // 1: varve.v1.StatusResponse.tables:type_name -> varve.v1.TableStatus
-	8,  // 2: varve.v1.StatusResponse.differences:type_name -> varve.v1.Difference
-	4,  // 3: varve.v1.StatusResponse.drift:type_name -> varve.v1.DriftStatus
-	5,  // 4: varve.v1.DriftStatus.kinds:type_name -> varve.v1.DriftCount
-	6,  // 5: varve.v1.DriftStatus.last:type_name -> varve.v1.Drift
-	6,  // 6: varve.v1.DriftStatus.open:type_name -> varve.v1.Drift
-	0,  // 7: varve.v1.DumpRequest.map:type_name -> varve.v1.Map
-	11, // 8: varve.v1.DumpResponse.endpoints:type_name -> varve.v1.EndpointRow
-	12, // 9: varve.v1.DumpResponse.ipcache:type_name -> varve.v1.IPCacheRow
-	13, // 10: varve.v1.DumpResponse.policies:type_name -> varve.v1.PolicyRow
-	14, // 11: varve.v1.DumpResponse.flows:type_name -> varve.v1.ConntrackRow
-	15, // 12: varve.v1.DumpResponse.classes:type_name -> varve.v1.ClassRow
-	18, // 13: varve.v1.CountersResponse.counters:type_name -> varve.v1.Counter
-	6,  // 14: varve.v1.DatapathEvent.drift:type_name -> varve.v1.Drift
-	1,  // 15: varve.v1.AgentService.Status:input_type -> varve.v1.StatusRequest
-	9,  // 16: varve.v1.DatapathService.Dump:input_type -> varve.v1.DumpRequest
-	16, // 17: varve.v1.DatapathService.Counters:input_type -> varve.v1.CountersRequest
-	19, // 18: varve.v1.DatapathService.Monitor:input_type -> varve.v1.MonitorRequest
-	3,  // 19: varve.v1.AgentService.Status:output_type -> varve.v1.StatusResponse
-	10, // 20: varve.v1.DatapathService.Dump:output_type -> varve.v1.DumpResponse
-	17, // 21: varve.v1.DatapathService.Counters:output_type -> varve.v1.CountersResponse
-	20, // 22: varve.v1.DatapathService.Monitor:output_type -> varve.v1.DatapathEvent
-	19, // [19:23] is the sub-list for method output_type
-	15, // [15:19] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	8,  // 1: varve.v1.StatusResponse.tables:type_name -> varve.v1.TableStatus
+	9,  // 2: varve.v1.StatusResponse.differences:type_name -> varve.v1.Difference
+	5,  // 3: varve.v1.StatusResponse.drift:type_name -> varve.v1.DriftStatus
+	4,  // 4: varve.v1.StatusResponse.flows:type_name -> varve.v1.FlowStoreStatus
+	6,  // 5: varve.v1.DriftStatus.kinds:type_name -> varve.v1.DriftCount
+	7,  // 6: varve.v1.DriftStatus.last:type_name -> varve.v1.Drift
+	7,  // 7: varve.v1.DriftStatus.open:type_name -> varve.v1.Drift
+	0,  // 8: varve.v1.DumpRequest.map:type_name -> varve.v1.Map
+	12, // 9: varve.v1.DumpResponse.endpoints:type_name -> varve.v1.EndpointRow
+	13, // 10: varve.v1.DumpResponse.ipcache:type_name -> varve.v1.IPCacheRow
+	14, // 11: varve.v1.DumpResponse.policies:type_name -> varve.v1.PolicyRow
+	15, // 12: varve.v1.DumpResponse.flows:type_name -> varve.v1.ConntrackRow
+	16, // 13: varve.v1.DumpResponse.classes:type_name -> varve.v1.ClassRow
+	19, // 14: varve.v1.CountersResponse.counters:type_name -> varve.v1.Counter
+	7,  // 15: varve.v1.DatapathEvent.drift:type_name -> varve.v1.Drift
+	1,  // 16: varve.v1.AgentService.Status:input_type -> varve.v1.StatusRequest
+	10, // 17: varve.v1.DatapathService.Dump:input_type -> varve.v1.DumpRequest
+	17, // 18: varve.v1.DatapathService.Counters:input_type -> varve.v1.CountersRequest
+	20, // 19: varve.v1.DatapathService.Monitor:input_type -> varve.v1.MonitorRequest
+	3,  // 20: varve.v1.AgentService.Status:output_type -> varve.v1.StatusResponse
+	11, // 21: varve.v1.DatapathService.Dump:output_type -> varve.v1.DumpResponse
+	18, // 22: varve.v1.DatapathService.Counters:output_type -> varve.v1.CountersResponse
+	21, // 23: varve.v1.DatapathService.Monitor:output_type -> varve.v1.DatapathEvent
+	20, // [20:24] is the sub-list for method output_type
+	16, // [16:20] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_api_varve_v1_agent_proto_init() }
@@ -2059,7 +2184,7 @@ func file_api_varve_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_varve_v1_agent_proto_rawDesc), len(file_api_varve_v1_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   20,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

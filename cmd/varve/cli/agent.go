@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/varve-net/varve/flows"
 	"github.com/varve-net/varve/internal/agent"
 	"github.com/varve-net/varve/internal/version"
 )
@@ -77,6 +78,8 @@ keys are named as the flags are, and the default.`),
 	flags.IntVar(&cfg.ConntrackMax, "bpf-ct-max", 0, "entries of the conntrack map (0: the built-in size)")
 	flags.IntVar(&cfg.PolicyMax, "bpf-policy-map-max", 0, "entries of the policy map (0: the built-in size)")
 	flags.Uint64Var(&cfg.SnapshotThreshold, "snapshot-threshold", agent.DefaultSnapshotThreshold, "Raft entries between two snapshots")
+	flags.Int64Var(&cfg.FlowStoreMaxBytes, "flow-store-max-bytes", flows.DefaultMaxBytes, "size of the flow record that `varve observe` reads (0: record no flows)")
+	flags.DurationVar(&cfg.FlowStoreMaxAge, "flow-store-max-age", flows.DefaultMaxAge, "how long the flow record is kept")
 	flags.DurationVar(&cfg.DriftInterval, "drift-interval", agent.DefaultDriftInterval, "how often to look for what others changed in the kernel, and repair it")
 	flags.StringVar(&cfg.PrometheusServeAddr, "prometheus-serve-addr", "", "TCP address of /metrics and /healthz, without authentication, such as 127.0.0.1:9962 (empty: none)")
 	flags.StringVar(&f.logLevel, "log-level", "info", "least severe level to log: debug, info, warn, error")

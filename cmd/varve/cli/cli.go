@@ -109,7 +109,7 @@ internal.`, `
 	}
 	add(groupRun, a.agentCommand(), a.demoCommand(), a.statusCommand())
 	add(groupChange, a.endpointCommand(), a.namespaceCommand(), a.policyCommand())
-	add(groupLook, a.identityCommand(), a.bpfCommand(), a.monitorCommand(), a.logCommand(), a.auditCommand())
+	add(groupLook, a.identityCommand(), a.bpfCommand(), a.monitorCommand(), a.observeCommand(), a.logCommand(), a.auditCommand())
 	add(groupOther, a.versionCommand())
 	a.watch(root)
 	return root

@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/varve-net/varve/flows"
 	"github.com/varve-net/varve/internal/agent"
 )
 
@@ -41,6 +42,7 @@ func defaultAgentConfig() agent.Config {
 		StateDir: agent.DefaultStateDir, Socket: agent.DefaultSocket, Group: agent.DefaultGroup, BPFRoot: agent.DefaultBPFRoot,
 		Cluster: agent.DefaultCluster, IPv4Range: agent.DefaultIPv4Range, IPv6Range: agent.DefaultIPv6Range, MTU: agent.DefaultMTU,
 		DriftInterval: agent.DefaultDriftInterval, SnapshotThreshold: agent.DefaultSnapshotThreshold,
+		FlowStoreMaxBytes: flows.DefaultMaxBytes, FlowStoreMaxAge: flows.DefaultMaxAge,
 	}
 }
 

@@ -91,6 +91,9 @@ func (a *app) showStatusHead(s *varvev1.StatusResponse) {
 	if s.Drift != nil {
 		g.add("Drift", a.drift(s.Drift))
 	}
+	if s.Flows != nil {
+		g.add("Flows", a.flowStore(s.Flows))
+	}
 	a.show(g, "")
 }
 
@@ -102,6 +105,35 @@ func (a *app) drift(d *varvev1.DriftStatus) string {
 	ago := a.now().Sub(time.Unix(0, d.Last.TimeUnixNs)).Truncate(time.Second)
 	return a.ink.warn.Sprintf("%d found, %d repaired", d.Found, d.Repaired) +
 		fmt.Sprintf("; last %s ago: %s %s: %s", ago, d.Last.Kind, strings.TrimPrefix(d.Last.Object, d.Last.Kind+" "), d.Last.What)
+}
+
+// flowStore is the span and size of the flow record, in a line.
+func (a *app) flowStore(f *varvev1.FlowStoreStatus) string {
+	size := fmt.Sprintf("%s of %s", byteSize(f.Bytes), byteSize(f.MaxBytes))
+	text := "nothing recorded yet"
+	if f.FromUnixNs != 0 {
+		text = fmt.Sprintf("recorded for %s, %s", duration(time.Duration(f.ToUnixNs-f.FromUnixNs)), size)
+	}
+	if n := f.Lost + f.Overflowed; n > 0 {
+		text += a.ink.warn.Sprintf(", %s missing", plural(int(n), "event"))
+	}
+	if f.Error != "" {
+		text += "; " + a.ink.bad.Sprint("not recording: "+f.Error)
+	}
+	return text
+}
+
+// byteSize is n with a binary unit.
+func byteSize(n uint64) string {
+	for _, unit := range []struct {
+		size uint64
+		name string
+	}{{1 << 30, "GiB"}, {1 << 20, "MiB"}, {1 << 10, "KiB"}} {
+		if n >= unit.size {
+			return fmt.Sprintf("%.1f %s", float64(n)/float64(unit.size), unit.name)
+		}
+	}
+	return fmt.Sprintf("%d B", n)
 }
 
 func (a *app) showStatusTables(s *varvev1.StatusResponse, verify bool) {
