@@ -18,6 +18,7 @@
 #include "neighbour.h"
 #include "parse.h"
 #include "policy.h"
+#include "proxy.h"
 
 /* Before any policy has been asked. */
 static __noinline int drop_early(struct __sk_buff *skb, const struct packet *p, __u32 endpoint,
@@ -113,6 +114,8 @@ static __noinline bool make_entry(const struct packet *p, const struct endpoint_
 
 	if (!cfg)
 		return false;
+	if (a->t.flags & TRACE_DNS)
+		ct.flags |= CT_PROXY;
 	ct.src_identity = (__u32)a->t.src_peer;
 	ct.expires = now_seconds() + ct_lifetime(cfg, p->protocol, p->tcp, 0, 0);
 	/* The source of p is here if it leaves, and there if it enters. */
@@ -146,13 +149,33 @@ __noinline int open_flow(struct __sk_buff *skb, const struct packet *p,
 		return JUDGE_AGAIN;
 	if (reason)
 		return drop(skb, p, &a.t, reason);
+	if (p->direction == DIR_INGRESS && from_proxy(skb)) /* each is judged for itself */
+		return deliver(skb, p, cfg, &a.other);
+	if (a.t.flags & TRACE_AROUND)
+		return drop(skb, p, &a.t, REASON_PROXY_BYPASSED);
 	if (p->flags & (PKT_NO_NEW | PKT_NO_FLOW))
 		return deliver(skb, p, cfg, &a.other);
+	if ((a.t.flags & TRACE_DNS) && !to_proxy(skb, p))
+		return drop(skb, p, &a.t, REASON_PROXY_MISSING);
 	if (!make_entry(p, own, &a, closed))
 		return drop(skb, p, &a.t, REASON_CT_FULL);
 	if (cfg->new_flow_events)
 		emit(skb, p, &a.t, EVENT_NEW_FLOW, REASON_FORWARDED);
 	return deliver(skb, p, cfg, &a.other);
+}
+
+/* A packet of a flow between this hook's container and the proxy. */
+static __noinline int with_proxy(struct __sk_buff *skb, const struct packet *p,
+				 const struct trace *t)
+{
+	if (p->direction == DIR_INGRESS) {
+		if (!from_proxy(skb))
+			return drop(skb, p, t, REASON_PROXY_BYPASSED);
+		return pass(skb, DIR_INGRESS);
+	}
+	if (!to_proxy(skb, p))
+		return drop(skb, p, t, REASON_PROXY_MISSING);
+	return pass(skb, DIR_EGRESS);
 }
 
 /* Notes in the entry of a flow that its packet was admitted again, and sends that on. */
@@ -163,11 +186,13 @@ static __noinline int confirm(struct __sk_buff *skb, const struct packet *p,
 	const struct config *cfg = config_get();
 	__u32 src = ct_src_side(p);
 	__u32 mine = p->direction == DIR_EGRESS ? src : src ^ 1;
-	struct judged now = { a->judged.generation, a->judged.flags & ~CT_DENIED };
+	struct judged now = { a->judged.generation, a->judged.flags & ~(CT_DENIED | CT_PROXY) };
 	struct ct_side *far = &ct->side[(mine & 1) ^ 1];
 
 	if (!cfg)
 		return TC_ACT_SHOT;
+	if (a->t.flags & TRACE_DNS)
+		now.flags |= CT_PROXY;
 	ct->row = a->t.row;
 	set_side(&ct->side[mine & 1], p->ifindex, own->mac);
 	/* What went through the host's stack goes on through it. */
@@ -175,6 +200,8 @@ static __noinline int confirm(struct __sk_buff *skb, const struct packet *p,
 		set_side(far, a->other.ifindex, a->other.mac);
 	ct_set_judged(ct, now);
 	ct_touch(ct, p, cfg, src, now.flags, now_seconds());
+	if (now.flags & CT_PROXY)
+		return with_proxy(skb, p, &a->t);
 	return deliver(skb, p, cfg, far);
 }
 
@@ -193,6 +220,7 @@ __noinline int judge_again(struct __sk_buff *skb, const struct packet *p,
 		return TC_ACT_SHOT;
 	a.t.direction = p->direction;
 	a.t.endpoint = own->id;
+	a.t.flags = TRACE_AGAIN;
 	a.judged = ct_judged(ct);
 	if (a.judged.generation == generation && (a.judged.flags & CT_DENIED)) {
 		a.t.row = ct->row;
@@ -202,12 +230,78 @@ __noinline int judge_again(struct __sk_buff *skb, const struct packet *p,
 	reason = judge(p, own, ct_src_side(p) == (a.judged.flags & CT_ORIGIN), &a);
 	if (reason == JUDGE_AGAIN)
 		return JUDGE_AGAIN;
+	if (!reason && (a.t.flags & TRACE_AROUND))
+		return drop(skb, p, &a.t, REASON_PROXY_BYPASSED);
 	if (!reason)
 		return confirm(skb, p, own, &a, ct);
 	ct->row = a.t.row;
 	a.judged.flags |= CT_DENIED;
 	ct_set_judged(ct, a.judged);
 	return drop(skb, p, &a.t, REASON_POLICY_REVOKED);
+}
+
+/* The container that p is for, if it is one that asks by the proxy. */
+static __always_inline const struct endpoint_value *asking(const struct packet *p,
+							   const struct endpoint_value *own)
+{
+	__u32 ifindex;
+
+	if (p->direction == DIR_EGRESS) {
+		ipcache_peer(&p->dst, p->ethertype, &ifindex);
+		own = ifindex ? endpoint_find(ifindex) : 0;
+	}
+	return own && (own->egress.flags & POLICY_ASKS) ? own : 0;
+}
+
+/*
+ * Whether p, which belongs to no flow, is from a server that its receiver may ask
+ * by the proxy only. Were it let in, the receiver could ask around the proxy by
+ * answering it.
+ */
+static __noinline bool is_around(const struct packet *p, const struct endpoint_value *to)
+{
+	struct trace t = { .endpoint = to->id, .flags = TRACE_BACKWARD };
+	__u32 ifindex;
+	__u64 peer;
+
+	if (p->protocol != PROTO_UDP || (p->flags & PKT_RELATED))
+		return false;
+	peer = ipcache_peer(&p->src, p->ethertype, &ifindex);
+	return !decide_egress(&to->egress, peer, p, p->src_port, &t) && (t.flags & TRACE_DNS);
+}
+
+/*
+ * Whether p is of no flow: of none that is known, or only by its addresses of one
+ * with the proxy, which it goes around.
+ */
+static __noinline bool is_alone(const struct packet *p, const struct ct_value *ct)
+{
+	__u32 src = ct_src_side(p), mine = p->direction == DIR_EGRESS ? src : src ^ 1;
+
+	if (!ct || ct_expired(ct, now_seconds()) || ct_opens_anew(ct, p, src))
+		return true;
+	return (ct->flags & CT_PROXY) && mine != (ct->flags & CT_ORIGIN);
+}
+
+/*
+ * Takes care of p if it is for a container that asks by the proxy, and either what
+ * the proxy waits for or what must not come around it; else NO_ANSWER.
+ */
+static __noinline int mind_proxy(struct __sk_buff *skb, const struct packet *p,
+				 const struct endpoint_value *own, const struct ct_value *ct)
+{
+	const struct endpoint_value *to;
+	int result;
+
+	if (from_proxy(skb) || (p->flags & PKT_OPENS))
+		return NO_ANSWER;
+	to = asking(p, own);
+	if (!to)
+		return NO_ANSWER;
+	result = answer(skb, p);
+	if (result == NO_ANSWER && is_alone(p, ct) && is_around(p, to))
+		return drop_early(skb, p, own->id, REASON_PROXY_BYPASSED);
+	return result;
 }
 
 /* What slow() does with one reading of the endpoint's row; JUDGE_AGAIN if that went. */
@@ -224,9 +318,12 @@ static __always_inline int slow_once(struct __sk_buff *skb, const struct packet 
 	if (reason)
 		return endpoint_is(own, p->ifindex) ? drop_early(skb, p, own->id, reason) :
 						      JUDGE_AGAIN;
+	reason = mind_proxy(skb, p, own, ct);
+	if (reason != NO_ANSWER)
+		return reason;
 	if (!ct || ct_expired(ct, now_seconds()))
 		return open_flow(skb, p, own, generation, 0);
-	if (ct_opens_anew(ct, p, ct_src_side(p)))
+	if (is_alone(p, ct))
 		return open_flow(skb, p, own, generation, ct);
 	return judge_again(skb, p, own, generation, ct);
 }
@@ -290,6 +387,22 @@ static __noinline int not_a_flow(struct __sk_buff *skb, struct packet *p, int pa
 	return drop_early(skb, p, 0, parsed);
 }
 
+/* The next packet of a flow with the proxy. */
+static __noinline int established(struct __sk_buff *skb, const struct packet *p,
+				  struct ct_value *ct)
+{
+	struct trace t = { .direction = p->direction, .row = ct->row };
+	const struct endpoint_value *own = endpoint_find(p->ifindex);
+	const struct config *cfg = config_get();
+
+	if (!cfg)
+		return TC_ACT_SHOT;
+	if (own)
+		t.endpoint = own->id;
+	ct_touch(ct, p, cfg, ct_src_side(p), ct->flags, now_seconds());
+	return with_proxy(skb, p, &t);
+}
+
 /* An established packet costs one hash lookup: the entry knows both ends. */
 static __always_inline int flow(struct __sk_buff *skb, struct packet *p, const struct config *cfg)
 {
@@ -315,6 +428,11 @@ static __always_inline int flow(struct __sk_buff *skb, struct packet *p, const s
 
 		if ((void *)(eth + 1) > packet_end(skb) || !mac_equal(eth->src, mine->mac))
 			return slow(skb, p, ct);
+	}
+	if (judged.flags & CT_PROXY) {
+		if (p->direction == DIR_INGRESS && !from_proxy(skb))
+			return slow(skb, p, ct);
+		return established(skb, p, ct);
 	}
 	ct_touch(ct, p, cfg, src, judged.flags, now);
 	return deliver(skb, p, cfg, &ct->side[(src ^ 1) & 1]);

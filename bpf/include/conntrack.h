@@ -211,7 +211,8 @@ static __always_inline bool ct_same_place(const struct ct_side *a, const struct 
  */
 static __noinline bool ct_reopen(struct ct_value *old, const struct ct_value *v)
 {
-	if ((old->flags & CT_ORIGIN) != v->flags || !ct_same_place(&old->side[0], &v->side[0]) ||
+	if ((old->flags & CT_ORIGIN) != (v->flags & CT_ORIGIN) ||
+	    !ct_same_place(&old->side[0], &v->side[0]) ||
 	    !ct_same_place(&old->side[1], &v->side[1]))
 		return false;
 	old->row = v->row;

@@ -22,8 +22,15 @@ struct trace {
 	__u64 dst_peer;
 	__u32 endpoint;
 	__u8 direction; /* enum direction: whose policy or check decided */
-	__u8 pad[3];
+	__u8 flags;	/* TRACE_* */
+	__u8 verdict;	/* enum verdict: of the rows seen so far */
+	__u8 pad;
 };
+
+#define TRACE_AGAIN (1U << 0)	 /* of a flow admitted before: names do not expire for it */
+#define TRACE_BACKWARD (1U << 1) /* the packet goes to the side that opened the flow */
+#define TRACE_DNS (1U << 2)	 /* allowed for the DNS proxy, and nobody else */
+#define TRACE_AROUND (1U << 3)	 /* the same of the far side's policy: this is around the proxy */
 
 static __always_inline void count(__u32 index, __u64 bytes)
 {

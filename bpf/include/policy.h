@@ -39,88 +39,133 @@ static __always_inline __u64 class_of(__u64 scope, __u64 peer, __be16 ethertype)
 	return v ? v->class : base_class(peer, ethertype);
 }
 
+#define JUDGE_AGAIN (-2) /* no enum reason and no TC_ACT_* */
+#define JUDGE_TRIES 4
+
+/* What a row says, after those that t has seen. */
+static __always_inline int note(const struct policy_value *v, struct trace *t)
+{
+	if (v->verdict == VERDICT_ALLOW && (v->flags & POLICY_DNS))
+		t->flags |= TRACE_DNS;
+	if (v->verdict == VERDICT_DENY || t->verdict == VERDICT_NONE) {
+		t->row = v->row;
+		t->verdict = v->verdict;
+	}
+	return 0;
+}
+
 /*
- * The row of the longest port prefix, else that of protocol 0. key has table and
- * class; lens says which lengths exist.
+ * Notes the row of the longest port prefix, else that of protocol 0. key has table
+ * and class; lens says which lengths exist. Global: verified once.
  */
-static __noinline int probe(struct policy_key *key, __u32 lens, __be16 port, __u8 protocol,
-			    __u64 *row)
+__noinline int probe(struct policy_key *key, __u32 lens, const struct packet *p, __be16 port,
+		     struct trace *t)
 {
 	struct policy_value *v;
 
-	key->protocol = protocol;
+	if (!key || !p || !t || !lens)
+		return 0;
+	key->protocol = p->protocol;
 	for (int bits = 16; bits >= 0; bits--) {
 		if (!(lens & (1U << bits)))
 			continue;
 		key->port = port & bpf_htons((__u16)(0xffff0000U >> bits));
 		key->port_bits = bits;
 		v = bpf_map_lookup_elem(&policy, key);
-		if (v) {
-			*row = v->row;
-			return v->verdict;
-		}
+		if (v)
+			return note(v, t);
 	}
 	if (!(lens & LENS_ALL_PROTOCOLS))
-		return VERDICT_NONE;
+		return 0;
 	key->port = 0;
 	key->port_bits = 0;
 	key->protocol = 0;
 	v = bpf_map_lookup_elem(&policy, key);
-	if (!v)
-		return VERDICT_NONE;
-	*row = v->row;
-	return v->verdict;
+	return v ? note(v, t) : 0;
 }
 
 /*
- * What the rows of one class say, after those of others said before. Sets t->row to
- * that of a deny, and to that of the first allow.
+ * 0 or the reason to drop; sets row, table, verdict and TRACE_DNS of t. Global:
+ * verified once.
  */
-static __always_inline int add_verdict(struct policy_key *key, __u32 lens, __be16 port,
-				       __u8 protocol, int before, struct trace *t)
-{
-	__u64 row = 0;
-	int verdict;
-
-	if (!lens)
-		return before;
-	verdict = probe(key, lens, port, protocol, &row);
-	if (verdict == VERDICT_DENY || (verdict == VERDICT_ALLOW && before == VERDICT_NONE)) {
-		t->row = row;
-		return verdict;
-	}
-	return before;
-}
-
-/* 0 or the reason to drop; sets row and table of t. Global: verified once. */
 __noinline int decide(const struct policy_ref *ref, __u64 peer, const struct packet *p, __be16 port,
 		      struct trace *t)
 {
 	struct policy_key key = {};
-	int verdict = VERDICT_NONE;
 
 	if (!ref || !p || !t)
 		return REASON_POLICY_DEFAULT_DENY;
 	key.table = ref->table;
 	t->table = ref->table;
 	t->row = 0;
+	t->verdict = VERDICT_NONE;
+	t->flags &= ~TRACE_DNS;
 	if (ref->class_lens | ref->base_lens) {
 		key.class = class_of(ref->scope, peer, p->ethertype);
 		if (key.class & CLASS_OWN)
-			verdict = add_verdict(&key, ref->class_lens, port, p->protocol, verdict, t);
+			probe(&key, ref->class_lens, p, port, t);
 		key.class = base_of(key.class);
-		if (verdict != VERDICT_DENY && key.class != CLASS_ANY)
-			verdict = add_verdict(&key, ref->base_lens, port, p->protocol, verdict, t);
+		if (t->verdict != VERDICT_DENY && key.class != CLASS_ANY)
+			probe(&key, ref->base_lens, p, port, t);
 	}
-	if (verdict != VERDICT_DENY) {
+	if (t->verdict != VERDICT_DENY) {
 		key.class = CLASS_ANY;
-		verdict = add_verdict(&key, ref->any_lens, port, p->protocol, verdict, t);
+		probe(&key, ref->any_lens, p, port, t);
 	}
-	if (verdict == VERDICT_DENY)
+	if (t->verdict == VERDICT_DENY)
 		return REASON_POLICY_DENIED;
-	if (verdict == VERDICT_ALLOW)
+	if (t->verdict == VERDICT_ALLOW)
 		return 0;
 	return ref->flags & POLICY_ENFORCED ? REASON_POLICY_DEFAULT_DENY : 0;
+}
+
+/*
+ * What decide() leaves to the default, asked of the names by which endpoint
+ * t->endpoint knows the address in the world that p is for. Returns and sets the
+ * same, or returns JUDGE_AGAIN if what is known was replaced meanwhile, as of
+ * endpoint_is(). Global: verified once.
+ */
+__noinline int decide_by_name(const struct policy_ref *ref, const struct packet *p, __be16 port,
+			      struct trace *t)
+{
+	struct fqdn_key name = {};
+	struct policy_key key = {};
+	struct fqdn_value *v;
+
+	if (!ref || !p || !t)
+		return REASON_POLICY_DEFAULT_DENY;
+	name.endpoint = t->endpoint;
+	__builtin_memcpy(name.addr, t->flags & TRACE_BACKWARD ? p->src.b : p->dst.b, 16);
+	v = bpf_map_lookup_elem(&fqdn, &name);
+	if (!v)
+		return REASON_POLICY_DEFAULT_DENY;
+	key.table = ref->table;
+	for (int i = 0; i < FQDN_PAIRS; i++) {
+		key.class = v->class[i];
+		if (!key.class)
+			continue;
+		if (!(t->flags & TRACE_AGAIN) && (__s32)(v->expires[i] - now_seconds()) <= 0)
+			continue;
+		probe(&key, ref->class_lens, p, port, t);
+	}
+	if (bpf_map_lookup_elem(&fqdn, &name) != v)
+		return JUDGE_AGAIN;
+	return t->verdict == VERDICT_ALLOW ? 0 : REASON_POLICY_DEFAULT_DENY;
+}
+
+/* The verdict of an endpoint's egress policy, as of decide(). */
+static __always_inline int decide_egress(const struct policy_ref *ref, __u64 peer,
+					 const struct packet *p, __be16 port, struct trace *t)
+{
+	int reason = decide(ref, peer, p, port, t);
+	__u64 base;
+
+	if (reason != REASON_POLICY_DEFAULT_DENY || !(ref->flags & POLICY_FQDN))
+		return reason;
+	base = base_class(peer, p->ethertype);
+	if (base != ID_WORLD_IPV4 && base != ID_WORLD_IPV6)
+		return reason;
+	return decide_by_name(ref, p, port, t);
 }
 
 /* An ingress rule never asks for the peer's named ports. */
@@ -128,9 +173,6 @@ static __always_inline __u64 ingress_peer(__u64 peer)
 {
 	return peer & PEER_CIDR ? peer : (__u32)peer;
 }
-
-#define JUDGE_AGAIN (-2) /* no enum reason and no TC_ACT_* */
-#define JUDGE_TRIES 4
 
 /* What is found out about a packet that has to be judged. */
 struct admission {
@@ -150,10 +192,12 @@ static __always_inline int judge_rows(const struct packet *p, const struct endpo
 	const union addr *own_addr = egress ? &p->src : &p->dst;
 	const union addr *far_addr = egress ? &p->dst : &p->src;
 	__u64 own_peer, far_peer;
-	__u32 ifindex, unused;
+	__u32 ifindex;
 	__be16 port;
 	int reason;
 
+	if (!forward)
+		t->flags |= TRACE_BACKWARD;
 	if (addr_equal(own_addr, far_addr)) {
 		other->ifindex = p->ifindex;
 		__builtin_memcpy(other->mac, own->mac, sizeof(other->mac));
@@ -180,8 +224,8 @@ static __always_inline int judge_rows(const struct packet *p, const struct endpo
 	if (forward == egress) { /* own opened it */
 		t->direction = DIR_EGRESS;
 		t->endpoint = own->id;
-		reason = decide(&own->egress, far_peer, p, port, t);
-		if (reason || !*far)
+		reason = decide_egress(&own->egress, far_peer, p, port, t);
+		if (reason || !*far || (t->flags & TRACE_DNS))
 			return reason;
 		t->direction = DIR_INGRESS;
 		t->endpoint = (*far)->id;
@@ -190,10 +234,12 @@ static __always_inline int judge_rows(const struct packet *p, const struct endpo
 	if (*far) {
 		t->direction = DIR_EGRESS;
 		t->endpoint = (*far)->id;
-		own_peer = ipcache_peer(own_addr, p->ethertype, &unused);
-		reason = decide(&(*far)->egress, own_peer, p, port, t);
+		own_peer = ipcache_peer(own_addr, p->ethertype, &ifindex);
+		reason = decide_egress(&(*far)->egress, own_peer, p, port, t);
 		if (reason)
 			return reason;
+		if (t->flags & TRACE_DNS)
+			t->flags |= TRACE_AROUND;
 	}
 	t->direction = DIR_INGRESS;
 	t->endpoint = own->id;
@@ -210,6 +256,9 @@ static __always_inline int judge_rows(const struct packet *p, const struct endpo
  * begins anew, with its own reading of own. That a row is in its place again is not
  * enough, since it could have been another's in between; but no row is written twice
  * without a new generation.
+ *
+ * If the opener's egress policy allows the flow for the DNS proxy only, TRACE_DNS is
+ * set where own is the opener, and the proxy is the other side; else TRACE_AROUND.
  */
 static __noinline int judge(const struct packet *p, const struct endpoint_value *own, bool forward,
 			    struct admission *a)
@@ -220,5 +269,7 @@ static __noinline int judge(const struct packet *p, const struct endpoint_value 
 	if (generation_sum_acquire(p) != a->judged.generation || !endpoint_is(own, p->ifindex) ||
 	    (far && !endpoint_is(far, a->other.ifindex)))
 		return JUDGE_AGAIN;
+	if (a->t.flags & TRACE_DNS)
+		a->other = (struct ct_side){};
 	return reason;
 }
