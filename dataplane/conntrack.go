@@ -23,6 +23,7 @@ type Flow struct {
 	SrcIdentity uint32
 	Denied      bool // judged again and denied: dropped both ways
 	SeenReply   bool
+	Proxy       bool // Src talks to the DNS proxy, whatever Dst says
 	// TCP flags seen from either side, abi.TCPSyn and so on.
 	SrcTCP, DstTCP uint8
 	// Ifindex of the host side if that end is a local endpoint.
@@ -81,6 +82,7 @@ func flow(addrs [2]netip.Addr, portsBE [2][2]byte, protocol uint8, v abi.CTValue
 	return Flow{
 		Src: end(src), Dst: end(dst), Protocol: protocol, SrcIdentity: v.SrcIdentity,
 		Denied: v.Flags&abi.CTDenied != 0, SeenReply: v.Flags&abi.CTSeenReply != 0,
+		Proxy:  v.Flags&abi.CTProxy != 0,
 		SrcTCP: v.Side[src].TCP, DstTCP: v.Side[dst].TCP,
 		SrcIfindex: int(v.Side[src].Ifindex), DstIfindex: int(v.Side[dst].Ifindex),
 		ExpiresIn: time.Duration(int64(v.ExpiresSeconds)-int64(now)) * time.Second,

@@ -207,10 +207,16 @@ func (d *Dataplane) Destroy() error {
 	return errors.Join(errs...)
 }
 
-// SetupNode puts the gateways on the loopback and makes the node a router.
-// Idempotent.
+// SetupNode puts the gateways on the loopback, makes the node a router and lets it
+// deliver to the DNS proxy. Idempotent.
 func (d *Dataplane) SetupNode(ctx context.Context, s NodeSpec) error {
-	return setupNode(ctx, d.node, s)
+	if err := setupNode(ctx, d.node, s); err != nil {
+		return err
+	}
+	if s.DNSProxy {
+		return d.refreshDevices(ctx)
+	}
+	return nil
 }
 
 // TeardownNode takes the gateways away. Forwarding stays on, since others may

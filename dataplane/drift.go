@@ -93,6 +93,11 @@ func (d *Dataplane) CheckShared(ctx context.Context, s NodeSpec) ([]Drift, error
 		}
 		out = append(out, x)
 	}
+	if s.DNSProxy {
+		if err := d.refreshDevices(ctx); err != nil {
+			return out, err
+		}
+	}
 	node, err := d.nodeDrift(ctx, s)
 	if err != nil || len(node) == 0 {
 		return out, err
@@ -147,6 +152,12 @@ func (d *Dataplane) nodeDrift(ctx context.Context, s NodeSpec) ([]Drift, error) 
 	}
 	if s.Gateway6.IsValid() {
 		settings = append(settings, sysctl{"ipv6/conf/all/forwarding", "1"})
+	}
+	if s.DNSProxy {
+		proxy, err := proxyDrift(ctx, d.node, lo, s)
+		if out = append(out, proxy...); err != nil {
+			return out, err
+		}
 	}
 	sysctls, err := d.node.sysctlDrift(settings)
 	return append(out, sysctls...), err

@@ -24,6 +24,8 @@ type NodeSpec struct {
 	// Ranges are what endpoints get their addresses from. An address of a range
 	// that no endpoint has is unreachable, not routed out of the node.
 	Ranges []netip.Prefix
+	// DNSProxy lets the programs hand packets to the DNS proxy.
+	DNSProxy bool
 }
 
 func (s NodeSpec) gateways() []netip.Addr {
@@ -62,6 +64,11 @@ func setupNode(ctx context.Context, node *namespace, s NodeSpec) error {
 	for _, r := range s.Ranges {
 		if err := node.handle.RouteReplace(unreachable(r)); err != nil {
 			return fmt.Errorf("node: range %s: %w", r, err)
+		}
+	}
+	if s.DNSProxy {
+		if err := setupProxy(node, lo, s); err != nil {
+			return err
 		}
 	}
 	return forward(ctx, node, s)
@@ -119,6 +126,11 @@ func teardownNode(node *namespace, s NodeSpec) error {
 		err := node.handle.AddrDel(lo, &netlink.Addr{IPNet: single(g)})
 		if err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
 			return fmt.Errorf("node: gateway %s: %w", g, err)
+		}
+	}
+	if s.DNSProxy {
+		if err := teardownProxy(node, lo, s); err != nil {
+			return err
 		}
 	}
 	for _, r := range s.Ranges {
