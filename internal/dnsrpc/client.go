@@ -1,0 +1,132 @@
+package dnsrpc
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+
+	"connectrpc.com/connect"
+
+	varvev1 "github.com/varve-net/varve/api/varve/v1"
+	"github.com/varve-net/varve/api/varve/v1/varvev1connect"
+	"github.com/varve-net/varve/internal/dnslink"
+	"github.com/varve-net/varve/log/eventpb"
+)
+
+// factsWait is how long a call of Facts waits on the proxy's side before it is
+// made again.
+const factsWait = 10 * time.Second
+
+// Client is a proxy seen from another process. Every call fails while there is no
+// proxy, and works again once there is one.
+type Client struct {
+	rpc       varvev1connect.DNSProxyServiceClient
+	transport *http.Transport
+}
+
+var _ dnslink.Proxy = (*Client)(nil)
+
+// NewClient is a client of the proxy at a unix socket. It does not connect.
+func NewClient(socket string) *Client {
+	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", socket)
+	}}
+	return &Client{
+		rpc:       varvev1connect.NewDNSProxyServiceClient(&http.Client{Transport: transport}, "http://dns-proxy"),
+		transport: transport,
+	}
+}
+
+// Close gives up connections that no call uses.
+func (c *Client) Close() { c.transport.CloseIdleConnections() }
+
+// failure is an error of a call with the sentinel that the handler's side had.
+func failure(err error) error {
+	switch connect.CodeOf(err) {
+	case connect.CodeFailedPrecondition:
+		return fmt.Errorf("DNS proxy: %w", dnslink.ErrOtherNode)
+	case connect.CodeOutOfRange:
+		return fmt.Errorf("DNS proxy: %w", dnslink.ErrCompacted)
+	}
+	return fmt.Errorf("DNS proxy: %w", err)
+}
+
+// Status implements dnslink.Proxy.
+func (c *Client) Status(ctx context.Context) (dnslink.Status, error) {
+	r, err := c.rpc.Status(ctx, connect.NewRequest(&varvev1.DNSProxyStatusRequest{}))
+	if err != nil {
+		return dnslink.Status{}, failure(err)
+	}
+	m := r.Msg
+	return dnslink.Status{Cluster: m.Cluster, Node: m.Node, PID: int(m.Pid), Version: m.Version, Rules: m.RulesRevision, Last: m.Last, Err: m.Error}, nil
+}
+
+// Load implements dnslink.Proxy.
+func (c *Client) Load(ctx context.Context) error {
+	if _, err := c.rpc.Load(ctx, connect.NewRequest(&varvev1.DNSProxyLoadRequest{})); err != nil {
+		return failure(err)
+	}
+	return nil
+}
+
+// Seed implements dnslink.Proxy.
+func (c *Client) Seed(ctx context.Context, s dnslink.Seed) error {
+	m := &varvev1.DNSProxySeedRequest{Last: s.Last}
+	for _, o := range s.Facts {
+		b, err := o.MarshalVT()
+		if err != nil {
+			return fmt.Errorf("DNS proxy: name %s: %w", o.Name, err)
+		}
+		m.Observed = append(m.Observed, b)
+	}
+	if _, err := c.rpc.Seed(ctx, connect.NewRequest(m)); err != nil {
+		return failure(err)
+	}
+	return nil
+}
+
+// Facts implements dnslink.Proxy.
+func (c *Client) Facts(ctx context.Context, after uint64, limit int) ([]dnslink.Fact, error) {
+	for {
+		r, err := c.rpc.Facts(ctx, connect.NewRequest(&varvev1.DNSProxyFactsRequest{
+			After: after, Limit: uint32(limit), WaitMilliseconds: uint32(factsWait.Milliseconds()),
+		}))
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil, nil
+			}
+			return nil, failure(err)
+		}
+		if len(r.Msg.Facts) == 0 {
+			continue
+		}
+		facts := make([]dnslink.Fact, len(r.Msg.Facts))
+		for i, f := range r.Msg.Facts {
+			e := new(eventpb.Event)
+			if err := e.UnmarshalVT(f.Event); err != nil {
+				return nil, fmt.Errorf("DNS proxy: fact %d: %w", f.Seq, err)
+			}
+			facts[i] = dnslink.Fact{Seq: f.Seq, Event: e}
+		}
+		return facts, nil
+	}
+}
+
+// Shipped implements dnslink.Proxy.
+func (c *Client) Shipped(ctx context.Context, last uint64) error {
+	if _, err := c.rpc.Shipped(ctx, connect.NewRequest(&varvev1.DNSProxyShippedRequest{Last: last})); err != nil {
+		return failure(err)
+	}
+	return nil
+}
+
+// Repair implements dnslink.Proxy.
+func (c *Client) Repair(ctx context.Context) (int, error) {
+	r, err := c.rpc.Repair(ctx, connect.NewRequest(&varvev1.DNSProxyRepairRequest{}))
+	if err != nil {
+		return 0, failure(err)
+	}
+	return int(r.Msg.Differed), nil
+}
