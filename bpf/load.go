@@ -4,9 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -154,7 +157,8 @@ func loadSpec(spec *ebpf.CollectionSpec, dir string, opts Options) (_ *Objects, 
 func sizeMaps(spec *ebpf.CollectionSpec, sizes map[string]uint32, dir string) error {
 	for name := range sizes {
 		if _, ok := spec.Maps[name]; !ok || fixed[name] {
-			return fmt.Errorf("map size of %q: %w", name, ErrUnknownMap)
+			known := slices.DeleteFunc(slices.Sorted(maps.Keys(spec.Maps)), func(name string) bool { return fixed[name] })
+			return fmt.Errorf("map size of %q: %w; known are %s", name, ErrUnknownMap, strings.Join(known, ", "))
 		}
 	}
 	for name, m := range spec.Maps {

@@ -41,8 +41,21 @@ type FullError struct {
 }
 
 func (e *FullError) Error() string {
-	return fmt.Sprintf("map %s: %d rows do not fit: the change needs %d at once, the map takes %d; raise its size",
-		e.Map, e.Unfit, e.Need, e.MaxEntries)
+	return fmt.Sprintf("map %s: %d rows do not fit: the change needs %d at once, the map takes %d; raise its size with %s",
+		e.Map, e.Unfit, e.Need, e.MaxEntries, SizeFlag(e.Map))
+}
+
+// SizeFlag is the agent's setting that gives a map its size.
+func SizeFlag(name string) string {
+	switch name {
+	case "policy":
+		return "bpf-policy-map-max"
+	case "ct4", "ct6":
+		return "bpf-ct-max"
+	case "fragments":
+		return "bpf-fragments-map-max"
+	}
+	return "bpf-map-max " + name + "=ENTRIES"
 }
 
 // Unwrap makes errors.Is(err, ErrMapFull) true.

@@ -39,7 +39,7 @@ func BuildEndpoint(v fsm.View, ref fsm.EndpointRef, opts Options) (*Tables, erro
 		return nil, fmt.Errorf("endpoint %s: %w", ref, ErrUnknownEndpoint)
 	}
 	f := factsOf(v)
-	f.only = e
+	f.subject = func(other *fsm.Endpoint, _ *fsm.Identity) bool { return other == e }
 	return build(f, e.Node, opts)
 }
 
@@ -62,7 +62,8 @@ type facts struct {
 	endpoints []*fsm.Endpoint
 	policies  []*fsm.Policy
 	identity  func(uint32) (*fsm.Identity, bool)
-	only      *fsm.Endpoint // of the node's, the one to be subject; nil: all
+	// subject tells which of the node's endpoints get their tables; nil: all.
+	subject func(*fsm.Endpoint, *fsm.Identity) bool
 }
 
 func build(f facts, node string, opts Options) (*Tables, error) {
@@ -75,7 +76,7 @@ func build(f facts, node string, opts Options) (*Tables, error) {
 		opts:     opts,
 		ids:      newIDs(f.cluster),
 		node:     node,
-		only:     f.only,
+		wanted:   f.subject,
 		subjects: make(map[string]*subject),
 		tables:   make(map[uint64]*table),
 		scopes:   make(map[uint64]*scope),
@@ -115,7 +116,8 @@ type builder struct {
 	opts Options
 	ids  *ids
 	node string
-	only *fsm.Endpoint
+	// wanted tells which endpoints of the node are subjects; nil: all.
+	wanted func(*fsm.Endpoint, *fsm.Identity) bool
 
 	endpoints []endpoint // of the cluster, by namespace and name
 	subjects  map[string]*subject
@@ -144,7 +146,7 @@ type subject struct {
 
 func (b *builder) addEndpoint(e *fsm.Endpoint, id *fsm.Identity) {
 	ep := endpoint{Endpoint: e, identity: id, peer: b.ids.endpointPeer(id.ID, e.NamedPorts)}
-	if e.Node == b.node && (b.only == nil || b.only == e) {
+	if e.Node == b.node && (b.wanted == nil || b.wanted(e, id)) {
 		ep.subjects[policy.Egress] = b.subject(policy.Egress, id, nil)
 		ep.subjects[policy.Ingress] = b.subject(policy.Ingress, id, e.NamedPorts)
 	}

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"time"
@@ -169,6 +170,10 @@ func mapSizes(cfg *Config) map[string]uint32 {
 	if cfg.PolicyMax > 0 {
 		sizes["policy"] = uint32(cfg.PolicyMax)
 	}
+	if cfg.FragmentsMax > 0 {
+		sizes["fragments"] = uint32(cfg.FragmentsMax)
+	}
+	maps.Copy(sizes, cfg.MapMax)
 	return sizes
 }
 

@@ -37,9 +37,12 @@ type Config struct {
 	IPv6Range netip.Prefix
 	MTU       int // of the containers' interfaces
 
-	// Sizes of BPF maps, in entries; 0: the default of package bpf.
+	// Sizes of BPF maps, in entries; 0: the default of package bpf. MapMax has those
+	// of any map by its name, and wins.
 	ConntrackMax int
 	PolicyMax    int
+	FragmentsMax int
+	MapMax       map[string]uint32
 
 	// DriftInterval is how often the kernel is compared with what it should be.
 	DriftInterval time.Duration

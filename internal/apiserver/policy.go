@@ -29,6 +29,7 @@ func (s policyService) Apply(ctx context.Context, req *connect.Request[varvev1.A
 	view := s.Log.View()
 	resp := &varvev1.ApplyPolicyResponse{Warnings: policyWarnings(warnings)}
 	var events []*eventpb.Event
+	var setting []*eventpb.PolicySet
 	var changed []*varvev1.AppliedPolicy
 	seen := map[policy.Ref]bool{}
 	for i, set := range sets {
@@ -56,7 +57,10 @@ func (s policyService) Apply(ctx context.Context, req *connect.Request[varvev1.A
 		if err != nil {
 			return nil, err
 		}
-		events, changed = append(events, e), append(changed, a)
+		events, changed, setting = append(events, e), append(changed, a), append(setting, set)
+	}
+	if err := s.preflight(view, setting); err != nil {
+		return nil, err
 	}
 	revision := view.Revision()
 	if len(events) > 0 {

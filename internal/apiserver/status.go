@@ -2,6 +2,7 @@ package apiserver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -9,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	varvev1 "github.com/varve-net/varve/api/varve/v1"
+	"github.com/varve-net/varve/dataplane"
 	"github.com/varve-net/varve/fsm"
 	"github.com/varve-net/varve/log"
 	"github.com/varve-net/varve/projections"
@@ -78,6 +80,7 @@ func (s agentService) status(ctx context.Context, verify bool, view fsm.View, ta
 		{"log", s.checkLog(view)},
 		{"projection", s.checkProjection(tables)},
 		{"endpoints", s.checkEndpoints(view)},
+		{"maps", s.checkMaps(tables)},
 	}
 	if s.Flows != nil {
 		resp.Flows = s.flowStatus()
@@ -157,6 +160,40 @@ func (s agentService) checkProjection(tables *projections.Tables) func(context.C
 			return "", fmt.Errorf("nothing is in force yet")
 		}
 		return fmt.Sprintf("revision %d in force", tables.Revision), nil
+	}
+}
+
+// pressure is from how full a map on is a trouble: the next change may not fit, since
+// while it goes on a map holds the old rows and the new ones.
+const pressure = 0.9
+
+// checkMaps looks for maps that will soon be full.
+func (s agentService) checkMaps(tables *projections.Tables) func(context.Context) (string, error) {
+	return func(context.Context) (string, error) {
+		if tables == nil {
+			return "nothing is in force yet", nil
+		}
+		capacity := s.Kernel.Capacities()
+		fullest, most := "", 0.0
+		var errs []error
+		for _, m := range mapRows(tables.Need()) {
+			size, known := capacity[m.name]
+			if !known {
+				continue
+			}
+			full := float64(m.rows) / float64(size)
+			if full >= most {
+				fullest, most = m.name, full
+			}
+			if full >= pressure {
+				errs = append(errs, fmt.Errorf("map %s is %.0f%% full, %d of %d rows; raise its size with %s",
+					m.name, 100*full, m.rows, size, dataplane.SizeFlag(m.name)))
+			}
+		}
+		if len(errs) > 0 {
+			return "", errors.Join(errs...)
+		}
+		return fmt.Sprintf("fullest is %s, %.0f%%", fullest, 100*most), nil
 	}
 }
 

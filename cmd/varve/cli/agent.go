@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net/netip"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -24,6 +26,9 @@ type agentFlags struct {
 	ipv4Range  string
 	ipv6Range  string
 	logLevel   string
+	mapMax     []string
+	ctTCP      int
+	ctAny      int
 	logFormat  string
 }
 
@@ -75,8 +80,12 @@ keys are named as the flags are, and the default.`),
 	flags.StringVar(&f.ipv4Range, "ipv4-range", agent.DefaultIPv4Range.String(), "range of the endpoints' IPv4 addresses; its first is the gateway")
 	flags.StringVar(&f.ipv6Range, "ipv6-range", agent.DefaultIPv6Range.String(), "range of the endpoints' IPv6 addresses; its first is the gateway")
 	flags.IntVar(&cfg.MTU, "mtu", agent.DefaultMTU, "MTU of the endpoints' interfaces, in bytes")
-	flags.IntVar(&cfg.ConntrackMax, "bpf-ct-max", 0, "entries of the conntrack map (0: the built-in size)")
+	flags.IntVar(&cfg.ConntrackMax, "bpf-ct-max", 0, "entries of each of the conntrack maps, one for IPv4 and one for IPv6 (0: the built-in size)")
+	flags.IntVar(&f.ctTCP, "bpf-ct-global-tcp-max", 0, "as in Cilium; all protocols share the conntrack maps, so the two of this name are added up")
+	flags.IntVar(&f.ctAny, "bpf-ct-global-any-max", 0, "see --bpf-ct-global-tcp-max")
 	flags.IntVar(&cfg.PolicyMax, "bpf-policy-map-max", 0, "entries of the policy map (0: the built-in size)")
+	flags.IntVar(&cfg.FragmentsMax, "bpf-fragments-map-max", 0, "entries of the map of fragmented datagrams (0: the built-in size)")
+	flags.StringSliceVar(&f.mapMax, "bpf-map-max", nil, "entries of any map, as MAP=ENTRIES, repeatable: classes=1048576; `varve status` lists maps")
 	flags.Uint64Var(&cfg.SnapshotThreshold, "snapshot-threshold", agent.DefaultSnapshotThreshold, "Raft entries between two snapshots")
 	flags.Int64Var(&cfg.FlowStoreMaxBytes, "flow-store-max-bytes", flows.DefaultMaxBytes, "size of the flow record that `varve observe` reads (0: record no flows)")
 	flags.DurationVar(&cfg.FlowStoreMaxAge, "flow-store-max-age", flows.DefaultMaxAge, "how long the flow record is kept")
@@ -121,10 +130,30 @@ func (f *agentFlags) fill(cfg *agent.Config, stderr io.Writer) error {
 	for _, n := range []struct {
 		name  string
 		value int
-	}{{"bpf-ct-max", cfg.ConntrackMax}, {"bpf-policy-map-max", cfg.PolicyMax}} {
-		if n.value < 0 {
+	}{
+		{"bpf-ct-max", cfg.ConntrackMax}, {"bpf-ct-global-tcp-max", f.ctTCP}, {"bpf-ct-global-any-max", f.ctAny},
+		{"bpf-policy-map-max", cfg.PolicyMax}, {"bpf-fragments-map-max", cfg.FragmentsMax},
+	} {
+		if n.value < 0 || n.value > math.MaxInt32 {
 			return fmt.Errorf("%s: %d; give a number of entries, or 0 for the built-in one", n.name, n.value)
 		}
+	}
+	if both := f.ctTCP + f.ctAny; both > 0 {
+		if cfg.ConntrackMax > 0 {
+			return errors.New("bpf-ct-max: goes without bpf-ct-global-tcp-max and bpf-ct-global-any-max; give one or the others")
+		}
+		cfg.ConntrackMax = both
+	}
+	if len(f.mapMax) > 0 {
+		cfg.MapMax = make(map[string]uint32, len(f.mapMax))
+	}
+	for _, s := range f.mapMax {
+		name, digits, _ := strings.Cut(s, "=")
+		n, err := strconv.ParseUint(digits, 10, 31)
+		if err != nil || n == 0 || name == "" {
+			return fmt.Errorf("bpf-map-max: %q; give MAP=ENTRIES such as classes=1048576", s)
+		}
+		cfg.MapMax[name] = uint32(n)
 	}
 	var err error
 	cfg.Logger, err = newLogger(stderr, f.logLevel, f.logFormat)

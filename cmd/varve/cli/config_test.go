@@ -71,6 +71,13 @@ bpf-ct-max: 1000
 			},
 		},
 		{
+			name: "map sizes", args: []string{"--bpf-ct-global-tcp-max", "1000", "--bpf-ct-global-any-max", "500", "--bpf-policy-map-max", "10", "--bpf-map-max", "classes=20,events=4096", "--bpf-fragments-map-max", "7"},
+			want: func(c *agent.Config) {
+				c.ConntrackMax, c.PolicyMax, c.FragmentsMax = 1500, 10, 7
+				c.MapMax = map[string]uint32{"classes": 20, "events": 4096}
+			},
+		},
+		{
 			name: "file", args: []string{"--config", file},
 			want: func(c *agent.Config) {
 				c.StateDir, c.MTU, c.IPv6Range, c.ConntrackMax = "/from/file", 9000, netip.Prefix{}, 1000
@@ -138,6 +145,9 @@ func TestAgentConfigRefused(t *testing.T) {
 		{name: "range", args: []string{"--ipv4-range", "10.0.0.0"}, want: `ipv4-range: "10.0.0.0" is no range`},
 		{name: "address", args: []string{"--node-ip", "host"}, want: `node-ip: "host" is no address`},
 		{name: "size", args: []string{"--bpf-ct-max", "-1"}, want: "bpf-ct-max: -1"},
+		{name: "map size", args: []string{"--bpf-map-max", "classes"}, want: `bpf-map-max: "classes"; give MAP=ENTRIES`},
+		{name: "map of no size", args: []string{"--bpf-map-max", "classes=0"}, want: `bpf-map-max: "classes=0"; give MAP=ENTRIES`},
+		{name: "conntrack twice", args: []string{"--bpf-ct-max", "5", "--bpf-ct-global-any-max", "5"}, want: "bpf-ct-max: goes without"},
 		{name: "level", args: []string{"--log-level", "loud"}, want: "debug, info, warn, error"},
 		{name: "format", args: []string{"--log-format", "xml"}, want: "text, json"},
 	} {
