@@ -66,7 +66,7 @@ proto: deps-generate ## Generate Go from the protobuf files
 	@mkdir -p $(BIN)
 	$(GO) build -o $(BIN)/ google.golang.org/protobuf/cmd/protoc-gen-go connectrpc.com/connect/cmd/protoc-gen-connect-go github.com/planetscale/vtprotobuf/cmd/protoc-gen-go-vtproto
 	PATH=$(BIN):$$PATH protoc -I . --go_out=. --go_opt=paths=source_relative \
-	  --go-vtproto_out=. --go-vtproto_opt=paths=source_relative,features=marshal+unmarshal+size log/eventpb/event.proto
+	  --go-vtproto_out=. --go-vtproto_opt=paths=source_relative,features=marshal+unmarshal+unmarshal_unsafe+size log/eventpb/event.proto
 	PATH=$(BIN):$$PATH protoc -I . --go_out=. --go_opt=paths=source_relative \
 	  --connect-go_out=. --connect-go_opt=paths=source_relative api/varve/v1/*.proto
 	PATH=$(BIN):$$PATH protoc -I . --go_out=. --go_opt=paths=source_relative flows/flowpb/flow.proto

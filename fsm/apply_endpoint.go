@@ -116,15 +116,15 @@ func (s *State) removeEndpoint(c *change, key string, e *Endpoint) {
 
 // exchange gives the identity that n needs for the one held, 0 for none. An error
 // leaves everything as it was.
-func (s *State) exchange(c *change, held uint32, n need) (uint32, error) {
-	id, ok := s.byLabels[n.key]
+func (s *State) exchange(c *change, held uint32, n *need) (uint32, error) {
+	id, ok := s.identityOf(n)
 	switch {
 	case ok && id == held:
 		return id, nil
 	case ok:
 		s.retain(id)
 	default:
-		needs := []need{n}
+		needs := []*need{n}
 		if err := s.canAcquire(needs, c.rev, c.now); err != nil {
 			return 0, err
 		}

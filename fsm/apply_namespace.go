@@ -28,8 +28,8 @@ func (s *State) namespaceSet(c *change, set *eventpb.NamespaceSet) error {
 	}
 	var keys []string
 	var changed []Endpoint
-	var needs []need
-	made := map[string]need{} // by workloadKey, under the new labels
+	var needs []*need
+	made := map[string]*need{} // by workloadKey, under the new labels
 	s.inNamespace(set.Name, func(key string, e *Endpoint) bool {
 		s.scratch = workloadKey(s.scratch[:0], e)
 		n, ok := made[string(s.scratch)]
@@ -38,7 +38,7 @@ func (s *State) namespaceSet(c *change, set *eventpb.NamespaceSet) error {
 			n = s.makeNeed(e, labels)
 			made[workload] = n
 		}
-		if s.byLabels[n.key] != e.Identity {
+		if id, _ := s.identityOf(n); id != e.Identity {
 			keys, changed, needs = append(keys, key), append(changed, *e), append(needs, n)
 		}
 		return true

@@ -1,13 +1,9 @@
 package fsm
 
 import (
-	"cmp"
 	"encoding/binary"
 	"net/netip"
 	"slices"
-
-	"github.com/varve-net/varve/log"
-	"github.com/varve-net/varve/policy"
 )
 
 // The canonical bytes of a row: every field in a fixed order, numbers as uvarint,
@@ -143,52 +139,4 @@ func canonRequest(b []byte, r *request) []byte {
 	b = appendUint(b, uint64(r.revision))
 	b = append(b, byte(r.outcome))
 	return append(b, r.fingerprint[:]...)
-}
-
-// put stores a row in place of the one that has its key, in table and digest.
-func put[K cmp.Ordered, T any](s *State, t *table[K, T], name string, key K, row T, canon func([]byte, *T) []byte) *T {
-	c := &cell[T]{row: row}
-	s.scratch = canon(s.scratch[:0], &c.row)
-	c.hash = log.RowHash(name, nil, s.scratch)
-	if old, ok := t.Set(key, c); ok {
-		s.rows.Remove(old.hash)
-	}
-	s.rows.Add(c.hash)
-	return &c.row
-}
-
-// remove deletes a row, if there is one, from table and digest.
-func remove[K cmp.Ordered, T any](s *State, t *table[K, T], key K) {
-	if old, ok := t.Delete(key); ok {
-		s.rows.Remove(old.hash)
-	}
-}
-
-func (s *State) putNamespace(n Namespace) {
-	s.note(Change{Kind: ChangeNamespace, name: n.Name})
-	put(s, s.namespaces, "namespace", n.Name, n, canonNamespace)
-}
-
-func (s *State) putNode(n Node) {
-	s.note(Change{Kind: ChangeNode, name: n.Name})
-	put(s, s.nodes, "node", n.Name, n, canonNode)
-}
-
-func (s *State) putIdentity(i Identity) {
-	s.note(Change{Kind: ChangeIdentity, identity: i.ID})
-	put(s, s.identities, "identity", i.ID, i, canonIdentity)
-}
-
-func (s *State) putEndpoint(key string, e Endpoint) {
-	s.note(Change{Kind: ChangeEndpoint, namespace: e.Ref.Namespace, name: e.Ref.Name})
-	put(s, s.endpoints, "endpoint", key, e, canonEndpoint)
-}
-
-func (s *State) putPolicy(p Policy) {
-	s.notePolicy(p.Policy.Ref)
-	put(s, s.policies, "policy", policyKey(p.Policy.Ref), p, canonPolicy)
-}
-
-func (s *State) notePolicy(r policy.Ref) {
-	s.note(Change{Kind: ChangePolicy, policyKind: r.Kind, namespace: r.Namespace, name: r.Name})
 }

@@ -48,7 +48,7 @@ func (v View) Excerpt(endpoints []EndpointRef, keep func(policy.Ref) bool) *Stat
 		}
 		row := c.row
 		row.Refs = refs[e.Identity]
-		s.tables.identities.Set(row.ID, &cell[Identity]{row: row, hash: c.hash})
+		s.tables.identities.Set(row.ID, &cell[Identity]{row: row, hash: c.hash, hashed: true})
 		s.rows.Add(c.hash)
 		s.byLabels[string(labelKey(nil, row.Labels))] = row.ID
 	}

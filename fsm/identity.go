@@ -36,17 +36,18 @@ type identityIndex struct {
 	byLabels map[string]uint32 // by labelKey
 	// known remembers the needs of workloads seen before, by namespace and
 	// workloadKey. A namespace's are replaced when its labels change.
-	known      map[string]map[string]need
+	known      map[string]map[string]*need
 	knownCount int
 	// released holds the numbers with no endpoint, the longest released first.
 	released   *list.List
 	releasedAt map[uint32]*list.Element
+	freed      uint64 // how many numbers were
 }
 
 func newIdentityIndex() identityIndex {
 	return identityIndex{
 		byLabels:   map[string]uint32{},
-		known:      map[string]map[string]need{},
+		known:      map[string]map[string]*need{},
 		released:   list.New(),
 		releasedAt: map[uint32]*list.Element{},
 	}
@@ -66,6 +67,22 @@ func labelKey(b []byte, labels policy.Labels) []byte {
 type need struct {
 	labels policy.Labels
 	key    string
+	// id is that of the labels as long as no number was freed since: freed is the
+	// State's. It spares hashing a long key.
+	id    uint32
+	freed uint64
+}
+
+// identityOf finds the identity that a need's labels have, if they have one.
+func (s *State) identityOf(n *need) (uint32, bool) {
+	if n.id != 0 && n.freed == s.freed {
+		return n.id, true
+	}
+	id, ok := s.byLabels[n.key]
+	if ok {
+		n.id, n.freed = id, s.freed
+	}
+	return id, ok
 }
 
 // maxKnown bounds the memory of needs.
@@ -73,7 +90,7 @@ const maxKnown = 16384
 
 // needOf is the label set for which an endpoint needs an identity. Most come
 // many times over, and to make one costs more than to find it.
-func (s *State) needOf(e *Endpoint) need {
+func (s *State) needOf(e *Endpoint) *need {
 	s.scratch = workloadKey(s.scratch[:0], e)
 	if n, ok := s.known[e.Ref.Namespace][string(s.scratch)]; ok {
 		return n
@@ -85,7 +102,7 @@ func (s *State) needOf(e *Endpoint) need {
 		s.knownCount = 0
 	}
 	if s.known[e.Ref.Namespace] == nil {
-		s.known[e.Ref.Namespace] = map[string]need{}
+		s.known[e.Ref.Namespace] = map[string]*need{}
 	}
 	s.known[e.Ref.Namespace][key] = n
 	s.knownCount++
@@ -93,7 +110,7 @@ func (s *State) needOf(e *Endpoint) need {
 }
 
 // know replaces what is remembered of a namespace.
-func (s *State) know(namespace string, needs map[string]need) {
+func (s *State) know(namespace string, needs map[string]*need) {
 	s.knownCount -= len(s.known[namespace])
 	delete(s.known, namespace)
 	if n := s.knownCount + len(needs); len(needs) > 0 && n <= maxKnown {
@@ -101,10 +118,10 @@ func (s *State) know(namespace string, needs map[string]need) {
 	}
 }
 
-func (s *State) makeNeed(e *Endpoint, nsLabels map[string]string) need {
+func (s *State) makeNeed(e *Endpoint, nsLabels map[string]string) *need {
 	labels := s.securityLabels(e, nsLabels)
 	s.scratch = labelKey(s.scratch[:0], labels)
-	return need{labels, string(s.scratch)}
+	return &need{labels: labels, key: string(s.scratch)}
 }
 
 // workloadKey is what, with its namespace's labels, decides an endpoint's
@@ -129,14 +146,14 @@ func (t *tables) namespaceLabels(name string) map[string]string {
 }
 
 // canAcquire tells whether there are numbers for all needs, and changes nothing.
-func (s *State) canAcquire(needs []need, rev log.Revision, now int64) error {
+func (s *State) canAcquire(needs []*need, rev log.Revision, now int64) error {
 	if s.tables.identities.Len()+len(needs) <= identityCount {
 		return nil
 	}
 	fresh := map[string]bool{}
 	kept := map[uint32]bool{}
 	for _, n := range needs {
-		if id, ok := s.byLabels[n.key]; ok {
+		if id, ok := s.identityOf(n); ok {
 			kept[id] = true
 		} else {
 			fresh[n.key] = true
@@ -163,10 +180,10 @@ func (s *State) canAcquire(needs []need, rev log.Revision, now int64) error {
 
 // acquire takes one reference for each need and returns the numbers, in order.
 // canAcquire has said that there are enough.
-func (s *State) acquire(needs []need, rev log.Revision, now int64) []uint32 {
+func (s *State) acquire(needs []*need, rev log.Revision, now int64) []uint32 {
 	ids := make([]uint32, len(needs))
 	for i, n := range needs { // first what exists, so that collect leaves it alone
-		if id, ok := s.byLabels[n.key]; ok {
+		if id, ok := s.identityOf(n); ok {
 			s.retain(id)
 			ids[i] = id
 		}
@@ -175,7 +192,7 @@ func (s *State) acquire(needs []need, rev log.Revision, now int64) []uint32 {
 		if ids[i] != 0 {
 			continue
 		}
-		if id, ok := s.byLabels[n.key]; ok { // an earlier need of this event
+		if id, ok := s.identityOf(n); ok { // an earlier need of this event
 			s.retain(id)
 			ids[i] = id
 			continue
@@ -188,7 +205,7 @@ func (s *State) acquire(needs []need, rev log.Revision, now int64) []uint32 {
 	return ids
 }
 
-func (s *State) allocate(n need, rev log.Revision) uint32 {
+func (s *State) allocate(n *need, rev log.Revision) uint32 {
 	id := s.nextIdentity
 	for {
 		if _, taken := s.tables.identities.Get(id); !taken {
@@ -211,29 +228,24 @@ func following(id uint32) uint32 {
 
 // retain adds a reference to an identity that exists.
 func (s *State) retain(id uint32) {
-	c, _ := s.tables.identities.Get(id)
-	row := c.row
-	row.Refs++
-	if row.Refs > 1 {
-		// Refs are not in the digest, so the hash stands.
-		s.tables.identities.Set(id, &cell[Identity]{row: row, hash: c.hash})
+	i := s.refer(id, 1)
+	if i.Refs > 1 {
 		return
 	}
 	s.released.Remove(s.releasedAt[id])
 	delete(s.releasedAt, id)
+	row := *i
 	row.ReleasedRevision, row.ReleasedTimeNS = 0, 0
 	s.putIdentity(row)
 }
 
 // release takes a reference away.
 func (s *State) release(id uint32, rev log.Revision, now int64) {
-	c, _ := s.tables.identities.Get(id)
-	row := c.row
-	row.Refs--
-	if row.Refs > 0 {
-		s.tables.identities.Set(id, &cell[Identity]{row: row, hash: c.hash})
+	i := s.refer(id, -1)
+	if i.Refs > 0 {
 		return
 	}
+	row := *i
 	row.ReleasedRevision, row.ReleasedTimeNS = rev, now
 	s.putIdentity(row)
 	s.releasedAt[id] = s.released.PushBack(id)
@@ -251,6 +263,7 @@ func (s *State) collect(rev log.Revision, now int64) {
 		delete(s.releasedAt, i.ID)
 		s.scratch = labelKey(s.scratch[:0], i.Labels)
 		delete(s.byLabels, string(s.scratch))
+		s.freed++
 		s.note(Change{Kind: ChangeIdentity, identity: i.ID})
 		remove(s, s.tables.identities, i.ID)
 	}

@@ -62,6 +62,7 @@ type journal struct {
 	now     log.Revision
 	after   log.Revision
 	changes []Change
+	viewed  bool // a View can see of the slice
 }
 
 type lineage struct{ _ byte }
@@ -83,7 +84,11 @@ func (j *journal) note(c Change) {
 	c.Revision = j.now
 	if len(j.changes) == 2*journalChanges {
 		j.after = j.changes[journalChanges-1].Revision
-		j.changes = append(make([]Change, 0, 2*journalChanges), j.changes[journalChanges:]...)
+		to := j.changes[:0]
+		if j.viewed {
+			to, j.viewed = make([]Change, 0, 2*journalChanges), false
+		}
+		j.changes = append(to, j.changes[journalChanges:]...)
 	}
 	j.changes = append(j.changes, c)
 }

@@ -21,10 +21,10 @@ type request struct {
 
 // remember adds to the window and lets the oldest go.
 func (s *State) remember(r request) {
-	s.requestByID[r.id] = put(s, s.requests, "request", r.revision, r, canonRequest)
+	s.requestByID[r.id] = put(s, s.requests, &s.write.request, r.revision, r)
 	for s.requests.Len() > requestWindow {
 		_, oldest, _ := s.requests.PopMin()
-		s.rows.Remove(oldest.hash)
+		drop(s, oldest)
 		delete(s.requestByID, oldest.row.id)
 	}
 }

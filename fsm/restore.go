@@ -231,9 +231,7 @@ func (l *loader) endpoint(pb *eventpb.SnapshotEndpoint) error {
 	if !identity.row.Labels.Equal(want) {
 		return fmt.Errorf("identity %d is of %s, want %s", e.Identity, identity.row.Labels, want)
 	}
-	row := identity.row
-	row.Refs++
-	l.s.tables.identities.Set(e.Identity, &cell[Identity]{row: row, hash: identity.hash})
+	l.s.refer(e.Identity, 1)
 	if err := l.ownOnce(&e); err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/varve-net/varve/log"
@@ -23,6 +24,8 @@ type State struct {
 	requestByID map[string]*request
 	owners      map[netip.Addr]owner
 
+	write   writers
+	epoch   *epoch // since the last View
 	scratch []byte
 }
 
@@ -50,12 +53,19 @@ func New(cluster string) *State {
 		identityIndex: newIdentityIndex(),
 		requestByID:   map[string]*request{},
 		owners:        map[netip.Addr]owner{},
+		write:         newWriters(),
+		epoch:         new(epoch),
 	}
 }
 
-// View returns the state as it is now, in O(1). The writer calls it; the View may
-// then go to any goroutine.
-func (s *State) View() View { return View{s.freeze()} }
+// View returns the state as it is now, in the time that it takes to hash the rows
+// changed since the last one. The writer calls it; the View may then go to any
+// goroutine.
+func (s *State) View() View {
+	s.settle()
+	s.epoch, s.viewed = new(epoch), true
+	return View{s.freeze()}
+}
 
 // change is an event on its way through Apply.
 type change struct {
@@ -162,7 +172,7 @@ func (s *State) ApplyDecoded(d Decoded) (log.Record, log.Result, error) {
 	s.revision, s.timeNS, s.chain = record.Revision, record.TimeNS, record.Chain
 	s.countNodeFact(&c)
 	if remember {
-		s.remember(request{e.RequestId, c.rev, record.Outcome, record.Reason, d.fingerprint})
+		s.remember(request{strings.Clone(e.RequestId), c.rev, record.Outcome, record.Reason, d.fingerprint})
 	}
 	if rejection == nil {
 		s.collect(c.rev, c.now)

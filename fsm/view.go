@@ -32,13 +32,6 @@ type tables struct {
 	journal
 }
 
-// cell is a row and its part of the digest, kept so that removing it needs no
-// second hash. A cell in a table never changes: it is replaced.
-type cell[T any] struct {
-	row  T
-	hash log.Hash
-}
-
 type table[K cmp.Ordered, T any] = btree.Map[K, *cell[T]]
 
 // endpointDegree makes nodes of at most 31 rows. Endpoints change at random

@@ -1,6 +1,7 @@
 package log
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"fmt"
 
@@ -40,7 +41,7 @@ func Marshal(e *eventpb.Event) ([]byte, error) {
 // that this version does not know, at any depth, is ErrUpgradeNeeded and never
 // skipped; bytes that do not decode, numbers out of range, strings that are not
 // UTF-8 and a field or a oneof given twice are ErrCorrupt. The event does not
-// alias b.
+// alias b; who keeps one of its strings for long keeps a copy of all of b.
 func Unmarshal(b []byte) (*eventpb.Event, error) {
 	if len(b) > MaxEventBytes {
 		return nil, corruptf("event of %d bytes: longer than %d", len(b), MaxEventBytes)
@@ -48,8 +49,9 @@ func Unmarshal(b []byte) (*eventpb.Event, error) {
 	if err := eventSchema.check(b); err != nil {
 		return nil, err
 	}
+	// One copy that all strings point into, instead of one for each.
 	e := new(eventpb.Event)
-	if err := e.UnmarshalVT(b); err != nil {
+	if err := e.UnmarshalVTUnsafe(bytes.Clone(b)); err != nil {
 		return nil, corruptf("event: %v", err)
 	}
 	return e, nil
@@ -110,8 +112,12 @@ func Fingerprint(event []byte, e *eventpb.Event) Hash {
 		}
 		rest = rest[n:]
 	}
-	eventSchema.sortMaps(b[fields:])
-	return sha256.Sum256(b)
+	if eventSchema.mapsSorted(b[fields:]) {
+		return sha256.Sum256(b)
+	}
+	other := bytes.Clone(b) // not as Marshal writes it; b stays on the stack
+	eventSchema.sortMaps(other[fields:])
+	return sha256.Sum256(other)
 }
 
 // fieldStream is the first field of the envelope that belongs to a request's
