@@ -72,7 +72,7 @@ proto: deps-generate ## Generate Go from the protobuf files
 	PATH=$(BIN):$$PATH protoc -I . --go_out=. --go_opt=paths=source_relative flows/flowpb/flow.proto
 	@# Codecs without reflection for the messages of the append path.
 	PATH=$(BIN):$$PATH protoc -I . --go-vtproto_out=. --go-vtproto_opt=paths=source_relative,features=marshal+unmarshal+size \
-	  api/varve/v1/log.proto api/varve/v1/policy.proto
+	  api/varve/v1/log.proto api/varve/v1/moment.proto api/varve/v1/policy.proto
 
 .PHONY: bpf
 bpf: deps-generate ## Compile the BPF programs

@@ -6,6 +6,8 @@
 package api
 
 import (
+	"context"
+	"net"
 	"net/http"
 
 	"connectrpc.com/connect"
@@ -29,6 +31,7 @@ type Client struct {
 	Identities varvev1connect.IdentityServiceClient
 	Agent      varvev1connect.AgentServiceClient
 	Datapath   varvev1connect.DatapathServiceClient
+	Nodes      varvev1connect.NodeServiceClient
 	Audit      varvev1connect.AuditServiceClient
 	Flows      varvev1connect.FlowServiceClient
 
@@ -43,6 +46,12 @@ type Option func(*options)
 type options struct {
 	connect []connect.ClientOption
 	unary   bool
+	dial    func(context.Context) (net.Conn, error)
+}
+
+// WithDialer makes the client connect by dial instead of to its address.
+func WithDialer(dial func(context.Context) (net.Conn, error)) Option {
+	return func(o *options) { o.dial = dial }
 }
 
 // WithGRPC makes the client speak gRPC instead of the Connect protocol. The
@@ -79,7 +88,11 @@ func New(address string, opts ...Option) (*Client, error) {
 	for _, opt := range opts {
 		opt(&o)
 	}
-	transport := newTransports(path)
+	dial := dialer(path)
+	if o.dial != nil {
+		dial = func(ctx context.Context, _, _ string) (net.Conn, error) { return o.dial(ctx) }
+	}
+	transport := newTransports(dial)
 	h := &http.Client{Transport: transport}
 	log := varvev1connect.NewLogServiceClient(h, baseURL, o.connect...)
 	shared := &sharedLog{LogServiceClient: log}
@@ -94,6 +107,7 @@ func New(address string, opts ...Option) (*Client, error) {
 		Identities: varvev1connect.NewIdentityServiceClient(h, baseURL, o.connect...),
 		Agent:      varvev1connect.NewAgentServiceClient(h, baseURL, o.connect...),
 		Datapath:   varvev1connect.NewDatapathServiceClient(h, baseURL, o.connect...),
+		Nodes:      varvev1connect.NewNodeServiceClient(h, baseURL, o.connect...),
 		Audit:      varvev1connect.NewAuditServiceClient(h, baseURL, o.connect...),
 		Flows:      varvev1connect.NewFlowServiceClient(h, baseURL, o.connect...),
 		address:    path,

@@ -75,8 +75,7 @@ type transports struct {
 // maxIdle is how many connections are kept for the next calls.
 const maxIdle = 256
 
-func newTransports(path string) *transports {
-	dial := dialer(path)
+func newTransports(dial func(context.Context, string, string) (net.Conn, error)) *transports {
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
 	return &transports{

@@ -36,7 +36,18 @@ type snapshotReader struct {
 	buf   bytes.Buffer
 }
 
-func (sr *snapshotReader) state() (*State, error) {
+// ReadSnapshotHeader reads what a snapshot is of, and none of its rows. Only the
+// header's own bytes have been checked then.
+func ReadSnapshotHeader(r io.Reader) (*eventpb.SnapshotHeader, error) {
+	sr := snapshotReader{r: bufio.NewReaderSize(r, 1<<12), sum: sha256.New()}
+	h, err := sr.header()
+	if err != nil {
+		return nil, fmt.Errorf("snapshot: %w", err)
+	}
+	return h, nil
+}
+
+func (sr *snapshotReader) header() (*eventpb.SnapshotHeader, error) {
 	magic := make([]byte, len(snapshotMagic))
 	if err := sr.full(magic, "magic"); err != nil {
 		return nil, err
@@ -57,6 +68,14 @@ func (sr *snapshotReader) state() (*State, error) {
 	}
 	if header.Format > snapshotFormat {
 		return nil, fmt.Errorf("format %d, this version reads %d: %w", header.Format, snapshotFormat, log.ErrUpgradeNeeded)
+	}
+	return header, nil
+}
+
+func (sr *snapshotReader) state() (*State, error) {
+	header, err := sr.header()
+	if err != nil {
+		return nil, err
 	}
 	l, err := newLoader(header)
 	if err != nil {

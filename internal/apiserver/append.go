@@ -61,6 +61,9 @@ func outcomeError(stream string, r log.Result) error {
 
 // appendError classifies the errors of the log for the API.
 func appendError(err error) error {
+	if asConnect(err) != nil {
+		return err
+	}
 	code := connect.CodeInternal
 	switch {
 	case errors.Is(err, log.ErrNoSpace):

@@ -10,6 +10,7 @@ import (
 	"github.com/varve-net/varve/dataplane"
 	"github.com/varve-net/varve/fsm"
 	"github.com/varve-net/varve/log"
+	"github.com/varve-net/varve/log/history"
 	"github.com/varve-net/varve/projections"
 
 	varvev1 "github.com/varve-net/varve/api/varve/v1"
@@ -21,6 +22,8 @@ type Log interface {
 	log.Proposer
 	log.Reader
 	View() fsm.View
+	// History is where its records are kept.
+	History() *history.History
 }
 
 // Projector keeps the kernel equal to the log.

@@ -20,69 +20,77 @@ import (
 type datapathService struct{ *Server }
 
 // Dump shows the kernel's rows, not the desired ones; only their names come from
-// the projection.
+// the projection. Of the past it shows what the log says that they should have been.
 func (s datapathService) Dump(ctx context.Context, req *connect.Request[varvev1.DumpRequest]) (*connect.Response[varvev1.DumpResponse], error) {
-	view := s.Log.View()
-	n := newNames(view, s.Projector.Current(), s.Node)
-	only, err := s.only(view, req.Msg.Endpoint)
+	c, err := s.scene(ctx, req.Msg.At)
 	if err != nil {
 		return nil, err
 	}
-	resp := &varvev1.DumpResponse{}
+	only, err := s.only(c, req.Msg.Endpoint)
+	if err != nil {
+		return nil, err
+	}
+	resp := &varvev1.DumpResponse{At: c.at}
 	if req.Msg.Map == varvev1.Map_MAP_CT {
-		var flows []dataplane.Flow
-		err := s.Kernel.Flows(ctx, func(f dataplane.Flow) error {
-			if only == nil || concerns(f, only) {
-				flows = append(flows, f)
-			}
-			return nil
-		})
-		if err != nil {
-			return nil, connect.NewError(connect.CodeInternal, err)
+		if !c.present() {
+			return nil, invalid("map: flows are not in the log, so only those of a running agent are known, and only now")
 		}
-		slices.SortFunc(flows, dataplane.Flow.Compare)
-		for _, f := range flows {
-			resp.Flows = append(resp.Flows, flowRow(f))
+		if resp.Flows, err = s.flows(ctx, only); err != nil {
+			return nil, err
 		}
 		return connect.NewResponse(resp), nil
 	}
-
-	have, err := s.Kernel.KernelTables(ctx)
+	desired, err := c.tables(ctx)
 	if err != nil {
-		return nil, connect.NewError(connect.CodeInternal, err)
+		return nil, err
+	}
+	d := dump{names: newNames(c.view, desired, s.Node), node: s.Node, only: only}
+	have := desired
+	switch {
+	case c.present():
+		d.ifindex = s.Kernel.Ifindex
+		if have, err = s.Kernel.KernelTables(ctx); err != nil {
+			return nil, connect.NewError(connect.CodeInternal, err)
+		}
+	case have == nil:
+		return nil, notFound("node %q was not in the cluster at revision %d", s.Node, c.view.Revision())
 	}
 	switch req.Msg.Map {
 	case varvev1.Map_MAP_ENDPOINT:
-		for row := range have.Endpoints.All() {
-			if only == nil || row.Key.ID == only.ID {
-				resp.Endpoints = append(resp.Endpoints, s.endpointRow(n, row.Key.ID, row.Value))
-			}
-		}
+		resp.Endpoints = d.endpoints(have)
 	case varvev1.Map_MAP_IPCACHE:
-		for row := range have.IPCache.All() {
-			resp.Ipcache = append(resp.Ipcache, s.ipcacheRow(n, row.Key, row.Value))
-		}
+		resp.Ipcache = d.ipcache(have)
 	case varvev1.Map_MAP_POLICY:
-		for row := range have.Policy.All() {
-			r := policyRow(n, row.Key, row.Value)
-			if only == nil || slices.Contains(r.Endpoints, endpointName(only.Ref)) {
-				resp.Policies = append(resp.Policies, r)
-			}
-		}
+		resp.Policies = d.policies(have)
 	case varvev1.Map_MAP_CLASS:
-		for row := range have.Classes.All() {
-			resp.Classes = append(resp.Classes, &varvev1.ClassRow{
-				Scope: hex(row.Key.Scope), Peer: n.peer(row.Key.Peer, netip.Addr{}), Class: n.class(row.Value.Class),
-			})
-		}
+		resp.Classes = d.classes(have)
 	default:
 		return nil, invalid("map: unknown; give MAP_ENDPOINT, MAP_IPCACHE, MAP_POLICY, MAP_CLASS or MAP_CT")
 	}
 	return connect.NewResponse(resp), nil
 }
 
+func (s datapathService) flows(ctx context.Context, only *fsm.Endpoint) ([]*varvev1.ConntrackRow, error) {
+	var flows []dataplane.Flow
+	err := s.Kernel.Flows(ctx, func(f dataplane.Flow) error {
+		if only == nil || concerns(f, only) {
+			flows = append(flows, f)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, connect.NewError(connect.CodeInternal, err)
+	}
+	slices.SortFunc(flows, dataplane.Flow.Compare)
+	var out []*varvev1.ConntrackRow
+	for _, f := range flows {
+		out = append(out, flowRow(f))
+	}
+	return out, nil
+}
+
 // only finds the endpoint that a dump is limited to; nil is no limit.
-func (s datapathService) only(view fsm.View, name string) (*fsm.Endpoint, error) {
+func (s datapathService) only(c *scene, name string) (*fsm.Endpoint, error) {
 	if name == "" {
 		return nil, nil
 	}
@@ -90,19 +98,70 @@ func (s datapathService) only(view fsm.View, name string) (*fsm.Endpoint, error)
 	if !ok {
 		namespace, short = defaultNamespace, name
 	}
-	ep, ok := view.Endpoint(fsm.EndpointRef{Namespace: namespace, Name: short})
+	ep, ok := c.view.Endpoint(fsm.EndpointRef{Namespace: namespace, Name: short})
 	if !ok {
-		return nil, notFound("endpoint %s/%s does not exist; `varve endpoint list` shows what does", namespace, short)
+		return nil, notFound("endpoint %s/%s does not exist%s; `varve endpoint list` shows what does", namespace, short, c.then())
 	}
 	return ep, nil
 }
 
-func (s datapathService) endpointRow(n *names, id uint32, v abi.EndpointValue) *varvev1.EndpointRow {
+// dump shows rows of a node's tables.
+type dump struct {
+	*names
+	node string
+	only *fsm.Endpoint // rows of this endpoint; nil: all
+	// ifindex is the interface of an endpoint; nil: not known.
+	ifindex func(endpointID uint32) int
+}
+
+func (d dump) endpoints(t *projections.Tables) (out []*varvev1.EndpointRow) {
+	for row := range t.Endpoints.All() {
+		if d.only == nil || row.Key.ID == d.only.ID {
+			out = append(out, d.endpointRow(row.Key.ID, row.Value))
+		}
+	}
+	return out
+}
+
+func (d dump) ipcache(t *projections.Tables) (out []*varvev1.IPCacheRow) {
+	for row := range t.IPCache.All() {
+		out = append(out, d.ipcacheRow(row.Key, row.Value))
+	}
+	return out
+}
+
+func (d dump) policies(t *projections.Tables) (out []*varvev1.PolicyRow) {
+	for row := range t.Policy.All() {
+		r := policyRow(d.names, row.Key, row.Value)
+		if d.only == nil || slices.Contains(r.Endpoints, endpointName(d.only.Ref)) {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+func (d dump) classes(t *projections.Tables) (out []*varvev1.ClassRow) {
+	for row := range t.Classes.All() {
+		out = append(out, &varvev1.ClassRow{
+			Scope: hex(row.Key.Scope), Peer: d.peer(row.Key.Peer, netip.Addr{}), Class: d.class(row.Value.Class),
+		})
+	}
+	return out
+}
+
+func (d dump) interfaceOf(id uint32) uint32 {
+	if d.ifindex == nil {
+		return 0
+	}
+	return uint32(d.ifindex(id))
+}
+
+func (d dump) endpointRow(id uint32, v abi.EndpointValue) *varvev1.EndpointRow {
 	out := &varvev1.EndpointRow{
-		Ifindex: uint32(s.Kernel.Ifindex(id)), Id: v.ID, Identity: v.Identity, Mac: net.HardwareAddr(v.MAC[:]).String(),
+		Ifindex: d.interfaceOf(id), Id: v.ID, Identity: v.Identity, Mac: net.HardwareAddr(v.MAC[:]).String(),
 		EgressTable: hex(v.Egress.Table), IngressTable: hex(v.Ingress.Table),
 		EgressEnforced: v.Egress.Flags&abi.PolicyEnforced != 0, IngressEnforced: v.Ingress.Flags&abi.PolicyEnforced != 0,
-		Endpoint: n.endpointName(id),
+		Endpoint: d.endpointName(id),
 	}
 	if v.IPv4 != ([4]byte{}) {
 		out.Ipv4 = netip.AddrFrom4(v.IPv4).String()
@@ -113,14 +172,14 @@ func (s datapathService) endpointRow(n *names, id uint32, v abi.EndpointValue) *
 	return out
 }
 
-func (s datapathService) ipcacheRow(n *names, k projections.Prefix, v abi.IPCacheValue) *varvev1.IPCacheRow {
+func (d dump) ipcacheRow(k projections.Prefix, v abi.IPCacheValue) *varvev1.IPCacheRow {
 	p := prefixOf(k)
-	out := &varvev1.IPCacheRow{Prefix: p.String(), Identity: IdentityOf(v.Peer, p.Addr()), Peer: n.peer(v.Peer, p.Addr())}
-	if ep, ok := n.byAddr[p.Addr()]; ok && p.IsSingleIP() {
-		if ep.Node == s.Node {
-			out.Ifindex = uint32(s.Kernel.Ifindex(ep.ID))
+	out := &varvev1.IPCacheRow{Prefix: p.String(), Identity: IdentityOf(v.Peer, p.Addr()), Peer: d.peer(v.Peer, p.Addr())}
+	if ep, ok := d.byAddr[p.Addr()]; ok && p.IsSingleIP() {
+		if ep.Node == d.node {
+			out.Ifindex = d.interfaceOf(ep.ID)
 		}
-		if id, ok := n.view.Identity(ep.Identity); ok {
+		if id, ok := d.view.Identity(ep.Identity); ok {
 			out.Labels = labelStrings(id.Labels)
 		}
 	}

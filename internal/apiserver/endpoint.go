@@ -45,29 +45,43 @@ func (s endpointService) Add(ctx context.Context, req *connect.Request[varvev1.A
 	return connect.NewResponse(&varvev1.AddEndpointResponse{Endpoint: ep, Created: created}), nil
 }
 
-func (s endpointService) List(_ context.Context, req *connect.Request[varvev1.ListEndpointsRequest]) (*connect.Response[varvev1.ListEndpointsResponse], error) {
-	view, tables := s.Log.View(), s.Projector.Current()
-	resp := &varvev1.ListEndpointsResponse{Revision: uint64(view.Revision())}
-	for ep := range view.Endpoints() {
+func (s endpointService) List(ctx context.Context, req *connect.Request[varvev1.ListEndpointsRequest]) (*connect.Response[varvev1.ListEndpointsResponse], error) {
+	c, err := s.scene(ctx, req.Msg.At)
+	if err != nil {
+		return nil, err
+	}
+	tables, err := c.tables(ctx)
+	if err != nil {
+		return nil, err
+	}
+	resp := &varvev1.ListEndpointsResponse{Revision: uint64(c.view.Revision()), At: c.at}
+	for ep := range c.view.Endpoints() {
 		if req.Msg.Namespace == "" || ep.Ref.Namespace == req.Msg.Namespace {
-			resp.Endpoints = append(resp.Endpoints, s.endpointProto(ep, tables))
+			resp.Endpoints = append(resp.Endpoints, s.endpointProto(ep, tables, c.present()))
 		}
 	}
 	return connect.NewResponse(resp), nil
 }
 
-func (s endpointService) Get(_ context.Context, req *connect.Request[varvev1.GetEndpointRequest]) (*connect.Response[varvev1.GetEndpointResponse], error) {
+func (s endpointService) Get(ctx context.Context, req *connect.Request[varvev1.GetEndpointRequest]) (*connect.Response[varvev1.GetEndpointResponse], error) {
 	ref, err := endpointRef(req.Msg.Namespace, req.Msg.Name)
 	if err != nil {
 		return nil, err
 	}
-	view := s.Log.View()
-	ep, ok := view.Endpoint(ref)
-	if !ok {
-		return nil, notFound("endpoint %s does not exist; `varve endpoint list` shows what does", endpointName(ref))
+	c, err := s.scene(ctx, req.Msg.At)
+	if err != nil {
+		return nil, err
 	}
-	resp := &varvev1.GetEndpointResponse{Endpoint: s.endpointProto(ep, s.Projector.Current()), Revision: uint64(view.Revision())}
-	if id, ok := view.Identity(ep.Identity); ok {
+	ep, ok := c.view.Endpoint(ref)
+	if !ok {
+		return nil, notFound("endpoint %s does not exist%s; `varve endpoint list` shows what does", endpointName(ref), c.then())
+	}
+	tables, err := c.tables(ctx)
+	if err != nil {
+		return nil, err
+	}
+	resp := &varvev1.GetEndpointResponse{Endpoint: s.endpointProto(ep, tables, c.present()), Revision: uint64(c.view.Revision()), At: c.at}
+	if id, ok := c.view.Identity(ep.Identity); ok {
 		resp.IdentityLabels = labelStrings(id.Labels)
 	}
 	return connect.NewResponse(resp), nil
@@ -105,17 +119,37 @@ func (s *Server) endpoint(ref fsm.EndpointRef) (*varvev1.Endpoint, error) {
 	if !ok {
 		return nil, notFound("endpoint %s was deleted meanwhile", endpointName(ref))
 	}
-	return s.endpointProto(ep, s.Projector.Current()), nil
+	return s.endpointProto(ep, s.Projector.Current(), true), nil
 }
 
-func (s *Server) endpointProto(ep *fsm.Endpoint, tables *projections.Tables) *varvev1.Endpoint {
+// endpointProto describes an endpoint. How a local one does is known at present
+// only.
+func (s *Server) endpointProto(ep *fsm.Endpoint, tables *projections.Tables, present bool) *varvev1.Endpoint {
+	out := endpointFacts(ep)
+	if ep.Node != s.Node {
+		out.State = "remote"
+		return out
+	}
+	if present {
+		out.State = s.Endpoints.State(ep.Ref)
+	}
+	if tables != nil {
+		if row, ok := tables.Endpoints.Get(projections.EndpointKey{ID: ep.ID}); ok {
+			out.EgressEnforced = row.Value.Egress.Flags&abi.PolicyEnforced != 0
+			out.IngressEnforced = row.Value.Ingress.Flags&abi.PolicyEnforced != 0
+		}
+	}
+	return out
+}
+
+// endpointFacts are what the log says of an endpoint.
+func endpointFacts(ep *fsm.Endpoint) *varvev1.Endpoint {
 	out := &varvev1.Endpoint{
 		Namespace: ep.Ref.Namespace, Name: ep.Ref.Name, Id: ep.ID, Identity: ep.Identity,
 		Labels: maps.Clone(ep.Labels), ServiceAccount: ep.ServiceAccount,
 		Mac: net.HardwareAddr(ep.MAC[:]).String(), Node: ep.Node, Netns: ep.Netns,
 		HostInterface: ep.HostInterface, ContainerInterface: ep.ContainerInterface,
 		Incarnation: ep.Incarnation, CreatedRevision: uint64(ep.Created), Revision: uint64(ep.Revision),
-		State: "remote",
 	}
 	if ep.IPv4.IsValid() {
 		out.Ipv4 = ep.IPv4.String()
@@ -125,16 +159,6 @@ func (s *Server) endpointProto(ep *fsm.Endpoint, tables *projections.Tables) *va
 	}
 	for _, p := range ep.NamedPorts {
 		out.NamedPorts = append(out.NamedPorts, &varvev1.NamedPort{Name: p.Name, Protocol: protocolName(p.Protocol), Port: uint32(p.Port)})
-	}
-	if ep.Node != s.Node {
-		return out
-	}
-	out.State = s.Endpoints.State(ep.Ref)
-	if tables != nil {
-		if row, ok := tables.Endpoints.Get(projections.EndpointKey{ID: ep.ID}); ok {
-			out.EgressEnforced = row.Value.Egress.Flags&abi.PolicyEnforced != 0
-			out.IngressEnforced = row.Value.Ingress.Flags&abi.PolicyEnforced != 0
-		}
 	}
 	return out
 }
@@ -163,7 +187,7 @@ func (s namespaceService) Apply(ctx context.Context, req *connect.Request[varvev
 	if err := s.inForce(ctx, r.Revision); err != nil {
 		return nil, err
 	}
-	for _, ns := range s.namespaces(s.Log.View()) {
+	for _, ns := range namespaces(s.Log.View()) {
 		if ns.Name == req.Msg.Name {
 			return connect.NewResponse(&varvev1.ApplyNamespaceResponse{Namespace: ns}), nil
 		}
@@ -171,13 +195,16 @@ func (s namespaceService) Apply(ctx context.Context, req *connect.Request[varvev
 	return nil, notFound("namespace %s was deleted meanwhile", req.Msg.Name)
 }
 
-func (s namespaceService) List(_ context.Context, _ *connect.Request[varvev1.ListNamespacesRequest]) (*connect.Response[varvev1.ListNamespacesResponse], error) {
-	view := s.Log.View()
-	return connect.NewResponse(&varvev1.ListNamespacesResponse{Namespaces: s.namespaces(view), Revision: uint64(view.Revision())}), nil
+func (s namespaceService) List(ctx context.Context, req *connect.Request[varvev1.ListNamespacesRequest]) (*connect.Response[varvev1.ListNamespacesResponse], error) {
+	c, err := s.scene(ctx, req.Msg.At)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&varvev1.ListNamespacesResponse{Namespaces: namespaces(c.view), Revision: uint64(c.view.Revision()), At: c.at}), nil
 }
 
 // namespaces lists those that were applied and those that only endpoints name.
-func (s namespaceService) namespaces(view fsm.View) []*varvev1.Namespace {
+func namespaces(view fsm.View) []*varvev1.Namespace {
 	byName := map[string]*varvev1.Namespace{}
 	for ns := range view.Namespaces() {
 		byName[ns.Name] = &varvev1.Namespace{Name: ns.Name, Labels: maps.Clone(ns.Labels), Revision: uint64(ns.Revision)}
@@ -199,19 +226,61 @@ func (s namespaceService) namespaces(view fsm.View) []*varvev1.Namespace {
 
 type identityService struct{ *Server }
 
-func (s identityService) List(_ context.Context, req *connect.Request[varvev1.ListIdentitiesRequest]) (*connect.Response[varvev1.ListIdentitiesResponse], error) {
-	view := s.Log.View()
-	resp := &varvev1.ListIdentitiesResponse{Revision: uint64(view.Revision())}
+func (s identityService) List(ctx context.Context, req *connect.Request[varvev1.ListIdentitiesRequest]) (*connect.Response[varvev1.ListIdentitiesResponse], error) {
+	c, err := s.scene(ctx, req.Msg.At)
+	if err != nil {
+		return nil, err
+	}
+	resp := &varvev1.ListIdentitiesResponse{Revision: uint64(c.view.Revision()), At: c.at}
 	if req.Msg.Reserved {
 		for id := abi.IdentityHost; id <= abi.IdentityWorldIPv6; id++ {
 			resp.Identities = append(resp.Identities, &varvev1.Identity{Id: id, Labels: labelStrings(policy.ReservedLabels(id))})
 		}
 	}
+	resp.Identities = append(resp.Identities, identities(c.view)...)
+	return connect.NewResponse(resp), nil
+}
+
+// identities lists those that labels have led to.
+func identities(view fsm.View) []*varvev1.Identity {
+	var out []*varvev1.Identity
 	for id := range view.Identities() {
-		resp.Identities = append(resp.Identities, &varvev1.Identity{
+		out = append(out, &varvev1.Identity{
 			Id: id.ID, Labels: labelStrings(id.Labels), Endpoints: uint32(id.Refs),
 			Revision: uint64(id.Revision), Released: id.ReleasedRevision != 0,
 		})
 	}
-	return connect.NewResponse(resp), nil
+	return out
+}
+
+type nodeService struct{ *Server }
+
+func (s nodeService) List(ctx context.Context, req *connect.Request[varvev1.ListNodesRequest]) (*connect.Response[varvev1.ListNodesResponse], error) {
+	c, err := s.scene(ctx, req.Msg.At)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&varvev1.ListNodesResponse{Nodes: nodes(c.view), Revision: uint64(c.view.Revision()), At: c.at}), nil
+}
+
+// nodes lists the members of the cluster, those that left too.
+func nodes(view fsm.View) []*varvev1.Node {
+	endpoints := map[string]uint32{}
+	for ep := range view.Endpoints() {
+		endpoints[ep.Node]++
+	}
+	var out []*varvev1.Node
+	for n := range view.Nodes() {
+		node := &varvev1.Node{
+			Name: n.Name, KubeApiserver: n.KubeAPIServer, Left: n.Left, Endpoints: endpoints[n.Name], Revision: uint64(n.Revision),
+		}
+		for _, a := range n.Addresses {
+			node.Addresses = append(node.Addresses, a.String())
+		}
+		for _, p := range n.EndpointCIDRs {
+			node.EndpointCidrs = append(node.EndpointCidrs, p.String())
+		}
+		out = append(out, node)
+	}
+	return out
 }

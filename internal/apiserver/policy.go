@@ -111,28 +111,34 @@ func (s policyService) Validate(_ context.Context, req *connect.Request[varvev1.
 	return connect.NewResponse(resp), nil
 }
 
-func (s policyService) List(_ context.Context, req *connect.Request[varvev1.ListPoliciesRequest]) (*connect.Response[varvev1.ListPoliciesResponse], error) {
-	view := s.Log.View()
-	resp := &varvev1.ListPoliciesResponse{Revision: uint64(view.Revision())}
-	for p := range view.Policies() {
+func (s policyService) List(ctx context.Context, req *connect.Request[varvev1.ListPoliciesRequest]) (*connect.Response[varvev1.ListPoliciesResponse], error) {
+	c, err := s.scene(ctx, req.Msg.At)
+	if err != nil {
+		return nil, err
+	}
+	resp := &varvev1.ListPoliciesResponse{Revision: uint64(c.view.Revision()), At: c.at}
+	for p := range c.view.Policies() {
 		if req.Msg.Namespace == "" || p.Policy.Ref.Namespace == req.Msg.Namespace {
-			resp.Policies = append(resp.Policies, s.policyProto(view, p))
+			resp.Policies = append(resp.Policies, policyProto(c.view, p, s.Node))
 		}
 	}
 	return connect.NewResponse(resp), nil
 }
 
-func (s policyService) Get(_ context.Context, req *connect.Request[varvev1.GetPolicyRequest]) (*connect.Response[varvev1.GetPolicyResponse], error) {
-	view := s.Log.View()
+func (s policyService) Get(ctx context.Context, req *connect.Request[varvev1.GetPolicyRequest]) (*connect.Response[varvev1.GetPolicyResponse], error) {
 	ref, err := policy.RefFromPB(req.Msg.Ref)
 	if err != nil {
 		return nil, invalid("ref: %v", err)
 	}
-	p, ok := view.Policy(ref)
-	if !ok {
-		return nil, notFound("%s does not exist; `varve policy list` shows what does", ref)
+	c, err := s.scene(ctx, req.Msg.At)
+	if err != nil {
+		return nil, err
 	}
-	return connect.NewResponse(&varvev1.GetPolicyResponse{Policy: s.policyProto(view, p), Revision: uint64(view.Revision())}), nil
+	p, ok := c.view.Policy(ref)
+	if !ok {
+		return nil, notFound("%s does not exist%s; `varve policy list` shows what does", ref, c.then())
+	}
+	return connect.NewResponse(&varvev1.GetPolicyResponse{Policy: policyProto(c.view, p, s.Node), Revision: uint64(c.view.Revision()), At: c.at}), nil
 }
 
 func (s policyService) Delete(ctx context.Context, req *connect.Request[varvev1.DeletePolicyRequest]) (*connect.Response[varvev1.DeletePolicyResponse], error) {
@@ -156,13 +162,15 @@ func (s policyService) Delete(ctx context.Context, req *connect.Request[varvev1.
 	return connect.NewResponse(&varvev1.DeletePolicyResponse{Revision: uint64(r.Revision)}), nil
 }
 
-func (s policyService) policyProto(view fsm.View, p *fsm.Policy) *varvev1.Policy {
+// policyProto describes a policy and the endpoints of a node, "" for all nodes,
+// that it selects.
+func policyProto(view fsm.View, p *fsm.Policy, node string) *varvev1.Policy {
 	out := &varvev1.Policy{
 		Ref: p.Set.Ref, Manifest: p.Set.Manifest, Specs: p.Set.Specs,
 		CreatedRevision: uint64(p.Created), Revision: uint64(p.Revision),
 	}
 	for ep := range view.Endpoints() {
-		if ep.Node != s.Node {
+		if node != "" && ep.Node != node {
 			continue
 		}
 		id, ok := view.Identity(ep.Identity)

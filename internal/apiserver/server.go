@@ -45,6 +45,7 @@ var services = []string{
 	varvev1connect.LogServiceName, varvev1connect.PolicyServiceName, varvev1connect.EndpointServiceName,
 	varvev1connect.NamespaceServiceName, varvev1connect.IdentityServiceName, varvev1connect.AgentServiceName,
 	varvev1connect.DatapathServiceName, varvev1connect.AuditServiceName, varvev1connect.FlowServiceName,
+	varvev1connect.NodeServiceName,
 }
 
 // Config is all a Server needs.
@@ -61,9 +62,12 @@ type Config struct {
 	Kernel    Kernel
 	Monitor   Monitor
 	Past      *past.Past
-	Flows     *flows.Store       // nil: none are recorded
-	Drift     func() DriftReport // nil: nobody looks for it
-	Logger    *slog.Logger
+	// Archive: the log is one that nobody writes to, and there is no kernel. The
+	// present is then its newest revision.
+	Archive bool
+	Flows   *flows.Store       // nil: none are recorded
+	Drift   func() DriftReport // nil: nobody looks for it
+	Logger  *slog.Logger
 }
 
 // Server answers the API.
@@ -82,10 +86,11 @@ func New(cfg Config) *Server {
 	mux.Handle(varvev1connect.NewEndpointServiceHandler(endpointService{s}, opts))
 	mux.Handle(varvev1connect.NewNamespaceServiceHandler(namespaceService{s}, opts))
 	mux.Handle(varvev1connect.NewIdentityServiceHandler(identityService{s}, opts))
+	mux.Handle(varvev1connect.NewNodeServiceHandler(nodeService{s}, opts))
 	mux.Handle(varvev1connect.NewAgentServiceHandler(agentService{s}, opts))
 	mux.Handle(varvev1connect.NewDatapathServiceHandler(datapathService{s}, opts))
 	mux.Handle(varvev1connect.NewFlowServiceHandler(flowService{s}, opts))
-	mux.Handle(varvev1connect.NewAuditServiceHandler(auditserver.New(cfg.Past, projections.Options{}), opts))
+	mux.Handle(varvev1connect.NewAuditServiceHandler(auditService{auditserver.New(cfg.Past, projections.Options{}), s}, opts))
 
 	// For grpcurl and gRPC health probes; authenticated as all the rest.
 	reflector := grpcreflect.NewStaticReflector(services...)

@@ -273,6 +273,10 @@ func (h *History) Close() error {
 // Read calls fn for each record from first to last inclusive that exists, in
 // order, until fn fails. Event is valid during the call only.
 func (h *History) Read(ctx context.Context, first, last log.Revision, fn func(log.Record) error) error {
+	return h.read(ctx, first, last, false, fn)
+}
+
+func (h *History) read(ctx context.Context, first, last log.Revision, whole bool, fn func(log.Record) error) error {
 	c, err := h.Cursor(first)
 	if err != nil {
 		return err
@@ -286,6 +290,9 @@ func (h *History) Read(ctx context.Context, first, last log.Revision, fn func(lo
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
+		if whole && errors.Is(err, ErrLeftOut) {
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -294,6 +301,11 @@ func (h *History) Read(ctx context.Context, first, last log.Revision, fn func(lo
 		}
 	}
 	return nil
+}
+
+// ReadWhole is Read, but passes over what a filtered export lacks.
+func (h *History) ReadWhole(ctx context.Context, first, last log.Revision, fn func(log.Record) error) error {
+	return h.read(ctx, first, last, true, fn)
 }
 
 // Record returns one record with bytes of its own.

@@ -45,6 +45,10 @@ func (l *Log) Read(ctx context.Context, first, last log.Revision, fn func(log.Re
 	return l.history.Read(ctx, max(first, 1), min(last, head), fn)
 }
 
+// History is where records and checkpoints are kept. Only its readers, and what
+// maintains it beside appends (checkpoints, Pack, DropBefore), are for others.
+func (l *Log) History() *history.History { return l.history }
+
 // Verify checks every record from a revision on, as history.Verify does.
 func (l *Log) Verify(ctx context.Context, from log.Revision) error {
 	return l.history.Verify(ctx, from)

@@ -887,7 +887,10 @@ type DumpRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Map   Map                    `protobuf:"varint,1,opt,name=map,proto3,enum=varve.v1.Map" json:"map,omitempty"`
 	// Only rows of this endpoint, "namespace/name"; for MAP_POLICY and MAP_CT.
-	Endpoint      string `protobuf:"bytes,2,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
+	Endpoint string `protobuf:"bytes,2,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
+	// A moment of the past; empty: the kernel's rows now. The rows of the past are
+	// those that the node's tables had then, as the log gives them. MAP_CT has no past.
+	At            string `protobuf:"bytes,3,opt,name=at,proto3" json:"at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -936,6 +939,13 @@ func (x *DumpRequest) GetEndpoint() string {
 	return ""
 }
 
+func (x *DumpRequest) GetAt() string {
+	if x != nil {
+		return x.At
+	}
+	return ""
+}
+
 type DumpResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Endpoints     []*EndpointRow         `protobuf:"bytes,1,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
@@ -943,6 +953,7 @@ type DumpResponse struct {
 	Policies      []*PolicyRow           `protobuf:"bytes,3,rep,name=policies,proto3" json:"policies,omitempty"`
 	Flows         []*ConntrackRow        `protobuf:"bytes,4,rep,name=flows,proto3" json:"flows,omitempty"`
 	Classes       []*ClassRow            `protobuf:"bytes,5,rep,name=classes,proto3" json:"classes,omitempty"`
+	At            *Moment                `protobuf:"bytes,6,opt,name=at,proto3" json:"at,omitempty"` // of the past: the rows are projected, not read from the kernel
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1008,6 +1019,13 @@ func (x *DumpResponse) GetFlows() []*ConntrackRow {
 func (x *DumpResponse) GetClasses() []*ClassRow {
 	if x != nil {
 		return x.Classes
+	}
+	return nil
+}
+
+func (x *DumpResponse) GetAt() *Moment {
+	if x != nil {
+		return x.At
 	}
 	return nil
 }
@@ -1914,7 +1932,7 @@ var File_api_varve_v1_agent_proto protoreflect.FileDescriptor
 
 const file_api_varve_v1_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x18api/varve/v1/agent.proto\x12\bvarve.v1\"'\n" +
+	"\x18api/varve/v1/agent.proto\x12\bvarve.v1\x1a\x19api/varve/v1/moment.proto\"'\n" +
 	"\rStatusRequest\x12\x16\n" +
 	"\x06verify\x18\x01 \x01(\bR\x06verify\"g\n" +
 	"\x05Check\x12\x12\n" +
@@ -1992,16 +2010,18 @@ const file_api_varve_v1_agent_proto_rawDesc = "" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x10\n" +
 	"\x03key\x18\x03 \x01(\tR\x03key\x12\x12\n" +
 	"\x04want\x18\x04 \x01(\tR\x04want\x12\x12\n" +
-	"\x04have\x18\x05 \x01(\tR\x04have\"J\n" +
+	"\x04have\x18\x05 \x01(\tR\x04have\"Z\n" +
 	"\vDumpRequest\x12\x1f\n" +
 	"\x03map\x18\x01 \x01(\x0e2\r.varve.v1.MapR\x03map\x12\x1a\n" +
-	"\bendpoint\x18\x02 \x01(\tR\bendpoint\"\x80\x02\n" +
+	"\bendpoint\x18\x02 \x01(\tR\bendpoint\x12\x0e\n" +
+	"\x02at\x18\x03 \x01(\tR\x02at\"\xa2\x02\n" +
 	"\fDumpResponse\x123\n" +
 	"\tendpoints\x18\x01 \x03(\v2\x15.varve.v1.EndpointRowR\tendpoints\x12.\n" +
 	"\aipcache\x18\x02 \x03(\v2\x14.varve.v1.IPCacheRowR\aipcache\x12/\n" +
 	"\bpolicies\x18\x03 \x03(\v2\x13.varve.v1.PolicyRowR\bpolicies\x12,\n" +
 	"\x05flows\x18\x04 \x03(\v2\x16.varve.v1.ConntrackRowR\x05flows\x12,\n" +
-	"\aclasses\x18\x05 \x03(\v2\x12.varve.v1.ClassRowR\aclasses\"\xc5\x02\n" +
+	"\aclasses\x18\x05 \x03(\v2\x12.varve.v1.ClassRowR\aclasses\x12 \n" +
+	"\x02at\x18\x06 \x01(\v2\x10.varve.v1.MomentR\x02at\"\xc5\x02\n" +
 	"\vEndpointRow\x12\x18\n" +
 	"\aifindex\x18\x01 \x01(\rR\aifindex\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\rR\x02id\x12\x1a\n" +
@@ -2140,6 +2160,7 @@ var file_api_varve_v1_agent_proto_goTypes = []any{
 	(*Counter)(nil),          // 19: varve.v1.Counter
 	(*MonitorRequest)(nil),   // 20: varve.v1.MonitorRequest
 	(*DatapathEvent)(nil),    // 21: varve.v1.DatapathEvent
+	(*Moment)(nil),           // 22: varve.v1.Moment
 }
 var file_api_varve_v1_agent_proto_depIdxs = []int32{
 	2,  // 0: varve.v1.StatusResponse.checks:type_name -> varve.v1.Check
@@ -2156,21 +2177,22 @@ var file_api_varve_v1_agent_proto_depIdxs = []int32{
 	14, // 11: varve.v1.DumpResponse.policies:type_name -> varve.v1.PolicyRow
 	15, // 12: varve.v1.DumpResponse.flows:type_name -> varve.v1.ConntrackRow
 	16, // 13: varve.v1.DumpResponse.classes:type_name -> varve.v1.ClassRow
-	19, // 14: varve.v1.CountersResponse.counters:type_name -> varve.v1.Counter
-	7,  // 15: varve.v1.DatapathEvent.drift:type_name -> varve.v1.Drift
-	1,  // 16: varve.v1.AgentService.Status:input_type -> varve.v1.StatusRequest
-	10, // 17: varve.v1.DatapathService.Dump:input_type -> varve.v1.DumpRequest
-	17, // 18: varve.v1.DatapathService.Counters:input_type -> varve.v1.CountersRequest
-	20, // 19: varve.v1.DatapathService.Monitor:input_type -> varve.v1.MonitorRequest
-	3,  // 20: varve.v1.AgentService.Status:output_type -> varve.v1.StatusResponse
-	11, // 21: varve.v1.DatapathService.Dump:output_type -> varve.v1.DumpResponse
-	18, // 22: varve.v1.DatapathService.Counters:output_type -> varve.v1.CountersResponse
-	21, // 23: varve.v1.DatapathService.Monitor:output_type -> varve.v1.DatapathEvent
-	20, // [20:24] is the sub-list for method output_type
-	16, // [16:20] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	22, // 14: varve.v1.DumpResponse.at:type_name -> varve.v1.Moment
+	19, // 15: varve.v1.CountersResponse.counters:type_name -> varve.v1.Counter
+	7,  // 16: varve.v1.DatapathEvent.drift:type_name -> varve.v1.Drift
+	1,  // 17: varve.v1.AgentService.Status:input_type -> varve.v1.StatusRequest
+	10, // 18: varve.v1.DatapathService.Dump:input_type -> varve.v1.DumpRequest
+	17, // 19: varve.v1.DatapathService.Counters:input_type -> varve.v1.CountersRequest
+	20, // 20: varve.v1.DatapathService.Monitor:input_type -> varve.v1.MonitorRequest
+	3,  // 21: varve.v1.AgentService.Status:output_type -> varve.v1.StatusResponse
+	11, // 22: varve.v1.DatapathService.Dump:output_type -> varve.v1.DumpResponse
+	18, // 23: varve.v1.DatapathService.Counters:output_type -> varve.v1.CountersResponse
+	21, // 24: varve.v1.DatapathService.Monitor:output_type -> varve.v1.DatapathEvent
+	21, // [21:25] is the sub-list for method output_type
+	17, // [17:21] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_api_varve_v1_agent_proto_init() }
@@ -2178,6 +2200,7 @@ func file_api_varve_v1_agent_proto_init() {
 	if File_api_varve_v1_agent_proto != nil {
 		return
 	}
+	file_api_varve_v1_moment_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

@@ -24,6 +24,269 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type AuditAtRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	At    string                 `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
+	// The tables of this node instead of the state.
+	Node string `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	// The digests and numbers alone, without rows.
+	Summary       bool `protobuf:"varint,3,opt,name=summary,proto3" json:"summary,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditAtRequest) Reset() {
+	*x = AuditAtRequest{}
+	mi := &file_api_varve_v1_audit_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditAtRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditAtRequest) ProtoMessage() {}
+
+func (x *AuditAtRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_audit_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditAtRequest.ProtoReflect.Descriptor instead.
+func (*AuditAtRequest) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *AuditAtRequest) GetAt() string {
+	if x != nil {
+		return x.At
+	}
+	return ""
+}
+
+func (x *AuditAtRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *AuditAtRequest) GetSummary() bool {
+	if x != nil {
+		return x.Summary
+	}
+	return false
+}
+
+type AuditAtResponse struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	At          *Moment                `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
+	Cluster     string                 `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Chain       []byte                 `protobuf:"bytes,3,opt,name=chain,proto3" json:"chain,omitempty"`
+	StateDigest []byte                 `protobuf:"bytes,4,opt,name=state_digest,json=stateDigest,proto3" json:"state_digest,omitempty"`
+	Counts      []*AuditCount          `protobuf:"bytes,5,rep,name=counts,proto3" json:"counts,omitempty"`
+	Namespaces  []*Namespace           `protobuf:"bytes,6,rep,name=namespaces,proto3" json:"namespaces,omitempty"`
+	Nodes       []*Node                `protobuf:"bytes,7,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	Identities  []*Identity            `protobuf:"bytes,8,rep,name=identities,proto3" json:"identities,omitempty"`
+	Endpoints   []*Endpoint            `protobuf:"bytes,9,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	Policies    []*Policy              `protobuf:"bytes,10,rep,name=policies,proto3" json:"policies,omitempty"`
+	// Of the node that was asked for.
+	Node          string         `protobuf:"bytes,11,opt,name=node,proto3" json:"node,omitempty"`
+	TablesDigest  []byte         `protobuf:"bytes,12,opt,name=tables_digest,json=tablesDigest,proto3" json:"tables_digest,omitempty"`
+	Tables        []*TableStatus `protobuf:"bytes,13,rep,name=tables,proto3" json:"tables,omitempty"`
+	Rows          *DumpResponse  `protobuf:"bytes,14,opt,name=rows,proto3" json:"rows,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditAtResponse) Reset() {
+	*x = AuditAtResponse{}
+	mi := &file_api_varve_v1_audit_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditAtResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditAtResponse) ProtoMessage() {}
+
+func (x *AuditAtResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_audit_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditAtResponse.ProtoReflect.Descriptor instead.
+func (*AuditAtResponse) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *AuditAtResponse) GetAt() *Moment {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *AuditAtResponse) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *AuditAtResponse) GetChain() []byte {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
+}
+
+func (x *AuditAtResponse) GetStateDigest() []byte {
+	if x != nil {
+		return x.StateDigest
+	}
+	return nil
+}
+
+func (x *AuditAtResponse) GetCounts() []*AuditCount {
+	if x != nil {
+		return x.Counts
+	}
+	return nil
+}
+
+func (x *AuditAtResponse) GetNamespaces() []*Namespace {
+	if x != nil {
+		return x.Namespaces
+	}
+	return nil
+}
+
+func (x *AuditAtResponse) GetNodes() []*Node {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *AuditAtResponse) GetIdentities() []*Identity {
+	if x != nil {
+		return x.Identities
+	}
+	return nil
+}
+
+func (x *AuditAtResponse) GetEndpoints() []*Endpoint {
+	if x != nil {
+		return x.Endpoints
+	}
+	return nil
+}
+
+func (x *AuditAtResponse) GetPolicies() []*Policy {
+	if x != nil {
+		return x.Policies
+	}
+	return nil
+}
+
+func (x *AuditAtResponse) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *AuditAtResponse) GetTablesDigest() []byte {
+	if x != nil {
+		return x.TablesDigest
+	}
+	return nil
+}
+
+func (x *AuditAtResponse) GetTables() []*TableStatus {
+	if x != nil {
+		return x.Tables
+	}
+	return nil
+}
+
+func (x *AuditAtResponse) GetRows() *DumpResponse {
+	if x != nil {
+		return x.Rows
+	}
+	return nil
+}
+
+type AuditCount struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	What          string                 `protobuf:"bytes,1,opt,name=what,proto3" json:"what,omitempty"` // "endpoints"
+	Count         uint64                 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditCount) Reset() {
+	*x = AuditCount{}
+	mi := &file_api_varve_v1_audit_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditCount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditCount) ProtoMessage() {}
+
+func (x *AuditCount) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_audit_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditCount.ProtoReflect.Descriptor instead.
+func (*AuditCount) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *AuditCount) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *AuditCount) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
 type WhyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	From          string                 `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"` // NAMESPACE/NAME, NAME, an address or reserved:IDENTITY
@@ -36,7 +299,7 @@ type WhyRequest struct {
 
 func (x *WhyRequest) Reset() {
 	*x = WhyRequest{}
-	mi := &file_api_varve_v1_audit_proto_msgTypes[0]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -48,7 +311,7 @@ func (x *WhyRequest) String() string {
 func (*WhyRequest) ProtoMessage() {}
 
 func (x *WhyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_audit_proto_msgTypes[0]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -61,7 +324,7 @@ func (x *WhyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyRequest.ProtoReflect.Descriptor instead.
 func (*WhyRequest) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{0}
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *WhyRequest) GetFrom() string {
@@ -111,7 +374,7 @@ type WhyResponse struct {
 
 func (x *WhyResponse) Reset() {
 	*x = WhyResponse{}
-	mi := &file_api_varve_v1_audit_proto_msgTypes[1]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -123,7 +386,7 @@ func (x *WhyResponse) String() string {
 func (*WhyResponse) ProtoMessage() {}
 
 func (x *WhyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_audit_proto_msgTypes[1]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -136,7 +399,7 @@ func (x *WhyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyResponse.ProtoReflect.Descriptor instead.
 func (*WhyResponse) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{1}
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *WhyResponse) GetRevision() uint64 {
@@ -224,7 +487,7 @@ type AuditParty struct {
 
 func (x *AuditParty) Reset() {
 	*x = AuditParty{}
-	mi := &file_api_varve_v1_audit_proto_msgTypes[2]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -236,7 +499,7 @@ func (x *AuditParty) String() string {
 func (*AuditParty) ProtoMessage() {}
 
 func (x *AuditParty) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_audit_proto_msgTypes[2]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -249,7 +512,7 @@ func (x *AuditParty) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditParty.ProtoReflect.Descriptor instead.
 func (*AuditParty) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{2}
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *AuditParty) GetName() string {
@@ -313,7 +576,7 @@ type AuditSide struct {
 
 func (x *AuditSide) Reset() {
 	*x = AuditSide{}
-	mi := &file_api_varve_v1_audit_proto_msgTypes[3]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -325,7 +588,7 @@ func (x *AuditSide) String() string {
 func (*AuditSide) ProtoMessage() {}
 
 func (x *AuditSide) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_audit_proto_msgTypes[3]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -338,7 +601,7 @@ func (x *AuditSide) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditSide.ProtoReflect.Descriptor instead.
 func (*AuditSide) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{3}
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *AuditSide) GetDirection() string {
@@ -423,7 +686,7 @@ type AuditEvent struct {
 
 func (x *AuditEvent) Reset() {
 	*x = AuditEvent{}
-	mi := &file_api_varve_v1_audit_proto_msgTypes[4]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -435,7 +698,7 @@ func (x *AuditEvent) String() string {
 func (*AuditEvent) ProtoMessage() {}
 
 func (x *AuditEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_audit_proto_msgTypes[4]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -448,7 +711,7 @@ func (x *AuditEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditEvent.ProtoReflect.Descriptor instead.
 func (*AuditEvent) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{4}
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *AuditEvent) GetRevision() uint64 {
@@ -533,7 +796,7 @@ type AuditFlip struct {
 
 func (x *AuditFlip) Reset() {
 	*x = AuditFlip{}
-	mi := &file_api_varve_v1_audit_proto_msgTypes[5]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -545,7 +808,7 @@ func (x *AuditFlip) String() string {
 func (*AuditFlip) ProtoMessage() {}
 
 func (x *AuditFlip) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_audit_proto_msgTypes[5]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -558,7 +821,7 @@ func (x *AuditFlip) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditFlip.ProtoReflect.Descriptor instead.
 func (*AuditFlip) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{5}
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *AuditFlip) GetRevision() uint64 {
@@ -604,7 +867,7 @@ type BisectRequest struct {
 
 func (x *BisectRequest) Reset() {
 	*x = BisectRequest{}
-	mi := &file_api_varve_v1_audit_proto_msgTypes[6]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -616,7 +879,7 @@ func (x *BisectRequest) String() string {
 func (*BisectRequest) ProtoMessage() {}
 
 func (x *BisectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_audit_proto_msgTypes[6]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -629,7 +892,7 @@ func (x *BisectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BisectRequest.ProtoReflect.Descriptor instead.
 func (*BisectRequest) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{6}
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *BisectRequest) GetFrom() string {
@@ -686,7 +949,7 @@ type BisectResponse struct {
 
 func (x *BisectResponse) Reset() {
 	*x = BisectResponse{}
-	mi := &file_api_varve_v1_audit_proto_msgTypes[7]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -698,7 +961,7 @@ func (x *BisectResponse) String() string {
 func (*BisectResponse) ProtoMessage() {}
 
 func (x *BisectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_audit_proto_msgTypes[7]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -711,7 +974,7 @@ func (x *BisectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BisectResponse.ProtoReflect.Descriptor instead.
 func (*BisectResponse) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{7}
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *BisectResponse) GetFlips() []*AuditFlip {
@@ -746,7 +1009,35 @@ var File_api_varve_v1_audit_proto protoreflect.FileDescriptor
 
 const file_api_varve_v1_audit_proto_rawDesc = "" +
 	"\n" +
-	"\x18api/varve/v1/audit.proto\x12\bvarve.v1\"T\n" +
+	"\x18api/varve/v1/audit.proto\x12\bvarve.v1\x1a\x18api/varve/v1/agent.proto\x1a\x1bapi/varve/v1/endpoint.proto\x1a\x19api/varve/v1/moment.proto\x1a\x19api/varve/v1/policy.proto\"N\n" +
+	"\x0eAuditAtRequest\x12\x0e\n" +
+	"\x02at\x18\x01 \x01(\tR\x02at\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x18\n" +
+	"\asummary\x18\x03 \x01(\bR\asummary\"\xb7\x04\n" +
+	"\x0fAuditAtResponse\x12 \n" +
+	"\x02at\x18\x01 \x01(\v2\x10.varve.v1.MomentR\x02at\x12\x18\n" +
+	"\acluster\x18\x02 \x01(\tR\acluster\x12\x14\n" +
+	"\x05chain\x18\x03 \x01(\fR\x05chain\x12!\n" +
+	"\fstate_digest\x18\x04 \x01(\fR\vstateDigest\x12,\n" +
+	"\x06counts\x18\x05 \x03(\v2\x14.varve.v1.AuditCountR\x06counts\x123\n" +
+	"\n" +
+	"namespaces\x18\x06 \x03(\v2\x13.varve.v1.NamespaceR\n" +
+	"namespaces\x12$\n" +
+	"\x05nodes\x18\a \x03(\v2\x0e.varve.v1.NodeR\x05nodes\x122\n" +
+	"\n" +
+	"identities\x18\b \x03(\v2\x12.varve.v1.IdentityR\n" +
+	"identities\x120\n" +
+	"\tendpoints\x18\t \x03(\v2\x12.varve.v1.EndpointR\tendpoints\x12,\n" +
+	"\bpolicies\x18\n" +
+	" \x03(\v2\x10.varve.v1.PolicyR\bpolicies\x12\x12\n" +
+	"\x04node\x18\v \x01(\tR\x04node\x12#\n" +
+	"\rtables_digest\x18\f \x01(\fR\ftablesDigest\x12-\n" +
+	"\x06tables\x18\r \x03(\v2\x15.varve.v1.TableStatusR\x06tables\x12*\n" +
+	"\x04rows\x18\x0e \x01(\v2\x16.varve.v1.DumpResponseR\x04rows\"6\n" +
+	"\n" +
+	"AuditCount\x12\x12\n" +
+	"\x04what\x18\x01 \x01(\tR\x04what\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\x04R\x05count\"T\n" +
 	"\n" +
 	"WhyRequest\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\tR\x04from\x12\x0e\n" +
@@ -815,8 +1106,9 @@ const file_api_varve_v1_audit_proto_rawDesc = "" +
 	"\x05flips\x18\x01 \x03(\v2\x13.varve.v1.AuditFlipR\x05flips\x12\x14\n" +
 	"\x05since\x18\x02 \x01(\x04R\x05since\x12\x0e\n" +
 	"\x02at\x18\x03 \x01(\x04R\x02at\x12\x18\n" +
-	"\aoutcome\x18\x04 \x01(\tR\aoutcome2\x89\x01\n" +
-	"\fAuditService\x127\n" +
+	"\aoutcome\x18\x04 \x01(\tR\aoutcome2\xc9\x01\n" +
+	"\fAuditService\x12>\n" +
+	"\x02At\x12\x18.varve.v1.AuditAtRequest\x1a\x19.varve.v1.AuditAtResponse\"\x03\x90\x02\x01\x127\n" +
 	"\x03Why\x12\x14.varve.v1.WhyRequest\x1a\x15.varve.v1.WhyResponse\"\x03\x90\x02\x01\x12@\n" +
 	"\x06Bisect\x12\x17.varve.v1.BisectRequest\x1a\x18.varve.v1.BisectResponse\"\x03\x90\x02\x01B1Z/github.com/varve-net/varve/api/varve/v1;varvev1b\x06proto3"
 
@@ -832,34 +1124,56 @@ func file_api_varve_v1_audit_proto_rawDescGZIP() []byte {
 	return file_api_varve_v1_audit_proto_rawDescData
 }
 
-var file_api_varve_v1_audit_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_api_varve_v1_audit_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_api_varve_v1_audit_proto_goTypes = []any{
-	(*WhyRequest)(nil),     // 0: varve.v1.WhyRequest
-	(*WhyResponse)(nil),    // 1: varve.v1.WhyResponse
-	(*AuditParty)(nil),     // 2: varve.v1.AuditParty
-	(*AuditSide)(nil),      // 3: varve.v1.AuditSide
-	(*AuditEvent)(nil),     // 4: varve.v1.AuditEvent
-	(*AuditFlip)(nil),      // 5: varve.v1.AuditFlip
-	(*BisectRequest)(nil),  // 6: varve.v1.BisectRequest
-	(*BisectResponse)(nil), // 7: varve.v1.BisectResponse
+	(*AuditAtRequest)(nil),  // 0: varve.v1.AuditAtRequest
+	(*AuditAtResponse)(nil), // 1: varve.v1.AuditAtResponse
+	(*AuditCount)(nil),      // 2: varve.v1.AuditCount
+	(*WhyRequest)(nil),      // 3: varve.v1.WhyRequest
+	(*WhyResponse)(nil),     // 4: varve.v1.WhyResponse
+	(*AuditParty)(nil),      // 5: varve.v1.AuditParty
+	(*AuditSide)(nil),       // 6: varve.v1.AuditSide
+	(*AuditEvent)(nil),      // 7: varve.v1.AuditEvent
+	(*AuditFlip)(nil),       // 8: varve.v1.AuditFlip
+	(*BisectRequest)(nil),   // 9: varve.v1.BisectRequest
+	(*BisectResponse)(nil),  // 10: varve.v1.BisectResponse
+	(*Moment)(nil),          // 11: varve.v1.Moment
+	(*Namespace)(nil),       // 12: varve.v1.Namespace
+	(*Node)(nil),            // 13: varve.v1.Node
+	(*Identity)(nil),        // 14: varve.v1.Identity
+	(*Endpoint)(nil),        // 15: varve.v1.Endpoint
+	(*Policy)(nil),          // 16: varve.v1.Policy
+	(*TableStatus)(nil),     // 17: varve.v1.TableStatus
+	(*DumpResponse)(nil),    // 18: varve.v1.DumpResponse
 }
 var file_api_varve_v1_audit_proto_depIdxs = []int32{
-	2, // 0: varve.v1.WhyResponse.from:type_name -> varve.v1.AuditParty
-	2, // 1: varve.v1.WhyResponse.to:type_name -> varve.v1.AuditParty
-	3, // 2: varve.v1.WhyResponse.sides:type_name -> varve.v1.AuditSide
-	4, // 3: varve.v1.WhyResponse.events:type_name -> varve.v1.AuditEvent
-	5, // 4: varve.v1.WhyResponse.flip:type_name -> varve.v1.AuditFlip
-	4, // 5: varve.v1.AuditFlip.event:type_name -> varve.v1.AuditEvent
-	5, // 6: varve.v1.BisectResponse.flips:type_name -> varve.v1.AuditFlip
-	0, // 7: varve.v1.AuditService.Why:input_type -> varve.v1.WhyRequest
-	6, // 8: varve.v1.AuditService.Bisect:input_type -> varve.v1.BisectRequest
-	1, // 9: varve.v1.AuditService.Why:output_type -> varve.v1.WhyResponse
-	7, // 10: varve.v1.AuditService.Bisect:output_type -> varve.v1.BisectResponse
-	9, // [9:11] is the sub-list for method output_type
-	7, // [7:9] is the sub-list for method input_type
-	7, // [7:7] is the sub-list for extension type_name
-	7, // [7:7] is the sub-list for extension extendee
-	0, // [0:7] is the sub-list for field type_name
+	11, // 0: varve.v1.AuditAtResponse.at:type_name -> varve.v1.Moment
+	2,  // 1: varve.v1.AuditAtResponse.counts:type_name -> varve.v1.AuditCount
+	12, // 2: varve.v1.AuditAtResponse.namespaces:type_name -> varve.v1.Namespace
+	13, // 3: varve.v1.AuditAtResponse.nodes:type_name -> varve.v1.Node
+	14, // 4: varve.v1.AuditAtResponse.identities:type_name -> varve.v1.Identity
+	15, // 5: varve.v1.AuditAtResponse.endpoints:type_name -> varve.v1.Endpoint
+	16, // 6: varve.v1.AuditAtResponse.policies:type_name -> varve.v1.Policy
+	17, // 7: varve.v1.AuditAtResponse.tables:type_name -> varve.v1.TableStatus
+	18, // 8: varve.v1.AuditAtResponse.rows:type_name -> varve.v1.DumpResponse
+	5,  // 9: varve.v1.WhyResponse.from:type_name -> varve.v1.AuditParty
+	5,  // 10: varve.v1.WhyResponse.to:type_name -> varve.v1.AuditParty
+	6,  // 11: varve.v1.WhyResponse.sides:type_name -> varve.v1.AuditSide
+	7,  // 12: varve.v1.WhyResponse.events:type_name -> varve.v1.AuditEvent
+	8,  // 13: varve.v1.WhyResponse.flip:type_name -> varve.v1.AuditFlip
+	7,  // 14: varve.v1.AuditFlip.event:type_name -> varve.v1.AuditEvent
+	8,  // 15: varve.v1.BisectResponse.flips:type_name -> varve.v1.AuditFlip
+	0,  // 16: varve.v1.AuditService.At:input_type -> varve.v1.AuditAtRequest
+	3,  // 17: varve.v1.AuditService.Why:input_type -> varve.v1.WhyRequest
+	9,  // 18: varve.v1.AuditService.Bisect:input_type -> varve.v1.BisectRequest
+	1,  // 19: varve.v1.AuditService.At:output_type -> varve.v1.AuditAtResponse
+	4,  // 20: varve.v1.AuditService.Why:output_type -> varve.v1.WhyResponse
+	10, // 21: varve.v1.AuditService.Bisect:output_type -> varve.v1.BisectResponse
+	19, // [19:22] is the sub-list for method output_type
+	16, // [16:19] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_api_varve_v1_audit_proto_init() }
@@ -867,13 +1181,17 @@ func file_api_varve_v1_audit_proto_init() {
 	if File_api_varve_v1_audit_proto != nil {
 		return
 	}
+	file_api_varve_v1_agent_proto_init()
+	file_api_varve_v1_endpoint_proto_init()
+	file_api_varve_v1_moment_proto_init()
+	file_api_varve_v1_policy_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_varve_v1_audit_proto_rawDesc), len(file_api_varve_v1_audit_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

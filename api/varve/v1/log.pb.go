@@ -454,7 +454,9 @@ type Filter struct {
 	// Streams with one of these prefixes, e.g. "policy/"; empty: all.
 	StreamPrefixes []string `protobuf:"bytes,1,rep,name=stream_prefixes,json=streamPrefixes,proto3" json:"stream_prefixes,omitempty"`
 	// Kinds, e.g. "policy-set"; empty: all.
-	Kinds         []string `protobuf:"bytes,2,rep,name=kinds,proto3" json:"kinds,omitempty"`
+	Kinds []string `protobuf:"bytes,2,rep,name=kinds,proto3" json:"kinds,omitempty"`
+	// Actors whose name holds one of these, e.g. "uid=1000"; empty: all.
+	Actors        []string `protobuf:"bytes,3,rep,name=actors,proto3" json:"actors,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -503,11 +505,22 @@ func (x *Filter) GetKinds() []string {
 	return nil
 }
 
+func (x *Filter) GetActors() []string {
+	if x != nil {
+		return x.Actors
+	}
+	return nil
+}
+
 type ReadRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	First         uint64                 `protobuf:"varint,1,opt,name=first,proto3" json:"first,omitempty"` // 0: the oldest kept
-	Last          uint64                 `protobuf:"varint,2,opt,name=last,proto3" json:"last,omitempty"`   // 0: the head
-	Filter        *Filter                `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	First  uint64                 `protobuf:"varint,1,opt,name=first,proto3" json:"first,omitempty"` // 0: the oldest kept
+	Last   uint64                 `protobuf:"varint,2,opt,name=last,proto3" json:"last,omitempty"`   // 0: the head
+	Filter *Filter                `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
+	// Moments, as revisions, times or how long ago: records after since, up to until.
+	// Empty: no limit beside first and last.
+	Since         string `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
+	Until         string `protobuf:"bytes,5,opt,name=until,proto3" json:"until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -563,6 +576,65 @@ func (x *ReadRequest) GetFilter() *Filter {
 	return nil
 }
 
+func (x *ReadRequest) GetSince() string {
+	if x != nil {
+		return x.Since
+	}
+	return ""
+}
+
+func (x *ReadRequest) GetUntil() string {
+	if x != nil {
+		return x.Until
+	}
+	return ""
+}
+
+// ExportChunk is a piece of the file. The end of the file says that it is whole.
+type ExportChunk struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportChunk) Reset() {
+	*x = ExportChunk{}
+	mi := &file_api_varve_v1_log_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportChunk) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportChunk) ProtoMessage() {}
+
+func (x *ExportChunk) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_log_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportChunk.ProtoReflect.Descriptor instead.
+func (*ExportChunk) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_log_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ExportChunk) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 type SubscribeRequest struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	After  uint64                 `protobuf:"varint,1,opt,name=after,proto3" json:"after,omitempty"` // 0: from the beginning
@@ -575,7 +647,7 @@ type SubscribeRequest struct {
 
 func (x *SubscribeRequest) Reset() {
 	*x = SubscribeRequest{}
-	mi := &file_api_varve_v1_log_proto_msgTypes[9]
+	mi := &file_api_varve_v1_log_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -587,7 +659,7 @@ func (x *SubscribeRequest) String() string {
 func (*SubscribeRequest) ProtoMessage() {}
 
 func (x *SubscribeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_log_proto_msgTypes[9]
+	mi := &file_api_varve_v1_log_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -600,7 +672,7 @@ func (x *SubscribeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeRequest.ProtoReflect.Descriptor instead.
 func (*SubscribeRequest) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_log_proto_rawDescGZIP(), []int{9}
+	return file_api_varve_v1_log_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SubscribeRequest) GetAfter() uint64 {
@@ -640,7 +712,7 @@ type Record struct {
 
 func (x *Record) Reset() {
 	*x = Record{}
-	mi := &file_api_varve_v1_log_proto_msgTypes[10]
+	mi := &file_api_varve_v1_log_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -652,7 +724,7 @@ func (x *Record) String() string {
 func (*Record) ProtoMessage() {}
 
 func (x *Record) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_log_proto_msgTypes[10]
+	mi := &file_api_varve_v1_log_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -665,7 +737,7 @@ func (x *Record) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Record.ProtoReflect.Descriptor instead.
 func (*Record) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_log_proto_rawDescGZIP(), []int{10}
+	return file_api_varve_v1_log_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Record) GetRevision() uint64 {
@@ -732,7 +804,7 @@ type VerifyRequest struct {
 
 func (x *VerifyRequest) Reset() {
 	*x = VerifyRequest{}
-	mi := &file_api_varve_v1_log_proto_msgTypes[11]
+	mi := &file_api_varve_v1_log_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -744,7 +816,7 @@ func (x *VerifyRequest) String() string {
 func (*VerifyRequest) ProtoMessage() {}
 
 func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_log_proto_msgTypes[11]
+	mi := &file_api_varve_v1_log_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -757,7 +829,7 @@ func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyRequest.ProtoReflect.Descriptor instead.
 func (*VerifyRequest) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_log_proto_rawDescGZIP(), []int{11}
+	return file_api_varve_v1_log_proto_rawDescGZIP(), []int{12}
 }
 
 type VerifyResponse struct {
@@ -773,13 +845,18 @@ type VerifyResponse struct {
 	ReplayDigest      []byte `protobuf:"bytes,6,opt,name=replay_digest,json=replayDigest,proto3" json:"replay_digest,omitempty"`
 	StateDigest       []byte `protobuf:"bytes,7,opt,name=state_digest,json=stateDigest,proto3" json:"state_digest,omitempty"`
 	ReplayNanoseconds uint64 `protobuf:"varint,8,opt,name=replay_nanoseconds,json=replayNanoseconds,proto3" json:"replay_nanoseconds,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	Checkpoints       uint64 `protobuf:"varint,9,opt,name=checkpoints,proto3" json:"checkpoints,omitempty"` // that were compared
+	Bytes             uint64 `protobuf:"varint,10,opt,name=bytes,proto3" json:"bytes,omitempty"`            // of segments and checkpoints on disk
+	// The revision before the first record that the replay began at: 0, or that of
+	// the oldest checkpoint.
+	ReplayedFrom  uint64 `protobuf:"varint,11,opt,name=replayed_from,json=replayedFrom,proto3" json:"replayed_from,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *VerifyResponse) Reset() {
 	*x = VerifyResponse{}
-	mi := &file_api_varve_v1_log_proto_msgTypes[12]
+	mi := &file_api_varve_v1_log_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -791,7 +868,7 @@ func (x *VerifyResponse) String() string {
 func (*VerifyResponse) ProtoMessage() {}
 
 func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_log_proto_msgTypes[12]
+	mi := &file_api_varve_v1_log_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -804,7 +881,7 @@ func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyResponse.ProtoReflect.Descriptor instead.
 func (*VerifyResponse) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_log_proto_rawDescGZIP(), []int{12}
+	return file_api_varve_v1_log_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *VerifyResponse) GetFirst() uint64 {
@@ -863,6 +940,27 @@ func (x *VerifyResponse) GetReplayNanoseconds() uint64 {
 	return 0
 }
 
+func (x *VerifyResponse) GetCheckpoints() uint64 {
+	if x != nil {
+		return x.Checkpoints
+	}
+	return 0
+}
+
+func (x *VerifyResponse) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *VerifyResponse) GetReplayedFrom() uint64 {
+	if x != nil {
+		return x.ReplayedFrom
+	}
+	return 0
+}
+
 var File_api_varve_v1_log_proto protoreflect.FileDescriptor
 
 const file_api_varve_v1_log_proto_rawDesc = "" +
@@ -888,14 +986,19 @@ const file_api_varve_v1_log_proto_rawDesc = "" +
 	"\vAppendError\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\rR\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12:\n" +
-	"\rpolicy_errors\x18\x03 \x03(\v2\x15.varve.v1.PolicyErrorR\fpolicyErrors\"G\n" +
+	"\rpolicy_errors\x18\x03 \x03(\v2\x15.varve.v1.PolicyErrorR\fpolicyErrors\"_\n" +
 	"\x06Filter\x12'\n" +
 	"\x0fstream_prefixes\x18\x01 \x03(\tR\x0estreamPrefixes\x12\x14\n" +
-	"\x05kinds\x18\x02 \x03(\tR\x05kinds\"a\n" +
+	"\x05kinds\x18\x02 \x03(\tR\x05kinds\x12\x16\n" +
+	"\x06actors\x18\x03 \x03(\tR\x06actors\"\x8d\x01\n" +
 	"\vReadRequest\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\x04R\x05first\x12\x12\n" +
 	"\x04last\x18\x02 \x01(\x04R\x04last\x12(\n" +
-	"\x06filter\x18\x03 \x01(\v2\x10.varve.v1.FilterR\x06filter\"t\n" +
+	"\x06filter\x18\x03 \x01(\v2\x10.varve.v1.FilterR\x06filter\x12\x14\n" +
+	"\x05since\x18\x04 \x01(\tR\x05since\x12\x14\n" +
+	"\x05until\x18\x05 \x01(\tR\x05until\"!\n" +
+	"\vExportChunk\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"t\n" +
 	"\x10SubscribeRequest\x12\x14\n" +
 	"\x05after\x18\x01 \x01(\x04R\x05after\x12(\n" +
 	"\x06filter\x18\x02 \x01(\v2\x10.varve.v1.FilterR\x06filter\x12\x17\n" +
@@ -911,7 +1014,7 @@ const file_api_varve_v1_log_proto_rawDesc = "" +
 	"\x05chain\x18\x06 \x01(\fR\x05chain\x12\x12\n" +
 	"\x04leaf\x18\a \x01(\fR\x04leaf\x12\x12\n" +
 	"\x04kind\x18\b \x01(\tR\x04kind\"\x0f\n" +
-	"\rVerifyRequest\"\x84\x02\n" +
+	"\rVerifyRequest\"\xe1\x02\n" +
 	"\x0eVerifyResponse\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\x04R\x05first\x12\x12\n" +
 	"\x04last\x18\x02 \x01(\x04R\x04last\x12\x14\n" +
@@ -920,18 +1023,23 @@ const file_api_varve_v1_log_proto_rawDesc = "" +
 	"\aproblem\x18\x05 \x01(\tR\aproblem\x12#\n" +
 	"\rreplay_digest\x18\x06 \x01(\fR\freplayDigest\x12!\n" +
 	"\fstate_digest\x18\a \x01(\fR\vstateDigest\x12-\n" +
-	"\x12replay_nanoseconds\x18\b \x01(\x04R\x11replayNanoseconds*w\n" +
+	"\x12replay_nanoseconds\x18\b \x01(\x04R\x11replayNanoseconds\x12 \n" +
+	"\vcheckpoints\x18\t \x01(\x04R\vcheckpoints\x12\x14\n" +
+	"\x05bytes\x18\n" +
+	" \x01(\x04R\x05bytes\x12#\n" +
+	"\rreplayed_from\x18\v \x01(\x04R\freplayedFrom*w\n" +
 	"\aOutcome\x12\x17\n" +
 	"\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fOUTCOME_APPLIED\x10\x01\x12\x14\n" +
 	"\x10OUTCOME_REJECTED\x10\x02\x12\x14\n" +
 	"\x10OUTCOME_CONFLICT\x10\x03\x12\x12\n" +
-	"\x0eOUTCOME_REPEAT\x10\x042\xd8\x02\n" +
+	"\x0eOUTCOME_REPEAT\x10\x042\x97\x03\n" +
 	"\n" +
 	"LogService\x12;\n" +
 	"\x06Append\x12\x17.varve.v1.AppendRequest\x1a\x18.varve.v1.AppendResponse\x12Q\n" +
 	"\fAppendStream\x12\x1d.varve.v1.AppendStreamRequest\x1a\x1e.varve.v1.AppendStreamResponse(\x010\x01\x126\n" +
-	"\x04Read\x12\x15.varve.v1.ReadRequest\x1a\x10.varve.v1.Record\"\x03\x90\x02\x010\x01\x12@\n" +
+	"\x04Read\x12\x15.varve.v1.ReadRequest\x1a\x10.varve.v1.Record\"\x03\x90\x02\x010\x01\x12=\n" +
+	"\x06Export\x12\x15.varve.v1.ReadRequest\x1a\x15.varve.v1.ExportChunk\"\x03\x90\x02\x010\x01\x12@\n" +
 	"\tSubscribe\x12\x1a.varve.v1.SubscribeRequest\x1a\x10.varve.v1.Record\"\x03\x90\x02\x010\x01\x12@\n" +
 	"\x06Verify\x12\x17.varve.v1.VerifyRequest\x1a\x18.varve.v1.VerifyResponse\"\x03\x90\x02\x01B1Z/github.com/varve-net/varve/api/varve/v1;varvev1b\x06proto3"
 
@@ -948,7 +1056,7 @@ func file_api_varve_v1_log_proto_rawDescGZIP() []byte {
 }
 
 var file_api_varve_v1_log_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_api_varve_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_api_varve_v1_log_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_api_varve_v1_log_proto_goTypes = []any{
 	(Outcome)(0),                 // 0: varve.v1.Outcome
 	(*AppendRequest)(nil),        // 1: varve.v1.AppendRequest
@@ -960,38 +1068,41 @@ var file_api_varve_v1_log_proto_goTypes = []any{
 	(*AppendError)(nil),          // 7: varve.v1.AppendError
 	(*Filter)(nil),               // 8: varve.v1.Filter
 	(*ReadRequest)(nil),          // 9: varve.v1.ReadRequest
-	(*SubscribeRequest)(nil),     // 10: varve.v1.SubscribeRequest
-	(*Record)(nil),               // 11: varve.v1.Record
-	(*VerifyRequest)(nil),        // 12: varve.v1.VerifyRequest
-	(*VerifyResponse)(nil),       // 13: varve.v1.VerifyResponse
-	(*eventpb.Event)(nil),        // 14: varve.event.v1.Event
-	(*PolicyError)(nil),          // 15: varve.v1.PolicyError
+	(*ExportChunk)(nil),          // 10: varve.v1.ExportChunk
+	(*SubscribeRequest)(nil),     // 11: varve.v1.SubscribeRequest
+	(*Record)(nil),               // 12: varve.v1.Record
+	(*VerifyRequest)(nil),        // 13: varve.v1.VerifyRequest
+	(*VerifyResponse)(nil),       // 14: varve.v1.VerifyResponse
+	(*eventpb.Event)(nil),        // 15: varve.event.v1.Event
+	(*PolicyError)(nil),          // 16: varve.v1.PolicyError
 }
 var file_api_varve_v1_log_proto_depIdxs = []int32{
-	14, // 0: varve.v1.AppendRequest.events:type_name -> varve.event.v1.Event
+	15, // 0: varve.v1.AppendRequest.events:type_name -> varve.event.v1.Event
 	0,  // 1: varve.v1.AppendResult.outcome:type_name -> varve.v1.Outcome
 	2,  // 2: varve.v1.AppendResponse.results:type_name -> varve.v1.AppendResult
 	1,  // 3: varve.v1.AppendStreamRequest.groups:type_name -> varve.v1.AppendRequest
 	6,  // 4: varve.v1.AppendStreamResponse.answers:type_name -> varve.v1.AppendAnswer
 	2,  // 5: varve.v1.AppendAnswer.results:type_name -> varve.v1.AppendResult
 	7,  // 6: varve.v1.AppendAnswer.error:type_name -> varve.v1.AppendError
-	15, // 7: varve.v1.AppendError.policy_errors:type_name -> varve.v1.PolicyError
+	16, // 7: varve.v1.AppendError.policy_errors:type_name -> varve.v1.PolicyError
 	8,  // 8: varve.v1.ReadRequest.filter:type_name -> varve.v1.Filter
 	8,  // 9: varve.v1.SubscribeRequest.filter:type_name -> varve.v1.Filter
 	0,  // 10: varve.v1.Record.outcome:type_name -> varve.v1.Outcome
-	14, // 11: varve.v1.Record.event:type_name -> varve.event.v1.Event
+	15, // 11: varve.v1.Record.event:type_name -> varve.event.v1.Event
 	1,  // 12: varve.v1.LogService.Append:input_type -> varve.v1.AppendRequest
 	4,  // 13: varve.v1.LogService.AppendStream:input_type -> varve.v1.AppendStreamRequest
 	9,  // 14: varve.v1.LogService.Read:input_type -> varve.v1.ReadRequest
-	10, // 15: varve.v1.LogService.Subscribe:input_type -> varve.v1.SubscribeRequest
-	12, // 16: varve.v1.LogService.Verify:input_type -> varve.v1.VerifyRequest
-	3,  // 17: varve.v1.LogService.Append:output_type -> varve.v1.AppendResponse
-	5,  // 18: varve.v1.LogService.AppendStream:output_type -> varve.v1.AppendStreamResponse
-	11, // 19: varve.v1.LogService.Read:output_type -> varve.v1.Record
-	11, // 20: varve.v1.LogService.Subscribe:output_type -> varve.v1.Record
-	13, // 21: varve.v1.LogService.Verify:output_type -> varve.v1.VerifyResponse
-	17, // [17:22] is the sub-list for method output_type
-	12, // [12:17] is the sub-list for method input_type
+	9,  // 15: varve.v1.LogService.Export:input_type -> varve.v1.ReadRequest
+	11, // 16: varve.v1.LogService.Subscribe:input_type -> varve.v1.SubscribeRequest
+	13, // 17: varve.v1.LogService.Verify:input_type -> varve.v1.VerifyRequest
+	3,  // 18: varve.v1.LogService.Append:output_type -> varve.v1.AppendResponse
+	5,  // 19: varve.v1.LogService.AppendStream:output_type -> varve.v1.AppendStreamResponse
+	12, // 20: varve.v1.LogService.Read:output_type -> varve.v1.Record
+	10, // 21: varve.v1.LogService.Export:output_type -> varve.v1.ExportChunk
+	12, // 22: varve.v1.LogService.Subscribe:output_type -> varve.v1.Record
+	14, // 23: varve.v1.LogService.Verify:output_type -> varve.v1.VerifyResponse
+	18, // [18:24] is the sub-list for method output_type
+	12, // [12:18] is the sub-list for method input_type
 	12, // [12:12] is the sub-list for extension type_name
 	12, // [12:12] is the sub-list for extension extendee
 	0,  // [0:12] is the sub-list for field type_name
@@ -1003,14 +1114,14 @@ func file_api_varve_v1_log_proto_init() {
 		return
 	}
 	file_api_varve_v1_policy_proto_init()
-	file_api_varve_v1_log_proto_msgTypes[9].OneofWrappers = []any{}
+	file_api_varve_v1_log_proto_msgTypes[10].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_varve_v1_log_proto_rawDesc), len(file_api_varve_v1_log_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   13,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -631,6 +631,7 @@ func (x *Policy) GetEndpoints() []string {
 type ListPoliciesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"` // empty: all
+	At            string                 `protobuf:"bytes,2,opt,name=at,proto3" json:"at,omitempty"`               // a moment of the past; empty: now
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -672,10 +673,18 @@ func (x *ListPoliciesRequest) GetNamespace() string {
 	return ""
 }
 
+func (x *ListPoliciesRequest) GetAt() string {
+	if x != nil {
+		return x.At
+	}
+	return ""
+}
+
 type ListPoliciesResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Policies      []*Policy              `protobuf:"bytes,1,rep,name=policies,proto3" json:"policies,omitempty"`
 	Revision      uint64                 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	At            *Moment                `protobuf:"bytes,3,opt,name=at,proto3" json:"at,omitempty"` // of the past, if the request named one
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -724,9 +733,17 @@ func (x *ListPoliciesResponse) GetRevision() uint64 {
 	return 0
 }
 
+func (x *ListPoliciesResponse) GetAt() *Moment {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
 type GetPolicyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           *eventpb.PolicyRef     `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	At            string                 `protobuf:"bytes,2,opt,name=at,proto3" json:"at,omitempty"` // a moment of the past; empty: now
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -768,10 +785,18 @@ func (x *GetPolicyRequest) GetRef() *eventpb.PolicyRef {
 	return nil
 }
 
+func (x *GetPolicyRequest) GetAt() string {
+	if x != nil {
+		return x.At
+	}
+	return ""
+}
+
 type GetPolicyResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Policy        *Policy                `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
 	Revision      uint64                 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	At            *Moment                `protobuf:"bytes,3,opt,name=at,proto3" json:"at,omitempty"` // of the past, if the request named one
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -818,6 +843,13 @@ func (x *GetPolicyResponse) GetRevision() uint64 {
 		return x.Revision
 	}
 	return 0
+}
+
+func (x *GetPolicyResponse) GetAt() *Moment {
+	if x != nil {
+		return x.At
+	}
+	return nil
 }
 
 type DeletePolicyRequest struct {
@@ -1482,7 +1514,7 @@ var File_api_varve_v1_policy_proto protoreflect.FileDescriptor
 
 const file_api_varve_v1_policy_proto_rawDesc = "" +
 	"\n" +
-	"\x19api/varve/v1/policy.proto\x12\bvarve.v1\x1a\x17log/eventpb/event.proto\"\xaf\x01\n" +
+	"\x19api/varve/v1/policy.proto\x12\bvarve.v1\x1a\x19api/varve/v1/moment.proto\x1a\x17log/eventpb/event.proto\"\xaf\x01\n" +
 	"\x12ApplyPolicyRequest\x12\x1a\n" +
 	"\bmanifest\x18\x01 \x01(\tR\bmanifest\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x1d\n" +
@@ -1530,17 +1562,21 @@ const file_api_varve_v1_policy_proto_rawDesc = "" +
 	"\x10created_revision\x18\x03 \x01(\x04R\x0fcreatedRevision\x12\x1a\n" +
 	"\brevision\x18\x04 \x01(\x04R\brevision\x120\n" +
 	"\x05specs\x18\x05 \x03(\v2\x1a.varve.event.v1.PolicySpecR\x05specs\x12\x1c\n" +
-	"\tendpoints\x18\x06 \x03(\tR\tendpoints\"3\n" +
+	"\tendpoints\x18\x06 \x03(\tR\tendpoints\"C\n" +
 	"\x13ListPoliciesRequest\x12\x1c\n" +
-	"\tnamespace\x18\x01 \x01(\tR\tnamespace\"`\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x0e\n" +
+	"\x02at\x18\x02 \x01(\tR\x02at\"\x82\x01\n" +
 	"\x14ListPoliciesResponse\x12,\n" +
 	"\bpolicies\x18\x01 \x03(\v2\x10.varve.v1.PolicyR\bpolicies\x12\x1a\n" +
-	"\brevision\x18\x02 \x01(\x04R\brevision\"?\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\x12 \n" +
+	"\x02at\x18\x03 \x01(\v2\x10.varve.v1.MomentR\x02at\"O\n" +
 	"\x10GetPolicyRequest\x12+\n" +
-	"\x03ref\x18\x01 \x01(\v2\x19.varve.event.v1.PolicyRefR\x03ref\"Y\n" +
+	"\x03ref\x18\x01 \x01(\v2\x19.varve.event.v1.PolicyRefR\x03ref\x12\x0e\n" +
+	"\x02at\x18\x02 \x01(\tR\x02at\"{\n" +
 	"\x11GetPolicyResponse\x12(\n" +
 	"\x06policy\x18\x01 \x01(\v2\x10.varve.v1.PolicyR\x06policy\x12\x1a\n" +
-	"\brevision\x18\x02 \x01(\x04R\brevision\"\xa9\x01\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\x12 \n" +
+	"\x02at\x18\x03 \x01(\v2\x10.varve.v1.MomentR\x02at\"\xa9\x01\n" +
 	"\x13DeletePolicyRequest\x12+\n" +
 	"\x03ref\x18\x01 \x01(\v2\x19.varve.event.v1.PolicyRefR\x03ref\x12\x1d\n" +
 	"\n" +
@@ -1641,6 +1677,7 @@ var file_api_varve_v1_policy_proto_goTypes = []any{
 	(*NameVerdict)(nil),            // 21: varve.v1.NameVerdict
 	(*eventpb.PolicyRef)(nil),      // 22: varve.event.v1.PolicyRef
 	(*eventpb.PolicySpec)(nil),     // 23: varve.event.v1.PolicySpec
+	(*Moment)(nil),                 // 24: varve.v1.Moment
 }
 var file_api_varve_v1_policy_proto_depIdxs = []int32{
 	22, // 0: varve.v1.AppliedPolicy.ref:type_name -> varve.event.v1.PolicyRef
@@ -1653,36 +1690,38 @@ var file_api_varve_v1_policy_proto_depIdxs = []int32{
 	22, // 7: varve.v1.Policy.ref:type_name -> varve.event.v1.PolicyRef
 	23, // 8: varve.v1.Policy.specs:type_name -> varve.event.v1.PolicySpec
 	8,  // 9: varve.v1.ListPoliciesResponse.policies:type_name -> varve.v1.Policy
-	22, // 10: varve.v1.GetPolicyRequest.ref:type_name -> varve.event.v1.PolicyRef
-	8,  // 11: varve.v1.GetPolicyResponse.policy:type_name -> varve.v1.Policy
-	22, // 12: varve.v1.DeletePolicyRequest.ref:type_name -> varve.event.v1.PolicyRef
-	17, // 13: varve.v1.VerdictResponse.from:type_name -> varve.v1.VerdictParty
-	17, // 14: varve.v1.VerdictResponse.to:type_name -> varve.v1.VerdictParty
-	18, // 15: varve.v1.VerdictResponse.egress:type_name -> varve.v1.DirectionVerdict
-	18, // 16: varve.v1.VerdictResponse.ingress:type_name -> varve.v1.DirectionVerdict
-	21, // 17: varve.v1.VerdictResponse.name:type_name -> varve.v1.NameVerdict
-	19, // 18: varve.v1.DirectionVerdict.rules:type_name -> varve.v1.DecidingRule
-	20, // 19: varve.v1.DirectionVerdict.isolated_by:type_name -> varve.v1.IsolatingSpec
-	22, // 20: varve.v1.DecidingRule.policy:type_name -> varve.event.v1.PolicyRef
-	22, // 21: varve.v1.IsolatingSpec.policy:type_name -> varve.event.v1.PolicyRef
-	19, // 22: varve.v1.NameVerdict.rules:type_name -> varve.v1.DecidingRule
-	1,  // 23: varve.v1.PolicyService.Apply:input_type -> varve.v1.ApplyPolicyRequest
-	6,  // 24: varve.v1.PolicyService.Validate:input_type -> varve.v1.ValidatePolicyRequest
-	9,  // 25: varve.v1.PolicyService.List:input_type -> varve.v1.ListPoliciesRequest
-	11, // 26: varve.v1.PolicyService.Get:input_type -> varve.v1.GetPolicyRequest
-	13, // 27: varve.v1.PolicyService.Delete:input_type -> varve.v1.DeletePolicyRequest
-	15, // 28: varve.v1.PolicyService.Verdict:input_type -> varve.v1.VerdictRequest
-	3,  // 29: varve.v1.PolicyService.Apply:output_type -> varve.v1.ApplyPolicyResponse
-	7,  // 30: varve.v1.PolicyService.Validate:output_type -> varve.v1.ValidatePolicyResponse
-	10, // 31: varve.v1.PolicyService.List:output_type -> varve.v1.ListPoliciesResponse
-	12, // 32: varve.v1.PolicyService.Get:output_type -> varve.v1.GetPolicyResponse
-	14, // 33: varve.v1.PolicyService.Delete:output_type -> varve.v1.DeletePolicyResponse
-	16, // 34: varve.v1.PolicyService.Verdict:output_type -> varve.v1.VerdictResponse
-	29, // [29:35] is the sub-list for method output_type
-	23, // [23:29] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	24, // 10: varve.v1.ListPoliciesResponse.at:type_name -> varve.v1.Moment
+	22, // 11: varve.v1.GetPolicyRequest.ref:type_name -> varve.event.v1.PolicyRef
+	8,  // 12: varve.v1.GetPolicyResponse.policy:type_name -> varve.v1.Policy
+	24, // 13: varve.v1.GetPolicyResponse.at:type_name -> varve.v1.Moment
+	22, // 14: varve.v1.DeletePolicyRequest.ref:type_name -> varve.event.v1.PolicyRef
+	17, // 15: varve.v1.VerdictResponse.from:type_name -> varve.v1.VerdictParty
+	17, // 16: varve.v1.VerdictResponse.to:type_name -> varve.v1.VerdictParty
+	18, // 17: varve.v1.VerdictResponse.egress:type_name -> varve.v1.DirectionVerdict
+	18, // 18: varve.v1.VerdictResponse.ingress:type_name -> varve.v1.DirectionVerdict
+	21, // 19: varve.v1.VerdictResponse.name:type_name -> varve.v1.NameVerdict
+	19, // 20: varve.v1.DirectionVerdict.rules:type_name -> varve.v1.DecidingRule
+	20, // 21: varve.v1.DirectionVerdict.isolated_by:type_name -> varve.v1.IsolatingSpec
+	22, // 22: varve.v1.DecidingRule.policy:type_name -> varve.event.v1.PolicyRef
+	22, // 23: varve.v1.IsolatingSpec.policy:type_name -> varve.event.v1.PolicyRef
+	19, // 24: varve.v1.NameVerdict.rules:type_name -> varve.v1.DecidingRule
+	1,  // 25: varve.v1.PolicyService.Apply:input_type -> varve.v1.ApplyPolicyRequest
+	6,  // 26: varve.v1.PolicyService.Validate:input_type -> varve.v1.ValidatePolicyRequest
+	9,  // 27: varve.v1.PolicyService.List:input_type -> varve.v1.ListPoliciesRequest
+	11, // 28: varve.v1.PolicyService.Get:input_type -> varve.v1.GetPolicyRequest
+	13, // 29: varve.v1.PolicyService.Delete:input_type -> varve.v1.DeletePolicyRequest
+	15, // 30: varve.v1.PolicyService.Verdict:input_type -> varve.v1.VerdictRequest
+	3,  // 31: varve.v1.PolicyService.Apply:output_type -> varve.v1.ApplyPolicyResponse
+	7,  // 32: varve.v1.PolicyService.Validate:output_type -> varve.v1.ValidatePolicyResponse
+	10, // 33: varve.v1.PolicyService.List:output_type -> varve.v1.ListPoliciesResponse
+	12, // 34: varve.v1.PolicyService.Get:output_type -> varve.v1.GetPolicyResponse
+	14, // 35: varve.v1.PolicyService.Delete:output_type -> varve.v1.DeletePolicyResponse
+	16, // 36: varve.v1.PolicyService.Verdict:output_type -> varve.v1.VerdictResponse
+	31, // [31:37] is the sub-list for method output_type
+	25, // [25:31] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_api_varve_v1_policy_proto_init() }
@@ -1690,6 +1729,7 @@ func file_api_varve_v1_policy_proto_init() {
 	if File_api_varve_v1_policy_proto != nil {
 		return
 	}
+	file_api_varve_v1_moment_proto_init()
 	file_api_varve_v1_policy_proto_msgTypes[0].OneofWrappers = []any{}
 	file_api_varve_v1_policy_proto_msgTypes[12].OneofWrappers = []any{}
 	type x struct{}

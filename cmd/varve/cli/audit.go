@@ -16,10 +16,12 @@ The past follows from the log's records. Names and addresses are resolved at the
 moment that is asked about: pods that are gone are found, and an address is
 whoever had it then. Moments are revisions, times or how long ago:
 `+momentHelp, `
+  varve audit at -2h
+  varve audit at 4711 --tables node-1 --log march.varve
   varve audit why --from web --to db --port 5432
   varve audit why --from shop/web --to 192.0.2.7 --port 443 --at 2026-03-01T03:00:00Z
   varve audit bisect --from web --to db --port 5432 --since -2h`)
-	cmd.AddCommand(a.auditWhy(), a.auditBisect())
+	cmd.AddCommand(a.auditAt(), a.auditWhy(), a.auditBisect())
 	return cmd
 }
 

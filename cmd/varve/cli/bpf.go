@@ -12,7 +12,9 @@ import (
 )
 
 func (a *app) bpfCommand() *cobra.Command {
-	cmd := group("bpf", "Read the BPF maps as they are in the kernel", "", `
+	cmd := group("bpf", "Read the BPF maps as they are in the kernel", `
+The rows are read from the kernel. With --at they are those that the node's tables
+had then, projected from the log.`, `
   varve bpf policy list --endpoint default/web
   varve bpf ct list
   varve bpf metrics list`)
@@ -46,15 +48,28 @@ func (a *app) bpfMap(name, short string, m varvev1.Map, byEndpoint bool, show fu
 			if err != nil {
 				return err
 			}
-			return a.print(resp.Msg, func() { show(resp.Msg) })
+			return a.print(resp.Msg, func() {
+				a.sayProjected(resp.Msg.At)
+				show(resp.Msg)
+			})
 		},
 	}
 	if byEndpoint {
 		list.Flags().StringVar(&req.Endpoint, "endpoint", "", "only rows of this endpoint, [NAMESPACE/]NAME")
 		_ = list.RegisterFlagCompletionFunc("endpoint", a.completeEndpointFlag)
 	}
+	if m != varvev1.Map_MAP_CT { // flows are not in the log
+		a.withAt(list, &req.At)
+	}
 	cmd.AddCommand(a.withOutput(list))
 	return cmd
+}
+
+// sayProjected tells that rows of the past come from the log, not from a kernel.
+func (a *app) sayProjected(at *varvev1.Moment) {
+	if at != nil {
+		fmt.Fprintln(a.stderr, a.ink.dim.Sprint("projected from the log at "+a.revisionAt(at.Revision, at.TimeUnixNs)))
+	}
 }
 
 // qualified puts a bare endpoint's name into the default namespace.

@@ -1,9 +1,11 @@
 // Package cli is the varve command. All of it goes through the agent's API, bar
-// what is offline by nature: policy validate, policy test, version, completion.
+// what is offline by nature: policy validate, policy test, version, completion. With
+// --log, the same API is answered from an archive.
 package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -12,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/varve-net/varve/api"
+	"github.com/varve-net/varve/internal/offline"
 )
 
 // Run executes one command line, without the program's name, and returns the exit
@@ -32,6 +35,8 @@ type app struct {
 	agentConfig string
 
 	socket  string
+	archive string // answers instead of an agent
+	node    string // for which the archive answers
 	output  string
 	noColor bool
 	ink     palette
@@ -40,6 +45,7 @@ type app struct {
 	// about the command line.
 	running bool
 	client  *api.Client
+	offline *offline.Server // behind client, for an archive
 }
 
 func newApp(stdin io.Reader, stdout, stderr io.Writer) *app {
@@ -55,6 +61,9 @@ func (a *app) run(ctx context.Context, args []string) int {
 	cmd, err := root.ExecuteContextC(ctx)
 	if a.client != nil {
 		a.client.Close()
+	}
+	if a.offline != nil {
+		err = errors.Join(err, a.offline.Close())
 	}
 	if err == nil {
 		return exitYes
@@ -90,6 +99,9 @@ internal.`, `
 	root.SetUsageTemplate(strings.Replace(root.UsageTemplate(), "{{if .Runnable}}", "{{if and .Runnable (not .HasAvailableSubCommands)}}", 1))
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.socket, "socket", "", "the agent's unix socket (default $"+api.SocketEnv+" or "+api.DefaultSocket+")")
+	flags.StringVar(&a.archive, "log", "", "answer from an exported log or a state directory instead of asking an agent")
+	flags.StringVar(&a.node, "log-node", "", "with --log: answer as the agent of this node (default the one that exported it, or the only one)")
+	_ = root.MarkPersistentFlagFilename("log")
 	flags.BoolVar(&a.noColor, "no-color", false, "print without colours, as if NO_COLOR were set")
 	root.PersistentPreRun = func(*cobra.Command, []string) { a.ink = newPalette(a.coloured(a.stdout)) }
 
@@ -109,7 +121,7 @@ internal.`, `
 	}
 	add(groupRun, a.agentCommand(), a.demoCommand(), a.statusCommand())
 	add(groupChange, a.endpointCommand(), a.namespaceCommand(), a.policyCommand())
-	add(groupLook, a.identityCommand(), a.bpfCommand(), a.monitorCommand(), a.observeCommand(), a.logCommand(), a.auditCommand())
+	add(groupLook, a.identityCommand(), a.nodeCommand(), a.bpfCommand(), a.monitorCommand(), a.observeCommand(), a.logCommand(), a.auditCommand())
 	add(groupOther, a.versionCommand())
 	a.watch(root)
 	return root
@@ -156,8 +168,11 @@ func group(use, short, long, example string) *cobra.Command {
 	}
 }
 
-// dial returns the client of the agent.
+// dial returns the client of the agent, or of what answers in its place.
 func (a *app) dial() (*api.Client, error) {
+	if a.client == nil && a.archive != "" {
+		return a.dialArchive()
+	}
 	if a.client == nil {
 		c, err := api.New(a.socket)
 		if err != nil {

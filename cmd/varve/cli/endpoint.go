@@ -24,11 +24,12 @@ pair, addresses, routes, an identity that follows from its labels, and policy.`,
 }
 
 func (a *app) endpointList() *cobra.Command {
+	var at string
 	cmd := &cobra.Command{
 		Use:     "list",
 		Aliases: []string{"ls"},
 		Short:   "List the endpoints",
-		Example: "  varve endpoint list\n  varve endpoint list -n shop -o yaml",
+		Example: "  varve endpoint list\n  varve endpoint list -n shop -o yaml\n  varve endpoint list --at 2026-03-01T03:00:00Z",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.dial()
@@ -36,11 +37,12 @@ func (a *app) endpointList() *cobra.Command {
 				return err
 			}
 			ns, _ := cmd.Flags().GetString("namespace")
-			resp, err := c.Endpoints.List(cmd.Context(), connect.NewRequest(&varvev1.ListEndpointsRequest{Namespace: ns}))
+			resp, err := c.Endpoints.List(cmd.Context(), connect.NewRequest(&varvev1.ListEndpointsRequest{Namespace: ns, At: at}))
 			if err != nil {
 				return err
 			}
 			return a.print(resp.Msg, func() {
+				a.sayWhen(resp.Msg.At)
 				g := newGrid("NAMESPACE", "NAME", "ID", "IDENTITY", "IPV4", "IPV6", "INGRESS", "EGRESS", "STATE", "LABELS")
 				for _, e := range resp.Msg.Endpoints {
 					g.add(e.Namespace, e.Name, number(e.Id), number(e.Identity), dash(e.Ipv4), dash(e.Ipv6),
@@ -50,10 +52,11 @@ func (a *app) endpointList() *cobra.Command {
 			})
 		},
 	}
-	return a.withNamespace(a.withOutput(cmd), "")
+	return a.withNamespace(a.withAt(a.withOutput(cmd), &at), "")
 }
 
 func (a *app) endpointGet() *cobra.Command {
+	var at string
 	cmd := &cobra.Command{
 		Use:               "get [NAMESPACE/]NAME",
 		Short:             "Show one endpoint",
@@ -69,17 +72,18 @@ func (a *app) endpointGet() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			resp, err := c.Endpoints.Get(cmd.Context(), connect.NewRequest(&varvev1.GetEndpointRequest{Namespace: ref.namespace, Name: ref.name}))
+			resp, err := c.Endpoints.Get(cmd.Context(), connect.NewRequest(&varvev1.GetEndpointRequest{Namespace: ref.namespace, Name: ref.name, At: at}))
 			if err != nil {
 				return err
 			}
 			return a.print(resp.Msg, func() { a.showEndpoint(resp.Msg) })
 		},
 	}
-	return a.withNamespace(a.withOutput(cmd), defaultNamespace)
+	return a.withNamespace(a.withAt(a.withOutput(cmd), &at), defaultNamespace)
 }
 
 func (a *app) showEndpoint(resp *varvev1.GetEndpointResponse) {
+	a.sayWhen(resp.At)
 	e := resp.Endpoint
 	var ports []string
 	for _, p := range e.GetNamedPorts() {

@@ -33,6 +33,7 @@ func (a *app) identityList() *cobra.Command {
 				return err
 			}
 			return a.print(resp.Msg, func() {
+				a.sayWhen(resp.Msg.At)
 				g := newGrid("ID", "ENDPOINTS", "SINCE", "STATE", "LABELS")
 				for _, id := range resp.Msg.Identities {
 					since, state := number(id.Revision), a.ink.good.Sprint("in use")
@@ -49,5 +50,5 @@ func (a *app) identityList() *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&req.Reserved, "reserved", false, "the reserved ones too")
-	return a.withOutput(cmd)
+	return a.withAt(a.withOutput(cmd), &req.At)
 }

@@ -21,8 +21,10 @@ it. With -o json a record is one line of JSON, with -o yaml one document.`, `
   varve log tail -f
   varve log read --from 1 --to 20 --kind policy-set
   varve log verify
+  varve log export -f yesterday.varve --since -2d --until -1d
+  varve log verify --log yesterday.varve
   varve log append event.json`)
-	cmd.AddCommand(a.logTail(), a.logRead(), a.logAppend(), a.logVerify())
+	cmd.AddCommand(a.logTail(), a.logRead(), a.logExport(), a.logAppend(), a.logVerify())
 	return cmd
 }
 
@@ -30,6 +32,8 @@ it. With -o json a record is one line of JSON, with -o yaml one document.`, `
 func withFilter(cmd *cobra.Command, f *varvev1.Filter) {
 	cmd.Flags().StringSliceVar(&f.Kinds, "kind", nil, "only these kinds, e.g. policy-set")
 	cmd.Flags().StringSliceVar(&f.StreamPrefixes, "stream", nil, "only streams that begin so, e.g. policy/ or endpoint/shop/")
+	cmd.Flags().StringSliceVar(&f.Actors, "actor", nil, "only of actors whose name holds this, e.g. uid=1000")
+	_ = cmd.RegisterFlagCompletionFunc("actor", cobra.NoFileCompletions)
 	_ = cmd.RegisterFlagCompletionFunc("kind", cobra.FixedCompletions(kindNames(), cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("stream", cobra.FixedCompletions([]string{"policy/", "namespace/", "endpoint/", "node/"}, cobra.ShellCompDirectiveNoFileComp|cobra.ShellCompDirectiveNoSpace))
 }
@@ -73,10 +77,20 @@ func (a *app) logRead() *cobra.Command {
 			return readLog(cmd.Context(), c, req, out.print)
 		},
 	}
-	cmd.Flags().Uint64Var(&req.First, "from", 0, "first revision (0: the oldest kept)")
-	cmd.Flags().Uint64Var(&req.Last, "to", 0, "last revision (0: the newest)")
+	withSpan(cmd, req)
 	withFilter(cmd, req.Filter)
 	return a.withOutput(cmd)
+}
+
+// withSpan gives a command the flags that choose records by revision and time.
+func withSpan(cmd *cobra.Command, req *varvev1.ReadRequest) {
+	cmd.Flags().Uint64Var(&req.First, "from", 0, "first revision (0: the oldest kept)")
+	cmd.Flags().Uint64Var(&req.Last, "to", 0, "last revision (0: the newest)")
+	cmd.Flags().Var(momentValue{&req.Since}, "since", "only records after this revision or time: "+momentHelp)
+	cmd.Flags().Var(momentValue{&req.Until}, "until", "only records up to this revision or time")
+	for _, flag := range []string{"since", "until"} {
+		_ = cmd.RegisterFlagCompletionFunc(flag, cobra.NoFileCompletions)
+	}
 }
 
 func readLog(ctx context.Context, c *api.Client, req *varvev1.ReadRequest, fn func(*varvev1.Record) error) error {
@@ -149,7 +163,7 @@ func lastRecords(ctx context.Context, c *api.Client, filter *varvev1.Filter, n u
 		return head, nil
 	}
 	req := &varvev1.ReadRequest{Last: head, Filter: filter}
-	if len(filter.Kinds) == 0 && len(filter.StreamPrefixes) == 0 {
+	if len(filter.Kinds)+len(filter.StreamPrefixes)+len(filter.Actors) == 0 {
 		req.First = head - min(head, n) + 1
 	}
 	var last []*varvev1.Record
@@ -200,9 +214,12 @@ func (a *app) logVerify() *cobra.Command {
 		Use:   "verify",
 		Short: "Recompute the hash chain and replay the log",
 		Long: strings.TrimSpace(`
-Recompute the checksums and the hash chain of all kept records, replay them from
-zero, and compare with the live state. The exit code is 1 if something is wrong.`),
-		Args: noArgs,
+Recompute the checksums and the hash chain of all kept records, replay them, and
+compare the checkpoints and the live state with the replay. With --log it is done
+without an agent, for a state directory or an exported file. The exit code is 1 if
+something is wrong; the first bad revision and its file are named.`),
+		Example: "  varve log verify\n  varve log verify --log /var/lib/varve\n  varve log verify --log yesterday.varve",
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.dial()
 			if err != nil {

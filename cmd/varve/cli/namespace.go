@@ -62,7 +62,8 @@ endpoints get the identities that follow.`),
 }
 
 func (a *app) namespaceList() *cobra.Command {
-	return a.withOutput(&cobra.Command{
+	var req varvev1.ListNamespacesRequest
+	return a.withAt(a.withOutput(&cobra.Command{
 		Use:     "list",
 		Aliases: []string{"ls"},
 		Short:   "List the namespaces",
@@ -72,11 +73,12 @@ func (a *app) namespaceList() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			resp, err := c.Namespaces.List(cmd.Context(), connect.NewRequest(&varvev1.ListNamespacesRequest{}))
+			resp, err := c.Namespaces.List(cmd.Context(), connect.NewRequest(&req))
 			if err != nil {
 				return err
 			}
 			return a.print(resp.Msg, func() {
+				a.sayWhen(resp.Msg.At)
 				g := newGrid("NAME", "ENDPOINTS", "REVISION", "LABELS")
 				for _, ns := range resp.Msg.Namespaces {
 					revision := "-"
@@ -88,5 +90,5 @@ func (a *app) namespaceList() *cobra.Command {
 				a.show(g, "no namespaces")
 			})
 		},
-	})
+	}), &req.At)
 }

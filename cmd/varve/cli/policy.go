@@ -29,6 +29,7 @@ in YAML or JSON. What varve does not fully understand it refuses.
 }
 
 func (a *app) policyList() *cobra.Command {
+	var at string
 	cmd := &cobra.Command{
 		Use:     "list",
 		Aliases: []string{"ls"},
@@ -41,11 +42,12 @@ func (a *app) policyList() *cobra.Command {
 				return err
 			}
 			ns, _ := cmd.Flags().GetString("namespace")
-			resp, err := c.Policies.List(cmd.Context(), connect.NewRequest(&varvev1.ListPoliciesRequest{Namespace: ns}))
+			resp, err := c.Policies.List(cmd.Context(), connect.NewRequest(&varvev1.ListPoliciesRequest{Namespace: ns, At: at}))
 			if err != nil {
 				return err
 			}
 			return a.print(resp.Msg, func() {
+				a.sayWhen(resp.Msg.At)
 				g := newGrid("KIND", "NAMESPACE", "NAME", "REVISION", "RULES", "ENDPOINTS")
 				for _, p := range resp.Msg.Policies {
 					g.add(policy.KindName(p.Ref.GetKind()), dash(p.Ref.GetNamespace()), p.Ref.GetName(),
@@ -55,7 +57,7 @@ func (a *app) policyList() *cobra.Command {
 			})
 		},
 	}
-	return a.withNamespace(a.withOutput(cmd), "")
+	return a.withNamespace(a.withAt(a.withOutput(cmd), &at), "")
 }
 
 func ruleCount(specs []*eventpb.PolicySpec) int {
@@ -67,6 +69,7 @@ func ruleCount(specs []*eventpb.PolicySpec) int {
 }
 
 func (a *app) policyGet() *cobra.Command {
+	var at string
 	cmd := &cobra.Command{
 		Use:   "get POLICY",
 		Short: "Show one policy",
@@ -78,7 +81,7 @@ Show one policy. With -o yaml or -o json it is what its user wrote, fit for
 		Args:              oneArg("POLICY"),
 		ValidArgsFunction: a.completeFirst(policyNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			refs, err := a.findPolicies(cmd.Context(), cmd, args)
+			refs, err := a.findPolicies(cmd.Context(), cmd, args, at)
 			if err != nil {
 				return err
 			}
@@ -86,13 +89,14 @@ Show one policy. With -o yaml or -o json it is what its user wrote, fit for
 			if err != nil {
 				return err
 			}
-			resp, err := c.Policies.Get(cmd.Context(), connect.NewRequest(&varvev1.GetPolicyRequest{Ref: refs[0].PB()}))
+			resp, err := c.Policies.Get(cmd.Context(), connect.NewRequest(&varvev1.GetPolicyRequest{Ref: refs[0].PB(), At: at}))
 			if err != nil {
 				return err
 			}
 			p := resp.Msg.Policy
 			switch {
 			case a.output == formatTable:
+				a.sayWhen(resp.Msg.At)
 				return a.showPolicy(p)
 			case p.GetManifest() == "":
 				// It was appended as an event, without the text of a manifest.
@@ -102,7 +106,7 @@ Show one policy. With -o yaml or -o json it is what its user wrote, fit for
 			}
 		},
 	}
-	return a.withNamespace(a.withOutput(cmd), defaultNamespace)
+	return a.withNamespace(a.withAt(a.withOutput(cmd), &at), defaultNamespace)
 }
 
 func (a *app) showPolicy(p *varvev1.Policy) error {
@@ -176,7 +180,7 @@ func (a *app) policiesToDelete(cmd *cobra.Command, args, files []string) ([]poli
 		if len(args) == 0 {
 			return nil, usagef("no policy is given; name policies, or a manifest with -f")
 		}
-		return a.findPolicies(cmd.Context(), cmd, args)
+		return a.findPolicies(cmd.Context(), cmd, args, "")
 	}
 	if len(args) > 0 {
 		return nil, usagef("give either names or -f, not both")

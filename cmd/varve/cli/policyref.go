@@ -64,8 +64,8 @@ func splitPolicyArg(cmd *cobra.Command, arg string) (ref policy.Ref, bare bool, 
 }
 
 // findPolicies resolves arguments to policies; for kinds that were left out it asks
-// the agent once.
-func (a *app) findPolicies(ctx context.Context, cmd *cobra.Command, args []string) ([]policy.Ref, error) {
+// the agent once, for those of a moment; "" is now.
+func (a *app) findPolicies(ctx context.Context, cmd *cobra.Command, args []string, at string) ([]policy.Ref, error) {
 	var out []policy.Ref
 	var all []*varvev1.Policy
 	asked := false
@@ -83,7 +83,7 @@ func (a *app) findPolicies(ctx context.Context, cmd *cobra.Command, args []strin
 			if err != nil {
 				return nil, err
 			}
-			resp, err := c.Policies.List(ctx, connect.NewRequest(&varvev1.ListPoliciesRequest{}))
+			resp, err := c.Policies.List(ctx, connect.NewRequest(&varvev1.ListPoliciesRequest{At: at}))
 			if err != nil {
 				return nil, err
 			}

@@ -36,6 +36,8 @@ const (
 // reflection-formatted method names, remove the leading slash and convert the remaining slash to a
 // period.
 const (
+	// AuditServiceAtProcedure is the fully-qualified name of the AuditService's At RPC.
+	AuditServiceAtProcedure = "/varve.v1.AuditService/At"
 	// AuditServiceWhyProcedure is the fully-qualified name of the AuditService's Why RPC.
 	AuditServiceWhyProcedure = "/varve.v1.AuditService/Why"
 	// AuditServiceBisectProcedure is the fully-qualified name of the AuditService's Bisect RPC.
@@ -44,6 +46,8 @@ const (
 
 // AuditServiceClient is a client for the varve.v1.AuditService service.
 type AuditServiceClient interface {
+	// At tells the whole state, or all tables of a node, as they were.
+	At(context.Context, *connect.Request[v1.AuditAtRequest]) (*connect.Response[v1.AuditAtResponse], error)
 	// Why tells whether one party could reach another, the rows and rules that
 	// decided, the events behind them, and the event that last changed the outcome.
 	Why(context.Context, *connect.Request[v1.WhyRequest]) (*connect.Response[v1.WhyResponse], error)
@@ -62,6 +66,13 @@ func NewAuditServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 	baseURL = strings.TrimRight(baseURL, "/")
 	auditServiceMethods := v1.File_api_varve_v1_audit_proto.Services().ByName("AuditService").Methods()
 	return &auditServiceClient{
+		at: connect.NewClient[v1.AuditAtRequest, v1.AuditAtResponse](
+			httpClient,
+			baseURL+AuditServiceAtProcedure,
+			connect.WithSchema(auditServiceMethods.ByName("At")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
 		why: connect.NewClient[v1.WhyRequest, v1.WhyResponse](
 			httpClient,
 			baseURL+AuditServiceWhyProcedure,
@@ -81,8 +92,14 @@ func NewAuditServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 
 // auditServiceClient implements AuditServiceClient.
 type auditServiceClient struct {
+	at     *connect.Client[v1.AuditAtRequest, v1.AuditAtResponse]
 	why    *connect.Client[v1.WhyRequest, v1.WhyResponse]
 	bisect *connect.Client[v1.BisectRequest, v1.BisectResponse]
+}
+
+// At calls varve.v1.AuditService.At.
+func (c *auditServiceClient) At(ctx context.Context, req *connect.Request[v1.AuditAtRequest]) (*connect.Response[v1.AuditAtResponse], error) {
+	return c.at.CallUnary(ctx, req)
 }
 
 // Why calls varve.v1.AuditService.Why.
@@ -97,6 +114,8 @@ func (c *auditServiceClient) Bisect(ctx context.Context, req *connect.Request[v1
 
 // AuditServiceHandler is an implementation of the varve.v1.AuditService service.
 type AuditServiceHandler interface {
+	// At tells the whole state, or all tables of a node, as they were.
+	At(context.Context, *connect.Request[v1.AuditAtRequest]) (*connect.Response[v1.AuditAtResponse], error)
 	// Why tells whether one party could reach another, the rows and rules that
 	// decided, the events behind them, and the event that last changed the outcome.
 	Why(context.Context, *connect.Request[v1.WhyRequest]) (*connect.Response[v1.WhyResponse], error)
@@ -111,6 +130,13 @@ type AuditServiceHandler interface {
 // and JSON codecs. They also support gzip compression.
 func NewAuditServiceHandler(svc AuditServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
 	auditServiceMethods := v1.File_api_varve_v1_audit_proto.Services().ByName("AuditService").Methods()
+	auditServiceAtHandler := connect.NewUnaryHandler(
+		AuditServiceAtProcedure,
+		svc.At,
+		connect.WithSchema(auditServiceMethods.ByName("At")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
 	auditServiceWhyHandler := connect.NewUnaryHandler(
 		AuditServiceWhyProcedure,
 		svc.Why,
@@ -127,6 +153,8 @@ func NewAuditServiceHandler(svc AuditServiceHandler, opts ...connect.HandlerOpti
 	)
 	return "/varve.v1.AuditService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
+		case AuditServiceAtProcedure:
+			auditServiceAtHandler.ServeHTTP(w, r)
 		case AuditServiceWhyProcedure:
 			auditServiceWhyHandler.ServeHTTP(w, r)
 		case AuditServiceBisectProcedure:
@@ -139,6 +167,10 @@ func NewAuditServiceHandler(svc AuditServiceHandler, opts ...connect.HandlerOpti
 
 // UnimplementedAuditServiceHandler returns CodeUnimplemented from all methods.
 type UnimplementedAuditServiceHandler struct{}
+
+func (UnimplementedAuditServiceHandler) At(context.Context, *connect.Request[v1.AuditAtRequest]) (*connect.Response[v1.AuditAtResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("varve.v1.AuditService.At is not implemented"))
+}
 
 func (UnimplementedAuditServiceHandler) Why(context.Context, *connect.Request[v1.WhyRequest]) (*connect.Response[v1.WhyResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("varve.v1.AuditService.Why is not implemented"))

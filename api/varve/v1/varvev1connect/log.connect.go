@@ -41,6 +41,8 @@ const (
 	LogServiceAppendStreamProcedure = "/varve.v1.LogService/AppendStream"
 	// LogServiceReadProcedure is the fully-qualified name of the LogService's Read RPC.
 	LogServiceReadProcedure = "/varve.v1.LogService/Read"
+	// LogServiceExportProcedure is the fully-qualified name of the LogService's Export RPC.
+	LogServiceExportProcedure = "/varve.v1.LogService/Export"
 	// LogServiceSubscribeProcedure is the fully-qualified name of the LogService's Subscribe RPC.
 	LogServiceSubscribeProcedure = "/varve.v1.LogService/Subscribe"
 	// LogServiceVerifyProcedure is the fully-qualified name of the LogService's Verify RPC.
@@ -67,10 +69,16 @@ type LogServiceClient interface {
 	AppendStream(context.Context) *connect.BidiStreamForClient[v1.AppendStreamRequest, v1.AppendStreamResponse]
 	// Read returns the records from first to last, both inclusive, and ends.
 	Read(context.Context, *connect.Request[v1.ReadRequest]) (*connect.ServerStreamForClient[v1.Record], error)
+	// Export returns the records from first to last as a file, with the state before
+	// the first: it is verified, read and audited anywhere, without an agent. Of
+	// records that a filter leaves out, the file holds what the hash chain needs;
+	// such a file can be verified and read, but no state follows from it.
+	Export(context.Context, *connect.Request[v1.ReadRequest]) (*connect.ServerStreamForClient[v1.ExportChunk], error)
 	// Subscribe returns every record after a revision: those that exist, then
 	// each as it is committed. A slow reader falls behind; it loses nothing.
 	Subscribe(context.Context, *connect.Request[v1.SubscribeRequest]) (*connect.ServerStreamForClient[v1.Record], error)
-	// Verify recomputes the hash chain and the checksums of all kept records.
+	// Verify recomputes the hash chain and the checksums of all kept records,
+	// replays them, and compares checkpoints and the live state with the replay.
 	Verify(context.Context, *connect.Request[v1.VerifyRequest]) (*connect.Response[v1.VerifyResponse], error)
 }
 
@@ -104,6 +112,13 @@ func NewLogServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...
 			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
+		export: connect.NewClient[v1.ReadRequest, v1.ExportChunk](
+			httpClient,
+			baseURL+LogServiceExportProcedure,
+			connect.WithSchema(logServiceMethods.ByName("Export")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
 		subscribe: connect.NewClient[v1.SubscribeRequest, v1.Record](
 			httpClient,
 			baseURL+LogServiceSubscribeProcedure,
@@ -126,6 +141,7 @@ type logServiceClient struct {
 	append       *connect.Client[v1.AppendRequest, v1.AppendResponse]
 	appendStream *connect.Client[v1.AppendStreamRequest, v1.AppendStreamResponse]
 	read         *connect.Client[v1.ReadRequest, v1.Record]
+	export       *connect.Client[v1.ReadRequest, v1.ExportChunk]
 	subscribe    *connect.Client[v1.SubscribeRequest, v1.Record]
 	verify       *connect.Client[v1.VerifyRequest, v1.VerifyResponse]
 }
@@ -143,6 +159,11 @@ func (c *logServiceClient) AppendStream(ctx context.Context) *connect.BidiStream
 // Read calls varve.v1.LogService.Read.
 func (c *logServiceClient) Read(ctx context.Context, req *connect.Request[v1.ReadRequest]) (*connect.ServerStreamForClient[v1.Record], error) {
 	return c.read.CallServerStream(ctx, req)
+}
+
+// Export calls varve.v1.LogService.Export.
+func (c *logServiceClient) Export(ctx context.Context, req *connect.Request[v1.ReadRequest]) (*connect.ServerStreamForClient[v1.ExportChunk], error) {
+	return c.export.CallServerStream(ctx, req)
 }
 
 // Subscribe calls varve.v1.LogService.Subscribe.
@@ -175,10 +196,16 @@ type LogServiceHandler interface {
 	AppendStream(context.Context, *connect.BidiStream[v1.AppendStreamRequest, v1.AppendStreamResponse]) error
 	// Read returns the records from first to last, both inclusive, and ends.
 	Read(context.Context, *connect.Request[v1.ReadRequest], *connect.ServerStream[v1.Record]) error
+	// Export returns the records from first to last as a file, with the state before
+	// the first: it is verified, read and audited anywhere, without an agent. Of
+	// records that a filter leaves out, the file holds what the hash chain needs;
+	// such a file can be verified and read, but no state follows from it.
+	Export(context.Context, *connect.Request[v1.ReadRequest], *connect.ServerStream[v1.ExportChunk]) error
 	// Subscribe returns every record after a revision: those that exist, then
 	// each as it is committed. A slow reader falls behind; it loses nothing.
 	Subscribe(context.Context, *connect.Request[v1.SubscribeRequest], *connect.ServerStream[v1.Record]) error
-	// Verify recomputes the hash chain and the checksums of all kept records.
+	// Verify recomputes the hash chain and the checksums of all kept records,
+	// replays them, and compares checkpoints and the live state with the replay.
 	Verify(context.Context, *connect.Request[v1.VerifyRequest]) (*connect.Response[v1.VerifyResponse], error)
 }
 
@@ -208,6 +235,13 @@ func NewLogServiceHandler(svc LogServiceHandler, opts ...connect.HandlerOption) 
 		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
+	logServiceExportHandler := connect.NewServerStreamHandler(
+		LogServiceExportProcedure,
+		svc.Export,
+		connect.WithSchema(logServiceMethods.ByName("Export")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
 	logServiceSubscribeHandler := connect.NewServerStreamHandler(
 		LogServiceSubscribeProcedure,
 		svc.Subscribe,
@@ -230,6 +264,8 @@ func NewLogServiceHandler(svc LogServiceHandler, opts ...connect.HandlerOption) 
 			logServiceAppendStreamHandler.ServeHTTP(w, r)
 		case LogServiceReadProcedure:
 			logServiceReadHandler.ServeHTTP(w, r)
+		case LogServiceExportProcedure:
+			logServiceExportHandler.ServeHTTP(w, r)
 		case LogServiceSubscribeProcedure:
 			logServiceSubscribeHandler.ServeHTTP(w, r)
 		case LogServiceVerifyProcedure:
@@ -253,6 +289,10 @@ func (UnimplementedLogServiceHandler) AppendStream(context.Context, *connect.Bid
 
 func (UnimplementedLogServiceHandler) Read(context.Context, *connect.Request[v1.ReadRequest], *connect.ServerStream[v1.Record]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("varve.v1.LogService.Read is not implemented"))
+}
+
+func (UnimplementedLogServiceHandler) Export(context.Context, *connect.Request[v1.ReadRequest], *connect.ServerStream[v1.ExportChunk]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("varve.v1.LogService.Export is not implemented"))
 }
 
 func (UnimplementedLogServiceHandler) Subscribe(context.Context, *connect.Request[v1.SubscribeRequest], *connect.ServerStream[v1.Record]) error {

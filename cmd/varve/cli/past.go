@@ -1,0 +1,60 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+
+	"github.com/spf13/cobra"
+
+	"github.com/varve-net/varve/api"
+	varvev1 "github.com/varve-net/varve/api/varve/v1"
+	"github.com/varve-net/varve/internal/offline"
+	"github.com/varve-net/varve/internal/past"
+)
+
+// dialArchive answers from an archive in this process.
+func (a *app) dialArchive() (*api.Client, error) {
+	if a.socket != "" {
+		return nil, usagef("--log, --socket: an archive or an agent answers, not both; give one")
+	}
+	server, err := offline.Serve(context.Background(), a.archive, a.node, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return nil, fmt.Errorf("--log: %w", err)
+	}
+	a.offline = server
+	if err := server.Archive.History.Damage(); err != nil {
+		fmt.Fprintf(a.stderr, "varve: %s: %v\n", a.ink.warn.Sprint("warning"), err)
+	}
+	if a.client, err = server.Client(); err != nil {
+		return nil, err
+	}
+	return a.client, nil
+}
+
+// momentValue is the flag --at, which takes what names a moment.
+type momentValue struct{ to *string }
+
+func (v momentValue) String() string { return *v.to }
+func (v momentValue) Type() string   { return "moment" }
+func (v momentValue) Set(s string) error {
+	if err := past.Check(s); err != nil {
+		return err
+	}
+	*v.to = s
+	return nil
+}
+
+// withAt gives a command that reads the flag --at.
+func (a *app) withAt(cmd *cobra.Command, at *string) *cobra.Command {
+	cmd.Flags().Var(momentValue{at}, "at", "as it was at a revision or time: "+momentHelp)
+	_ = cmd.RegisterFlagCompletionFunc("at", cobra.NoFileCompletions)
+	return cmd
+}
+
+// sayWhen tells, beside a table, of which moment of the past it is.
+func (a *app) sayWhen(at *varvev1.Moment) {
+	if at != nil {
+		fmt.Fprintln(a.stderr, a.ink.dim.Sprint("at "+a.revisionAt(at.Revision, at.TimeUnixNs)))
+	}
+}
