@@ -13,7 +13,9 @@ import (
 	"github.com/varve-net/varve/cluster"
 	"github.com/varve-net/varve/dataplane"
 	"github.com/varve-net/varve/internal/apiserver"
+	"github.com/varve-net/varve/internal/keeper"
 	"github.com/varve-net/varve/internal/past"
+	"github.com/varve-net/varve/log"
 	"github.com/varve-net/varve/log/raftlog"
 	"github.com/varve-net/varve/projections"
 )
@@ -123,11 +125,16 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		Version: cfg.Version, Cluster: cfg.Cluster, Node: cfg.Node, PID: os.Getpid(), StartedUnixNS: began.UnixNano(),
 		ReplayedEvents: rlog.Replayed(), ReplayNS: int64(replayed), BootstrapNS: int64(time.Since(began)), BootstrapWritten: uint64(stats.Total()),
 	}
+	history := past.New(past.Config{Log: rlog, Cluster: cfg.Cluster, Checkpoints: rlog.History(), Logger: logger})
+	keep := keeper.New(keeper.Config{
+		Log: rlog, Past: history, Events: log.Revision(cfg.CheckpointEvents),
+		MaxAge: cfg.HistoryMaxAge, MaxBytes: cfg.HistoryMaxBytes, Logger: logger,
+	})
 	srv := apiserver.New(apiserver.Config{
 		Listener: listener, Group: cfg.Group, Cluster: cfg.Cluster, Node: cfg.Node,
 		Info: func() apiserver.Info { return info },
 		Log:  rlog, Projector: proj, Endpoints: eps, Kernel: watchedKernel{dp, met}, Monitor: mon,
-		Past: past.New(past.Config{Log: rlog, Cluster: cfg.Cluster, Logger: logger}), Flows: recorded, Drift: drifts.Report, Logger: logger,
+		Past: history, Flows: recorded, Drift: drifts.Report, Logger: logger,
 	})
 	met.Bootstrapped(phaseOverall, time.Since(began))
 	met.Attach(sources(cfg.Node, rlog, dp, proj, eps, recorded))
@@ -138,6 +145,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	g.Go(func() error { return ended(ctx, dp.Events(ctx, publish)) })
 	g.Go(func() error { return collect(ctx, dp) })
 	g.Go(func() error { drifts.run(ctx); return nil })
+	g.Go(func() error { keep.Run(ctx); return nil })
 	g.Go(func() error { return watchAddresses(ctx, &cfg, fct) })
 	if recorded != nil {
 		g.Go(func() error { recorded.Run(ctx); return nil })

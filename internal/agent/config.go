@@ -55,6 +55,12 @@ type Config struct {
 	// SnapshotThreshold is the number of Raft entries between snapshots.
 	SnapshotThreshold uint64
 
+	// HistoryMaxAge and HistoryMaxBytes bound the history that is kept; 0: none does.
+	HistoryMaxAge   time.Duration
+	HistoryMaxBytes int64
+	// CheckpointEvents is the number of events between two checkpoints.
+	CheckpointEvents uint64
+
 	// PrometheusServeAddr is the TCP address of /metrics and /healthz, which ask
 	// nobody who he is. Empty: none.
 	PrometheusServeAddr string
@@ -76,6 +82,7 @@ const (
 
 	DefaultSnapshotThreshold = 8192
 	DefaultDriftInterval     = 2 * time.Second
+	DefaultCheckpointEvents  = 65536
 )
 
 // Default ranges of endpoint addresses.
@@ -105,6 +112,9 @@ func (c *Config) normalize() error {
 	}
 	if c.SnapshotThreshold == 0 {
 		c.SnapshotThreshold = DefaultSnapshotThreshold
+	}
+	if c.CheckpointEvents == 0 {
+		c.CheckpointEvents = DefaultCheckpointEvents
 	}
 	if c.DriftInterval == 0 {
 		c.DriftInterval = DefaultDriftInterval
@@ -140,6 +150,12 @@ func (c *Config) normalize() error {
 	}
 	if c.FlowStoreMaxBytes != 0 && c.FlowStoreMaxAge < time.Minute {
 		errs = append(errs, fmt.Errorf("flow-store-max-age: %s; give at least 1m, or set flow-store-max-bytes to 0 to record no flows", c.FlowStoreMaxAge))
+	}
+	if c.HistoryMaxAge < 0 {
+		errs = append(errs, fmt.Errorf("history-max-age: %s; give how long events are kept, or 0 for ever", c.HistoryMaxAge))
+	}
+	if c.HistoryMaxBytes < 0 {
+		errs = append(errs, fmt.Errorf("history-max-bytes: %d; give a number of bytes, or 0 for no limit", c.HistoryMaxBytes))
 	}
 	if c.PrometheusServeAddr != "" {
 		if _, _, err := net.SplitHostPort(c.PrometheusServeAddr); err != nil {

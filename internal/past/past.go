@@ -98,6 +98,27 @@ func (p *Past) View(ctx context.Context, revision log.Revision) (fsm.View, error
 	return p.view(ctx, revision)
 }
 
+// Once is View of a revision that will hardly be asked for again: it leaves what is
+// kept for others as it is.
+func (p *Past) Once(ctx context.Context, revision log.Revision) (fsm.View, error) {
+	if err := p.take(ctx); err != nil {
+		return fsm.View{}, err
+	}
+	state, err := p.start(ctx, revision)
+	p.give()
+	if err == nil {
+		err = replay.Run(ctx, p.Log, revision, state)
+	}
+	if err != nil {
+		return fsm.View{}, fmt.Errorf("state at revision %d: %w", revision, err)
+	}
+	v := state.View()
+	if v.Revision() != revision {
+		return fsm.View{}, fmt.Errorf("state at revision %d: %w", revision, &log.CorruptError{Revision: v.Revision() + 1, What: "the record is missing"})
+	}
+	return v, nil
+}
+
 func (p *Past) take(ctx context.Context) error {
 	select {
 	case p.turn <- struct{}{}:

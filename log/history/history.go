@@ -55,6 +55,11 @@ type History struct {
 // one else. A torn record at the very end, as a crash leaves it, is cut off and
 // logged. Any other damage is refused with a *log.CorruptError.
 func Open(dir string, logger *slog.Logger) (*History, error) {
+	return OpenSized(dir, segmentSize, logger)
+}
+
+// OpenSized is Open with segments that are sealed at another size than 64 MiB.
+func OpenSized(dir string, segmentSize int64, logger *slog.Logger) (*History, error) {
 	h := &History{dir: dir, logger: logger, segmentSize: segmentSize}
 	if err := h.open(); err != nil {
 		return nil, fmt.Errorf("history %s: %w", dir, err)
@@ -103,6 +108,16 @@ func (h *History) Synced() log.Revision {
 	h.syncing.Lock()
 	defer h.syncing.Unlock()
 	return h.synced
+}
+
+// Before is the chain value before the first record.
+func (h *History) Before() log.Hash {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	if len(h.segments) == 0 {
+		return log.Hash{}
+	}
+	return h.segments[0].before
 }
 
 // segmentOf is the segment that holds a revision, with its present bounds; nil

@@ -196,6 +196,12 @@ func (l *Log) reaches(view fsm.View) error {
 	if view.Revision() == 0 {
 		return nil
 	}
+	if view.Revision()+1 == l.history.First() {
+		if before := l.history.Before(); before != view.Chain() {
+			return l.same(&log.Record{Revision: view.Revision(), TimeNS: view.TimeNS(), Chain: before}, view.Revision(), view.Chain(), view.TimeNS(), "snapshot")
+		}
+		return nil
+	}
 	kept, err := l.history.Record(context.Background(), view.Revision())
 	if err != nil {
 		return err

@@ -38,6 +38,14 @@ func (c *Config) checkSpace(reserve uint64) error {
 	return nil
 }
 
+// CheckSpace is log.ErrNoSpace while appends are refused because fewer bytes are free
+// than must be.
+func (l *Log) CheckSpace() error { return l.config.checkSpace(l.config.ReserveBytes) }
+
+// Sparing is a writer to w that fails with log.ErrNoSpace before it uses up what
+// Raft needs.
+func (l *Log) Sparing(w io.Writer) io.Writer { return &sparing{w: w, c: &l.config} }
+
 // sparing writes to w and looks at free space as it goes, so that a large
 // snapshot cannot use up what Raft needs.
 type sparing struct {
