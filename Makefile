@@ -114,7 +114,7 @@ deps-go:
 deps-demo:
 	@GO=$(GO) hack/deps.sh go root
 deps-test:
-	@GO=$(GO) hack/deps.sh go root race net
+	@GO=$(GO) hack/deps.sh go root race net disk
 deps-vm:
 	@GO=$(GO) hack/deps.sh go net vm
 deps-bench:

@@ -2,7 +2,7 @@
 # Installs what a group of targets needs and this machine lacks, from Debian's
 # packages. It does nothing, and asks for nothing, when all of it is there.
 #
-#   hack/deps.sh GROUP...     groups: go, root, race, net, vm, generate, format
+#   hack/deps.sh GROUP...     groups: go, root, race, net, disk, vm, generate, format
 set -euo pipefail
 
 # want COMMAND-OR-FILE PACKAGE notes the package if the thing is missing.
@@ -50,6 +50,10 @@ for group in "$@"; do
 	net)
 		want ip iproute2
 		want ethtool ethtool
+		;;
+	disk)
+		want mkfs.ext4 e2fsprogs
+		want losetup mount
 		;;
 	vm)
 		# Kernels come by apt from wherever this machine gets Debian.

@@ -6,6 +6,7 @@ package apiserver
 
 import (
 	"context"
+	"time"
 
 	"github.com/varve-net/varve/dataplane"
 	"github.com/varve-net/varve/fsm"
@@ -24,6 +25,9 @@ type Log interface {
 	View() fsm.View
 	// History is where its records are kept.
 	History() *history.History
+	// ClockBehind is by how much the node's clock is behind the log's time, which
+	// never goes back.
+	ClockBehind() time.Duration
 }
 
 // Projector keeps the kernel equal to the log.

@@ -13,6 +13,7 @@ import (
 	"github.com/varve-net/varve/dataplane"
 	"github.com/varve-net/varve/fsm"
 	"github.com/varve-net/varve/log"
+	"github.com/varve-net/varve/log/raftlog"
 	"github.com/varve-net/varve/projections"
 )
 
@@ -78,6 +79,7 @@ func (s agentService) status(ctx context.Context, verify bool, view fsm.View, ta
 	}
 	checks := []check{
 		{"log", s.checkLog(view)},
+		{"clock", s.checkClock},
 		{"projection", s.checkProjection(tables)},
 		{"endpoints", s.checkEndpoints(view)},
 		{"maps", s.checkMaps(tables)},
@@ -149,6 +151,15 @@ func (s agentService) checkLog(view fsm.View) func(context.Context) (string, err
 		}
 		return fmt.Sprintf("revision %d, chain %.8s, kept from revision %d", head, chain, s.Log.First()), nil
 	}
+}
+
+// checkClock: events keep the log's time while the clock is behind it.
+func (s agentService) checkClock(context.Context) (string, error) {
+	behind := s.Log.ClockBehind()
+	if behind > raftlog.ClockTolerance {
+		return "", fmt.Errorf("%s behind the log's time: events keep the last one's time until it has caught up; set the clock right", behind.Round(time.Millisecond))
+	}
+	return "not behind the log's time", nil
 }
 
 func (s agentService) checkProjection(tables *projections.Tables) func(context.Context) (string, error) {

@@ -3,6 +3,7 @@ package metrics
 import (
 	"errors"
 	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -20,6 +21,7 @@ type Log interface {
 	Head() (log.Revision, log.Hash)
 	First() log.Revision
 	HistoryBytes() (int64, error)
+	ClockBehind() time.Duration
 }
 
 // Datapath is the kernel's side as a scrape reads it.
@@ -94,6 +96,7 @@ var (
 	descFlowEvents    = desc("flow_store_events_total", "Events that the flow record took in since the agent's start.")
 	descFlowMissing   = desc("flow_store_missing_events", "Events that are missing in the time that the flow record covers.", "reason")
 	descFlowOldest    = desc("flow_store_oldest_timestamp_seconds", "Time from which the flow record is kept.")
+	descClockBehind   = desc("log_clock_behind_seconds", "Seconds by which the node's clock is behind the effective time of the log's last event.")
 	descHistoryFirst  = desc("log_history_first_revision", "Oldest revision that is still kept.")
 )
 
@@ -105,7 +108,7 @@ type snapshot struct{ m *Metrics }
 func (snapshot) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descPolicy, descPolicyMax, descIdentity, descNodes, descEndpointState, descPressure, descDropCount, descDropBytes,
-		descForwardCount, descForwardBytes, descEventsLost, descRevision, descLag, descHistoryBytes, descHistoryFirst,
+		descForwardCount, descForwardBytes, descEventsLost, descRevision, descLag, descHistoryBytes, descHistoryFirst, descClockBehind,
 		descFlowBytes, descFlowEvents, descFlowMissing, descFlowOldest,
 	} {
 		ch <- d
@@ -131,6 +134,7 @@ func (s snapshot) Collect(ch chan<- prometheus.Metric) {
 	gauge(descRevision, float64(head))
 	gauge(descLag, float64(head)-float64(inForce))
 	gauge(descHistoryFirst, float64(src.Log.First()))
+	gauge(descClockBehind, src.Log.ClockBehind().Seconds())
 	if size, err := src.Log.HistoryBytes(); err != nil {
 		ch <- prometheus.NewInvalidMetric(descHistoryBytes, err)
 	} else {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -47,6 +48,9 @@ func (l archivedLog) Subscribe(context.Context, log.Revision, func(log.Record) e
 }
 
 func (l archivedLog) View() fsm.View { return l.view }
+
+// ClockBehind is nothing that an archive can tell.
+func (l archivedLog) ClockBehind() time.Duration { return 0 }
 
 func (l archivedLog) History() *history.History { return l.Archive.History }
 

@@ -128,6 +128,7 @@ func (l *Log) propose() {
 		if l.config.Observe != nil {
 			l.config.Observe(seen)
 		}
+		l.watchClock()
 	}
 }
 

@@ -42,6 +42,7 @@ type Log struct {
 	machine   *machine
 	raft      *raft.Raft
 	proposer  chan struct{} // closed when the proposer has ended
+	clockLate bool          // as the proposer said last
 
 	closing  sync.Once
 	released chan struct{} // closed when Close has let go of everything
