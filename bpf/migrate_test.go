@@ -346,7 +346,7 @@ func TestHandoverWall(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer server.Close()
-	reach := func() error { return n.ns.ExchangeUDP(server.Addr(), 100*time.Millisecond) }
+	reach := func(limit time.Duration) error { return n.ns.ExchangeUDP(server.Addr(), limit) }
 	do(t, n.ns, func() error {
 		h := handover{o: n.o, front: true}
 		if h.config, err = n.o.readConfig(); err != nil {
@@ -355,18 +355,18 @@ func TestHandoverWall(t *testing.T) {
 		if err := h.judge(); err != nil {
 			return err
 		}
-		if err := reach(); err != nil {
+		if err := reach(patience); err != nil {
 			t.Errorf("without a wall: %v, so this test shows nothing", err)
 		}
 		if err := h.wallOff(nil); err != nil {
 			return err
 		}
-		if err := reach(); err == nil {
+		if err := reach(silence); err == nil {
 			t.Error("what is denied passed")
 		}
 		return h.end()
 	})
-	if err := reach(); err == nil {
+	if err := reach(silence); err == nil {
 		t.Error("what is denied passed after the handover")
 	}
 	for h, prog := range map[hook]*ebpf.Program{hookFrom: n.o.FromContainer, hookTo: n.o.ToContainer} {

@@ -140,7 +140,10 @@ func offloadOff(name string) error {
 	return nil
 }
 
-const patience = 30 * time.Second
+const (
+	patience = 30 * time.Second       // for what must come
+	silence  = 100 * time.Millisecond // for what must not
+)
 
 // dial connects from inside ns.
 func dial(ns *testns.NS, to netip.AddrPort) (c net.Conn, err error) {

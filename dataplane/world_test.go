@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	patience = 30 * time.Second        // for what must come
+	patience = 30 * time.Second       // for what must come
 	silence  = 250 * time.Millisecond // for what must not
 )
 
