@@ -25,6 +25,8 @@ var (
 	ErrNotContainer = errors.New("network namespace is not an unconnected container's")
 	// ErrNoInterface: an interface that should have been made is not there.
 	ErrNoInterface = errors.New("no such interface")
+	// ErrNoBigTCP: the kernel does not know BIG TCP for the family asked for.
+	ErrNoBigTCP = errors.New("this kernel has no BIG TCP for IPv4, which came with Linux 6.3")
 	// ErrEventsBusy: another reader has the ring buffer; it has only one.
 	ErrEventsBusy = errors.New("events are being read already")
 )

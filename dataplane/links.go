@@ -27,6 +27,9 @@ type InterfaceSpec struct {
 	// sends to it.
 	Gateway4, Gateway6 netip.Addr
 	MTU                int // 0: the kernel's default
+	// BIG TCP: packets of up to 192 KiB, both ways, by family. It is of use where the
+	// other side of a connection has it too.
+	BigTCP4, BigTCP6 bool
 }
 
 // withDefaults checks s.
@@ -191,15 +194,28 @@ func createPair(node, pod *namespace, by owner, s InterfaceSpec) (netlink.Link, 
 	if err == nil && host == nil {
 		err = fmt.Errorf("interface %s: %w: something removed it just after it was made", s.HostName, ErrNoInterface)
 	}
-	return host, err
+	if err != nil {
+		return nil, err
+	}
+	peer, err := pod.link(s.ContainerName)
+	if err == nil && peer == nil {
+		err = fmt.Errorf("interface %s in %s: %w: something removed it just after it was made", s.ContainerName, s.NetnsPath, ErrNoInterface)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return host, sizePair(node, pod, host, peer, s)
 }
 
-// repairPair gives an existing pair the MAC and MTU it should have.
+// repairPair gives an existing pair the MAC, MTU and packet sizes it should have.
 func repairPair(node, pod *namespace, host, peer netlink.Link, s InterfaceSpec) error {
 	if !bytes.Equal(peer.Attrs().HardwareAddr, s.MAC[:]) {
 		if err := pod.handle.LinkSetHardwareAddr(peer, s.MAC[:]); err != nil {
 			return fmt.Errorf("interface %s in %s: MAC: %w", s.ContainerName, s.NetnsPath, err)
 		}
+	}
+	if err := sizePair(node, pod, host, peer, s); err != nil {
+		return err
 	}
 	if s.MTU == 0 {
 		return nil

@@ -63,6 +63,10 @@ func (s *State) endpointUpdated(c *change, u *eventpb.EndpointUpdated) error {
 	if err := checkLabels(e.Labels); err != nil {
 		return fmt.Errorf("endpoint %s: %w", e.Ref, err)
 	}
+	e.BigTCP = u.BigTcp
+	if e.MTU, err = interfaceMTU(u.Mtu); err != nil {
+		return fmt.Errorf("endpoint %s: %w", e.Ref, err)
+	}
 	if e.ServiceAccount, err = serviceAccount(u.ServiceAccount); err != nil {
 		return fmt.Errorf("endpoint %s: %w", e.Ref, err)
 	}

@@ -95,6 +95,8 @@ func TestRejections(t *testing.T) {
 		"port 0":                {ok(port("http", 6, 0)), "named_ports[0].port"},
 		"port 65536":            {ok(port("http", 6, 65536)), "named_ports[0].port"},
 		"port twice":            {ok(port("http", 6, 80), port("HTTP", 6, 81)), "twice"},
+		"mtu":                   {ok(with(func(c *eventpb.EndpointCreated) { c.Mtu = 1279 })), "mtu"},
+		"mtu of a giant":        {ok(with(func(c *eventpb.EndpointCreated) { c.Mtu = 65536 })), "mtu"},
 		"interface":             {ok(with(func(c *eventpb.EndpointCreated) { c.HostInterface = "a/b" })), "host_interface"},
 		"long interface":        {ok(with(func(c *eventpb.EndpointCreated) { c.ContainerInterface = strings.Repeat("x", 16) })), "container_interface"},
 		"netns":                 {ok(with(func(c *eventpb.EndpointCreated) { c.Netns = "/a\n" })), "netns"},

@@ -116,7 +116,16 @@ func canonEndpoint(b []byte, e *Endpoint) []byte {
 	b = appendString(b, e.NetnsID)
 	b = appendUint(b, uint64(e.Created))
 	b = appendUint(b, uint64(e.Revision))
-	return appendUint(b, uint64(e.IdentityRevision))
+	b = appendUint(b, uint64(e.IdentityRevision))
+	// What rows had not from the start is there only if it is set, behind its field's
+	// number in EndpointCreated: rows of older logs keep their digest.
+	if e.MTU != 0 {
+		b = appendUint(append(b, 14), uint64(e.MTU))
+	}
+	if e.BigTCP {
+		b = append(b, 15)
+	}
+	return b
 }
 
 func canonPolicy(b []byte, p *Policy) []byte {

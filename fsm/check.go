@@ -62,6 +62,7 @@ func endpointFacts(c *eventpb.EndpointCreated) (Endpoint, error) {
 		ContainerInterface: c.ContainerInterface,
 		Netns:              c.Netns,
 		NetnsID:            c.NetnsId,
+		BigTCP:             c.BigTcp,
 	}
 	if err := checkRef(e.Ref); err != nil {
 		return Endpoint{}, err
@@ -76,6 +77,9 @@ func endpointFacts(c *eventpb.EndpointCreated) (Endpoint, error) {
 		return Endpoint{}, err
 	}
 	var err error
+	if e.MTU, err = interfaceMTU(c.Mtu); err != nil {
+		return Endpoint{}, err
+	}
 	if e.ServiceAccount, err = serviceAccount(c.ServiceAccount); err != nil {
 		return Endpoint{}, err
 	}
@@ -114,6 +118,14 @@ func endpointFacts(c *eventpb.EndpointCreated) (Endpoint, error) {
 		}
 	}
 	return e, nil
+}
+
+// interfaceMTU takes 0 or what IPv6 can live with (RFC 8200, section 5) and IPv4 can say.
+func interfaceMTU(mtu uint32) (uint16, error) {
+	if mtu != 0 && mtu < 1280 || mtu > 65535 {
+		return 0, fmt.Errorf("mtu: %d: must be 0 or 1280 to 65535", mtu)
+	}
+	return uint16(mtu), nil
 }
 
 func serviceAccount(name string) (string, error) {

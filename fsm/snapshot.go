@@ -163,6 +163,8 @@ func endpointPB(e *Endpoint) *eventpb.SnapshotEndpoint {
 		ContainerInterface: e.ContainerInterface,
 		Netns:              e.Netns,
 		NetnsId:            e.NetnsID,
+		Mtu:                uint32(e.MTU),
+		BigTcp:             e.BigTCP,
 	}
 	for _, a := range e.addresses() {
 		c.Addresses = append(c.Addresses, a.AsSlice())

@@ -26,6 +26,7 @@ func rich(t testing.TB) *fold {
 			c.Addresses = append(c.Addresses, ip("2001:db8::2"))
 			c.NamedPorts = []*eventpb.NamedPort{{Name: "http", Protocol: 6, Port: 80}}
 			c.HostInterface, c.ContainerInterface, c.Netns, c.NetnsId = "v1", "eth0", "/run/netns/db", "4:4026531840"
+			c.Mtu, c.BigTcp = 9000, true
 		})),
 		create("n2", "other", "x", 1, "", nil),
 		updateNode("n1", []string{"192.0.2.1", "2001:db8::1"}, []string{"10.0.0.0/24", "2001:db8:1::/64"}),

@@ -33,6 +33,8 @@ type Endpoint struct {
 	NamedPorts     []NamedPort // sorted by name, protocol
 	// Facts for the node itself, in no table.
 	HostInterface, ContainerInterface, Netns, NetnsID string
+	MTU                                               uint16 // 0: the agent's
+	BigTCP                                            bool   // false: as the agent has it
 
 	Created          log.Revision // of this incarnation
 	Revision         log.Revision // last change of any kind, a new identity included

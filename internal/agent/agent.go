@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -75,6 +76,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}
 	defer func() { err = errors.Join(err, dp.Close()) }()
 	defer met.NotReady("the agent is stopping") // before what scrapes ask is closed
+	if err := dp.CheckBigTCP(cfg.IPv4BigTCP); err != nil {
+		return fmt.Errorf("%w: enable-ipv4-big-tcp: %w", ErrConfig, err)
+	}
 	if err := dp.SetupNode(ctx, nodeSpec(&cfg)); err != nil {
 		return err
 	}

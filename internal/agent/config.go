@@ -36,6 +36,8 @@ type Config struct {
 	IPv4Range netip.Prefix
 	IPv6Range netip.Prefix
 	MTU       int // of the containers' interfaces
+	// BIG TCP for endpoints that do not ask for it themselves.
+	IPv4BigTCP, IPv6BigTCP bool
 
 	// Sizes of BPF maps, in entries; 0: the default of package bpf. MapMax has those
 	// of any map by its name, and wins.

@@ -23,14 +23,15 @@ type wanted struct {
 	iface      string
 	ipv4, ipv6 netip.Addr // the zero Addr: any
 	ports      []*eventpb.NamedPort
-	mtu        int
+	mtu        uint32 // 0: the agent's
+	bigTCP     bool
 }
 
 func (m *endpoints) parseAdd(req *varvev1.AddEndpointRequest) (wanted, error) {
 	w := wanted{
 		ref:    fsm.EndpointRef{Namespace: req.Namespace, Name: req.Name},
 		labels: req.Labels, sa: req.ServiceAccount, netns: req.Netns,
-		iface: req.ContainerInterface, mtu: int(req.Mtu),
+		iface: req.ContainerInterface, mtu: req.Mtu, bigTCP: req.BigTcp,
 	}
 	if w.ref.Namespace == "" {
 		w.ref.Namespace = defaultNamespace
@@ -41,17 +42,14 @@ func (m *endpoints) parseAdd(req *varvev1.AddEndpointRequest) (wanted, error) {
 	if w.sa == "" {
 		w.sa = policy.DefaultNamed
 	}
-	if w.mtu == 0 {
-		w.mtu = m.cfg.MTU
-	}
 	if w.ref.Name == "" {
 		return w, errors.New("name: empty; name the endpoint")
 	}
 	if w.netns == "" {
 		return w, errors.New("netns: empty; give the path of the container's network namespace, e.g. /run/netns/web or /proc/PID/ns/net")
 	}
-	if w.mtu < 1280 || w.mtu > 65535 {
-		return w, fmt.Errorf("mtu: %d; give 1280 to 65535", w.mtu)
+	if w.mtu != 0 && w.mtu < 1280 || w.mtu > 65535 {
+		return w, fmt.Errorf("mtu: %d; give 1280 to 65535, or 0 for the agent's", w.mtu)
 	}
 	var err error
 	if w.netnsID, err = dataplane.NetnsID(w.netns); err != nil {

@@ -183,7 +183,7 @@ func (m *endpoints) create(ctx context.Context, actor apiserver.Actor, w wanted,
 	created := &eventpb.EndpointCreated{
 		Ref: &eventpb.EndpointRef{Namespace: w.ref.Namespace, Name: w.ref.Name}, Incarnation: 1, Node: m.node,
 		Labels: w.labels, ServiceAccount: w.sa, NamedPorts: w.ports,
-		Netns: w.netns, NetnsId: w.netnsID, ContainerInterface: w.iface,
+		Netns: w.netns, NetnsId: w.netnsID, ContainerInterface: w.iface, Mtu: w.mtu, BigTcp: w.bigTCP,
 	}
 	if old != nil {
 		created.Incarnation = old.Incarnation + 1
@@ -200,7 +200,10 @@ func (m *endpoints) create(ctx context.Context, actor apiserver.Actor, w wanted,
 		}
 	}
 
-	spec := m.spec(created.HostInterface, w.iface, w.netns, mac, w.ipv4, w.ipv6, w.mtu)
+	spec := m.specOf(&fsm.Endpoint{
+		HostInterface: created.HostInterface, ContainerInterface: w.iface, Netns: w.netns, MAC: mac, IPv4: w.ipv4, IPv6: w.ipv6,
+		MTU: uint16(w.mtu), BigTCP: w.bigTCP,
+	})
 	ifindex, err := m.links.EnsureInterface(ctx, spec)
 	if err != nil {
 		return connect.NewError(connect.CodeFailedPrecondition, fmt.Errorf("endpoint %s: %w", name(w.ref), err))
@@ -261,8 +264,8 @@ func (m *endpoints) activate(ctx context.Context, ref fsm.EndpointRef, rev log.R
 	return nil
 }
 
-// readd is an Add of what is there: it mends the interface and changes labels and
-// ports if others were given.
+// readd is an Add of what is there: it mends the interface and changes labels, ports
+// and what is asked for the interface if others were given.
 func (m *endpoints) readd(ctx context.Context, actor apiserver.Actor, old *fsm.Endpoint, w wanted) error {
 	for _, a := range []struct{ want, have netip.Addr }{{w.ipv4, old.IPv4}, {w.ipv6, old.IPv6}} {
 		if a.want.IsValid() && a.want != a.have {
@@ -270,14 +273,18 @@ func (m *endpoints) readd(ctx context.Context, actor apiserver.Actor, old *fsm.E
 		}
 	}
 	rev := old.Revision
-	if !maps.Equal(old.Labels, w.labels) || old.ServiceAccount != w.sa || !samePorts(old.NamedPorts, w.ports) {
+	if !maps.Equal(old.Labels, w.labels) || old.ServiceAccount != w.sa || !samePorts(old.NamedPorts, w.ports) ||
+		uint32(old.MTU) != w.mtu || old.BigTCP != w.bigTCP {
+		update := updateOf(old)
+		update.Labels, update.ServiceAccount, update.NamedPorts, update.Mtu, update.BigTcp = w.labels, w.sa, w.ports, w.mtu, w.bigTCP
 		var err error
-		if rev, err = m.update(ctx, actor, old, w.labels, w.sa, w.ports); err != nil {
+		if rev, err = m.update(ctx, actor, update); err != nil {
 			return err
 		}
 	}
-	spec := m.specOf(old)
-	spec.NetnsPath, spec.MTU = w.netns, w.mtu
+	now := *old
+	now.Netns, now.MTU, now.BigTCP = w.netns, uint16(w.mtu), w.bigTCP
+	spec := m.specOf(&now)
 	ifindex, err := m.links.EnsureInterface(ctx, spec)
 	if err != nil {
 		return connect.NewError(connect.CodeFailedPrecondition, fmt.Errorf("endpoint %s: %w", name(w.ref), err))
@@ -290,11 +297,21 @@ func (m *endpoints) readd(ctx context.Context, actor apiserver.Actor, old *fsm.E
 	return m.activate(ctx, w.ref, rev, spec)
 }
 
-func (m *endpoints) update(ctx context.Context, actor apiserver.Actor, old *fsm.Endpoint, labels map[string]string, sa string, ports []*eventpb.NamedPort) (log.Revision, error) {
-	rev, err := m.facts.append(ctx, actor, &eventpb.Event{Payload: &eventpb.Event_EndpointUpdated{EndpointUpdated: &eventpb.EndpointUpdated{
+// updateOf is the event that changes nothing of old.
+func updateOf(old *fsm.Endpoint) *eventpb.EndpointUpdated {
+	update := &eventpb.EndpointUpdated{
 		Ref:         &eventpb.EndpointRef{Namespace: old.Ref.Namespace, Name: old.Ref.Name},
-		Incarnation: old.Incarnation, Labels: labels, ServiceAccount: sa, NamedPorts: ports,
-	}}})
+		Incarnation: old.Incarnation, Labels: old.Labels, ServiceAccount: old.ServiceAccount,
+		Mtu: uint32(old.MTU), BigTcp: old.BigTCP,
+	}
+	for _, p := range old.NamedPorts {
+		update.NamedPorts = append(update.NamedPorts, &eventpb.NamedPort{Name: p.Name, Protocol: uint32(p.Protocol), Port: uint32(p.Port)})
+	}
+	return update
+}
+
+func (m *endpoints) update(ctx context.Context, actor apiserver.Actor, update *eventpb.EndpointUpdated) (log.Revision, error) {
+	rev, err := m.facts.append(ctx, actor, &eventpb.Event{Payload: &eventpb.Event_EndpointUpdated{EndpointUpdated: update}})
 	if err != nil {
 		return 0, connect.NewError(connect.CodeFailedPrecondition, err)
 	}
@@ -325,11 +342,9 @@ func (m *endpoints) SetLabels(ctx context.Context, actor apiserver.Actor, ref fs
 	if maps.Equal(labels, old.Labels) {
 		return nil
 	}
-	ports := make([]*eventpb.NamedPort, len(old.NamedPorts))
-	for i, p := range old.NamedPorts {
-		ports[i] = &eventpb.NamedPort{Name: p.Name, Protocol: uint32(p.Protocol), Port: uint32(p.Port)}
-	}
-	rev, err := m.update(ctx, actor, old, labels, old.ServiceAccount, ports)
+	update := updateOf(old)
+	update.Labels = labels
+	rev, err := m.update(ctx, actor, update)
 	if err != nil {
 		return err
 	}
@@ -389,15 +404,17 @@ func (m *endpoints) unbind(host string) {
 	delete(m.bound, host)
 }
 
-func (m *endpoints) spec(host, iface, netns string, mac [6]byte, v4, v6 netip.Addr, mtu int) dataplane.InterfaceSpec {
-	return dataplane.InterfaceSpec{
-		HostName: host, ContainerName: iface, NetnsPath: netns, MAC: mac, IPv4: v4, IPv6: v6,
-		Gateway4: gateway(m.cfg.IPv4Range), Gateway6: gateway(m.cfg.IPv6Range), MTU: mtu,
-	}
-}
-
+// specOf is the interface of an endpoint: as it was asked for, else as the agent has it.
 func (m *endpoints) specOf(ep *fsm.Endpoint) dataplane.InterfaceSpec {
-	return m.spec(ep.HostInterface, ep.ContainerInterface, ep.Netns, ep.MAC, ep.IPv4, ep.IPv6, m.cfg.MTU)
+	s := dataplane.InterfaceSpec{
+		HostName: ep.HostInterface, ContainerName: ep.ContainerInterface, NetnsPath: ep.Netns, MAC: ep.MAC, IPv4: ep.IPv4, IPv6: ep.IPv6,
+		Gateway4: gateway(m.cfg.IPv4Range), Gateway6: gateway(m.cfg.IPv6Range), MTU: int(ep.MTU),
+		BigTCP4: ep.BigTCP || m.cfg.IPv4BigTCP, BigTCP6: ep.BigTCP || m.cfg.IPv6BigTCP,
+	}
+	if s.MTU == 0 {
+		s.MTU = m.cfg.MTU
+	}
+	return s
 }
 
 // hostName is the host side's name: stable, so that what a crash left half-made

@@ -68,6 +68,17 @@ func TestAddTwiceChangesOnlyWhatDiffers(t *testing.T) {
 	if mtu := n.links.mtu[first.HostInterface]; mtu != 1400 {
 		t.Errorf("MTU %d, want the one asked for", mtu)
 	}
+	// A repair after a restart knows it too, and a change of labels keeps it.
+	if err := n.eps.SetLabels(t.Context(), tester, first.Ref, map[string]string{"tier": "back"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if now, _ := n.log.View().Endpoint(first.Ref); n.eps.specOf(now).MTU != 1400 || now.Labels["tier"] != "back" {
+		t.Errorf("%+v: MTU %d, want the one asked for", now, n.eps.specOf(now).MTU)
+	}
+	req.Mtu, req.BigTcp = 0, true
+	if now, _ := n.add(t, req); n.eps.specOf(now).MTU != n.eps.cfg.MTU || !n.eps.specOf(now).BigTCP4 {
+		t.Errorf("asked for nothing: %+v", n.eps.specOf(now))
+	}
 	req.Addresses = []string{"10.9.0.77"}
 	_, _, err := n.eps.Add(t.Context(), tester, req)
 	if connect.CodeOf(err) != connect.CodeAlreadyExists {

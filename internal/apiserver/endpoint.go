@@ -150,6 +150,7 @@ func endpointFacts(ep *fsm.Endpoint) *varvev1.Endpoint {
 		Mac: net.HardwareAddr(ep.MAC[:]).String(), Node: ep.Node, Netns: ep.Netns,
 		HostInterface: ep.HostInterface, ContainerInterface: ep.ContainerInterface,
 		Incarnation: ep.Incarnation, CreatedRevision: uint64(ep.Created), Revision: uint64(ep.Revision),
+		Mtu: uint32(ep.MTU), BigTcp: ep.BigTCP,
 	}
 	if ep.IPv4.IsValid() {
 		out.Ipv4 = ep.IPv4.String()

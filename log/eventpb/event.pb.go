@@ -1737,8 +1737,11 @@ type EndpointCreated struct {
 	NetnsId string `protobuf:"bytes,12,opt,name=netns_id,json=netnsId,proto3" json:"netns_id,omitempty"`
 	// What policy would drop of this endpoint's traffic passes, and is reported.
 	PolicyAuditMode bool `protobuf:"varint,13,opt,name=policy_audit_mode,json=policyAuditMode,proto3" json:"policy_audit_mode,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// What was asked for this endpoint's interface; 0 and false: as the agent has it.
+	Mtu           uint32 `protobuf:"varint,14,opt,name=mtu,proto3" json:"mtu,omitempty"`
+	BigTcp        bool   `protobuf:"varint,15,opt,name=big_tcp,json=bigTcp,proto3" json:"big_tcp,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *EndpointCreated) Reset() {
@@ -1862,7 +1865,22 @@ func (x *EndpointCreated) GetPolicyAuditMode() bool {
 	return false
 }
 
-// EndpointUpdated replaces labels and named ports of a live incarnation.
+func (x *EndpointCreated) GetMtu() uint32 {
+	if x != nil {
+		return x.Mtu
+	}
+	return 0
+}
+
+func (x *EndpointCreated) GetBigTcp() bool {
+	if x != nil {
+		return x.BigTcp
+	}
+	return false
+}
+
+// EndpointUpdated replaces labels, named ports and what was asked for the interface
+// of a live incarnation.
 type EndpointUpdated struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Ref             *EndpointRef           `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
@@ -1871,6 +1889,8 @@ type EndpointUpdated struct {
 	ServiceAccount  string                 `protobuf:"bytes,4,opt,name=service_account,json=serviceAccount,proto3" json:"service_account,omitempty"`
 	NamedPorts      []*NamedPort           `protobuf:"bytes,5,rep,name=named_ports,json=namedPorts,proto3" json:"named_ports,omitempty"`
 	PolicyAuditMode bool                   `protobuf:"varint,6,opt,name=policy_audit_mode,json=policyAuditMode,proto3" json:"policy_audit_mode,omitempty"`
+	Mtu             uint32                 `protobuf:"varint,7,opt,name=mtu,proto3" json:"mtu,omitempty"`
+	BigTcp          bool                   `protobuf:"varint,8,opt,name=big_tcp,json=bigTcp,proto3" json:"big_tcp,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -1943,6 +1963,20 @@ func (x *EndpointUpdated) GetNamedPorts() []*NamedPort {
 func (x *EndpointUpdated) GetPolicyAuditMode() bool {
 	if x != nil {
 		return x.PolicyAuditMode
+	}
+	return false
+}
+
+func (x *EndpointUpdated) GetMtu() uint32 {
+	if x != nil {
+		return x.Mtu
+	}
+	return 0
+}
+
+func (x *EndpointUpdated) GetBigTcp() bool {
+	if x != nil {
+		return x.BigTcp
 	}
 	return false
 }
@@ -3518,7 +3552,7 @@ const file_log_eventpb_event_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"?\n" +
 	"\vEndpointRef\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\"\xc0\x04\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"\xeb\x04\n" +
 	"\x0fEndpointCreated\x12-\n" +
 	"\x03ref\x18\x01 \x01(\v2\x1b.varve.event.v1.EndpointRefR\x03ref\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x12\n" +
@@ -3534,10 +3568,12 @@ const file_log_eventpb_event_proto_rawDesc = "" +
 	" \x01(\tR\x05netns\x12/\n" +
 	"\x13container_interface\x18\v \x01(\tR\x12containerInterface\x12\x19\n" +
 	"\bnetns_id\x18\f \x01(\tR\anetnsId\x12*\n" +
-	"\x11policy_audit_mode\x18\r \x01(\bR\x0fpolicyAuditMode\x1a9\n" +
+	"\x11policy_audit_mode\x18\r \x01(\bR\x0fpolicyAuditMode\x12\x10\n" +
+	"\x03mtu\x18\x0e \x01(\rR\x03mtu\x12\x17\n" +
+	"\abig_tcp\x18\x0f \x01(\bR\x06bigTcp\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf3\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9e\x03\n" +
 	"\x0fEndpointUpdated\x12-\n" +
 	"\x03ref\x18\x01 \x01(\v2\x1b.varve.event.v1.EndpointRefR\x03ref\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12C\n" +
@@ -3545,7 +3581,9 @@ const file_log_eventpb_event_proto_rawDesc = "" +
 	"\x0fservice_account\x18\x04 \x01(\tR\x0eserviceAccount\x12:\n" +
 	"\vnamed_ports\x18\x05 \x03(\v2\x19.varve.event.v1.NamedPortR\n" +
 	"namedPorts\x12*\n" +
-	"\x11policy_audit_mode\x18\x06 \x01(\bR\x0fpolicyAuditMode\x1a9\n" +
+	"\x11policy_audit_mode\x18\x06 \x01(\bR\x0fpolicyAuditMode\x12\x10\n" +
+	"\x03mtu\x18\a \x01(\rR\x03mtu\x12\x17\n" +
+	"\abig_tcp\x18\b \x01(\bR\x06bigTcp\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"b\n" +

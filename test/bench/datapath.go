@@ -42,6 +42,9 @@ func runDatapath(ctx context.Context, p *plan, out sink) (err error) {
 		for _, m := range modes {
 			for i := range paths {
 				pt := paths[(i+round)%len(paths)]
+				if pt.only != "" && pt.only != m.mode {
+					continue
+				}
 				t, err := p.traffic(ctx, pt, m.mode)
 				if err != nil {
 					return fmt.Errorf("%s, %s: %w", pt.label, m.mode, err)
@@ -149,10 +152,14 @@ spec:
   egress: [{toEndpoints: [{matchLabels: {app: bench}}]}]
 `
 
-// varvePath is an agent with two endpoints.
-func (p *plan) varvePath(ctx context.Context, pt *path) (func() error, error) {
-	dir := filepath.Join(p.dir, "path")
-	a, err := p.startAgent(ctx, dir, pt.node())
+// varvePath is an agent with these flags and two endpoints.
+func (p *plan) varvePath(flags ...string) func(context.Context, *path) (func() error, error) {
+	return func(ctx context.Context, pt *path) (func() error, error) { return p.startVarvePath(ctx, pt, flags) }
+}
+
+func (p *plan) startVarvePath(ctx context.Context, pt *path, flags []string) (func() error, error) {
+	dir := filepath.Join(p.dir, pt.name)
+	a, err := p.startAgent(ctx, dir, pt.node(), flags...)
 	if err != nil {
 		return nil, err
 	}

@@ -13,6 +13,7 @@ type path struct {
 	name  string // of its namespaces: NAME-n (the node), NAME-a, NAME-b
 	label string // as reported
 	to    string // b's address
+	only  string // the one mode in which it differs from another path; empty: all
 	setup func(ctx context.Context, pt *path) (func() error, error)
 }
 
@@ -94,7 +95,8 @@ ip -n $A link add eth0 type veth peer name eth0 netns $B
 for n in $A $B; do ip -n $n link set eth0 up; done
 ip -n $A addr add ` + addrA + `/24 dev eth0; ip -n $B addr add ` + addrB + `/24 dev eth0`)},
 		{name: "peer", label: "redirect_peer alone", to: addrB, setup: redirectPeer},
-		{name: "varve", label: "varve", setup: p.varvePath},
+		{name: "varve", label: "varve", setup: p.varvePath()},
+		{name: "big", label: "varve, BIG TCP", only: "stream", setup: p.varvePath("--enable-ipv4-big-tcp", "--enable-ipv6-big-tcp")},
 		{name: "route", label: "IP forwarding", to: addrB, setup: script(routed + forward)},
 		{name: "bridge", label: "bridge", to: addrB, setup: script(`
 ip -n $N link add br0 type bridge; ip -n $N link set br0 up

@@ -45,6 +45,8 @@ type Endpoint struct {
 	State              string                 `protobuf:"bytes,18,opt,name=state,proto3" json:"state,omitempty"` // "ready", "missing interface", "remote"
 	IngressEnforced    bool                   `protobuf:"varint,19,opt,name=ingress_enforced,json=ingressEnforced,proto3" json:"ingress_enforced,omitempty"`
 	EgressEnforced     bool                   `protobuf:"varint,20,opt,name=egress_enforced,json=egressEnforced,proto3" json:"egress_enforced,omitempty"`
+	Mtu                uint32                 `protobuf:"varint,21,opt,name=mtu,proto3" json:"mtu,omitempty"`                     // 0: the agent's
+	BigTcp             bool                   `protobuf:"varint,22,opt,name=big_tcp,json=bigTcp,proto3" json:"big_tcp,omitempty"` // asked for this endpoint
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -219,6 +221,20 @@ func (x *Endpoint) GetEgressEnforced() bool {
 	return false
 }
 
+func (x *Endpoint) GetMtu() uint32 {
+	if x != nil {
+		return x.Mtu
+	}
+	return 0
+}
+
+func (x *Endpoint) GetBigTcp() bool {
+	if x != nil {
+		return x.BigTcp
+	}
+	return false
+}
+
 type NamedPort struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -293,8 +309,11 @@ type AddEndpointRequest struct {
 	NamedPorts         []*NamedPort `protobuf:"bytes,7,rep,name=named_ports,json=namedPorts,proto3" json:"named_ports,omitempty"`
 	ContainerInterface string       `protobuf:"bytes,8,opt,name=container_interface,json=containerInterface,proto3" json:"container_interface,omitempty"` // empty: eth0
 	Mtu                uint32       `protobuf:"varint,9,opt,name=mtu,proto3" json:"mtu,omitempty"`                                                        // 0: the agent's
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// TCP packets of up to 192 KiB between containers of this node, in both families,
+	// also if the agent has it off for others.
+	BigTcp        bool `protobuf:"varint,11,opt,name=big_tcp,json=bigTcp,proto3" json:"big_tcp,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AddEndpointRequest) Reset() {
@@ -388,6 +407,13 @@ func (x *AddEndpointRequest) GetMtu() uint32 {
 		return x.Mtu
 	}
 	return 0
+}
+
+func (x *AddEndpointRequest) GetBigTcp() bool {
+	if x != nil {
+		return x.BigTcp
+	}
+	return false
 }
 
 type AddEndpointResponse struct {
@@ -1562,7 +1588,7 @@ var File_api_varve_v1_endpoint_proto protoreflect.FileDescriptor
 
 const file_api_varve_v1_endpoint_proto_rawDesc = "" +
 	"\n" +
-	"\x1bapi/varve/v1/endpoint.proto\x12\bvarve.v1\x1a\x19api/varve/v1/moment.proto\"\xc9\x05\n" +
+	"\x1bapi/varve/v1/endpoint.proto\x12\bvarve.v1\x1a\x19api/varve/v1/moment.proto\"\xf4\x05\n" +
 	"\bEndpoint\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x0e\n" +
@@ -1585,14 +1611,16 @@ const file_api_varve_v1_endpoint_proto_rawDesc = "" +
 	"\brevision\x18\x11 \x01(\x04R\brevision\x12\x14\n" +
 	"\x05state\x18\x12 \x01(\tR\x05state\x12)\n" +
 	"\x10ingress_enforced\x18\x13 \x01(\bR\x0fingressEnforced\x12'\n" +
-	"\x0fegress_enforced\x18\x14 \x01(\bR\x0eegressEnforced\x1a9\n" +
+	"\x0fegress_enforced\x18\x14 \x01(\bR\x0eegressEnforced\x12\x10\n" +
+	"\x03mtu\x18\x15 \x01(\rR\x03mtu\x12\x17\n" +
+	"\abig_tcp\x18\x16 \x01(\bR\x06bigTcp\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"O\n" +
 	"\tNamedPort\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bprotocol\x18\x02 \x01(\tR\bprotocol\x12\x12\n" +
-	"\x04port\x18\x03 \x01(\rR\x04port\"\x99\x03\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\"\xb2\x03\n" +
 	"\x12AddEndpointRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12@\n" +
@@ -1603,7 +1631,8 @@ const file_api_varve_v1_endpoint_proto_rawDesc = "" +
 	"\vnamed_ports\x18\a \x03(\v2\x13.varve.v1.NamedPortR\n" +
 	"namedPorts\x12/\n" +
 	"\x13container_interface\x18\b \x01(\tR\x12containerInterface\x12\x10\n" +
-	"\x03mtu\x18\t \x01(\rR\x03mtu\x1a9\n" +
+	"\x03mtu\x18\t \x01(\rR\x03mtu\x12\x17\n" +
+	"\abig_tcp\x18\v \x01(\bR\x06bigTcp\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"_\n" +

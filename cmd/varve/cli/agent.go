@@ -80,6 +80,8 @@ keys are named as the flags are, and the default.`),
 	flags.StringVar(&f.ipv4Range, "ipv4-range", agent.DefaultIPv4Range.String(), "range of the endpoints' IPv4 addresses; its first is the gateway")
 	flags.StringVar(&f.ipv6Range, "ipv6-range", agent.DefaultIPv6Range.String(), "range of the endpoints' IPv6 addresses; its first is the gateway")
 	flags.IntVar(&cfg.MTU, "mtu", agent.DefaultMTU, "MTU of the endpoints' interfaces, in bytes")
+	flags.BoolVar(&cfg.IPv4BigTCP, "enable-ipv4-big-tcp", false, "let IPv4 TCP packets between endpoints grow to 192 KiB (Linux 6.3)")
+	flags.BoolVar(&cfg.IPv6BigTCP, "enable-ipv6-big-tcp", false, "let IPv6 TCP packets between endpoints grow to 192 KiB")
 	flags.IntVar(&cfg.ConntrackMax, "bpf-ct-max", 0, "entries of each of the conntrack maps, one for IPv4 and one for IPv6 (0: the built-in size)")
 	flags.IntVar(&f.ctTCP, "bpf-ct-global-tcp-max", 0, "as in Cilium; all protocols share the conntrack maps, so the two of this name are added up")
 	flags.IntVar(&f.ctAny, "bpf-ct-global-any-max", 0, "see --bpf-ct-global-tcp-max")

@@ -75,6 +75,7 @@ only what differs.`),
 	flags.StringSliceVar(&ports, "port", nil, "named port, name=number/protocol, repeatable")
 	flags.StringVar(&req.ContainerInterface, "interface", "", "name of the interface in the network namespace (default eth0)")
 	flags.Uint32Var(&req.Mtu, "mtu", 0, "MTU of the interface, in bytes (default the agent's)")
+	flags.BoolVar(&req.BigTcp, "big-tcp", false, "let its TCP packets to containers of this node grow to 192 KiB (default as the agent has it)")
 	_ = cmd.MarkFlagRequired("netns")
 	return a.withNamespace(a.withOutput(cmd), defaultNamespace)
 }
