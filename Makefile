@@ -99,7 +99,7 @@ $(BIN)/golangci-lint-$(GOLANGCI_LINT_VERSION):
 .PHONY: fmt
 fmt: deps-go deps-format ## Format Go and C
 	gofmt -w $$(git ls-files -co --exclude-standard '*.go' | grep -Ev '\.pb\.go$$|\.connect\.go$$|_bpfe[lb]\.go$$')
-	$(CLANG_FORMAT) -i $$(git ls-files -co --exclude-standard 'bpf/*.c' 'bpf/*.h')
+	$(CLANG_FORMAT) -i $$(git ls-files -co --exclude-standard 'bpf/*.c' 'bpf/include/*.h')
 
 .PHONY: clean
 clean: ## Remove what was built
