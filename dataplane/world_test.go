@@ -58,7 +58,24 @@ func newWorld(t testing.TB, sizes map[string]uint32) *world {
 	w.open()
 	t.Cleanup(func() { w.check(w.Destroy()) })
 	w.check(w.SetupNode(context.Background(), gateways))
+	w.awaitLocal(gateways.Gateway6)
 	return w
+}
+
+// awaitLocal waits for the local route to an address of the node, which the kernel adds
+// after it has answered who gave it the address.
+func (w *world) awaitLocal(a netip.Addr) {
+	w.t.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		out, err := w.node.Output(context.Background(), "ip", "-6", "route", "show", "table", "local")
+		w.check(err)
+		if strings.Contains(out, "local "+a.String()+" ") {
+			return
+		}
+		if time.Now().After(deadline) {
+			w.t.Fatalf("no local route to %s:\n%s", a, out)
+		}
+	}
 }
 
 func newNS(t testing.TB, name string) *testns.NS {
