@@ -1,0 +1,210 @@
+package dns
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/varve-net/varve/dataplane"
+	"github.com/varve-net/varve/log/eventpb"
+)
+
+// runCollector removes what has expired and is not in use, from time to time.
+func (k *keeper) runCollector(ctx context.Context) error {
+	t := time.NewTicker(k.cfg.CollectInterval)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		case <-k.collectNow:
+		}
+		if err := k.collect(ctx); err != nil && ctx.Err() == nil {
+			k.logger.Warn("expired addresses stay", "error", err)
+		}
+	}
+}
+
+// use is a live flow from an endpoint's address to another.
+type use struct{ from, to netip.Addr }
+
+// collect removes the addresses that have expired and that no live connection uses.
+// The kernel admits no new connection to an expired address, so one that is not in
+// use when the flows are read stays so.
+func (k *keeper) collect(ctx context.Context) error {
+	k.mu.Lock()
+	now := readClock()
+	due := k.due(now)
+	k.mu.Unlock()
+	if !due {
+		return nil
+	}
+	live := map[use]bool{}
+	err := dataplane.EachFlow(ctx, k.maps.CT4, k.maps.CT6, func(f dataplane.Flow) error {
+		if !f.Denied && f.ExpiresIn > 0 {
+			live[use{f.Src.Addr(), f.Dst.Addr()}] = true
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	events, err := k.pick(now, live)
+	if err != nil || len(events) == 0 {
+		return err
+	}
+	return k.remove(events)
+}
+
+// due tells whether an address has expired or a name has too many. k.mu is held.
+func (k *keeper) due(now clock) bool {
+	for _, e := range k.facts.endpoints {
+		for _, n := range e.names {
+			if len(n.addresses) > k.cfg.MaxAddresses {
+				return true
+			}
+			for _, x := range n.addresses {
+				if x.expires <= now.unixNS || k.cfg.IdleGrace > 0 && len(n.classes) > 0 {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// pick chooses what goes, as of the moment before the flows were read.
+func (k *keeper) pick(now clock, live map[use]bool) (events []*eventpb.DnsCollected, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var errs []error
+	for _, e := range k.facts.endpoints {
+		inUse := func(a netip.Addr) bool {
+			return e.rules != nil && (live[use{e.rules.IPv4, a}] || live[use{e.rules.IPv6, a}])
+		}
+		for _, n := range e.names {
+			var gone [][]byte
+			for a, x := range n.addresses {
+				switch {
+				case inUse(a):
+					x.live = now.unixNS
+					errs = append(errs, k.grace(e, n, a, x, now))
+				case x.expires <= now.unixNS && x.live+int64(k.cfg.IdleGrace) <= now.unixNS:
+					gone = append(gone, a.AsSlice())
+				}
+			}
+			errs = append(errs, k.expireSurplus(e, n, len(gone), now, inUse))
+			if len(gone) > 0 {
+				slices.SortFunc(gone, bytes.Compare)
+				events = append(events, &eventpb.DnsCollected{
+					Node: k.cfg.Node, Ref: &eventpb.EndpointRef{Namespace: e.key.namespace, Name: e.key.name}, Incarnation: e.key.incarnation,
+					Name: n.name, Addresses: gone,
+				})
+			}
+		}
+	}
+	return events, errors.Join(errs...)
+}
+
+// grace keeps an address that is in use open for IdleGrace. k.mu is held.
+func (k *keeper) grace(e *endpointFacts, n *nameFacts, a netip.Addr, x *addressFact, now clock) error {
+	until := now.unixNS + int64(k.cfg.IdleGrace)
+	if k.cfg.IdleGrace == 0 || len(n.classes) == 0 || until <= x.expires || !x.extend(until, now) {
+		return nil
+	}
+	return k.write(e, a)
+}
+
+// expireSurplus closes what a name has beyond MaxAddresses to new connections, those
+// that expire first, but none that is in use. The next round collects them, unless
+// a connection came in between. k.mu is held.
+func (k *keeper) expireSurplus(e *endpointFacts, n *nameFacts, going int, now clock, inUse func(netip.Addr) bool) error {
+	surplus := len(n.addresses) - going - k.cfg.MaxAddresses
+	if surplus <= 0 {
+		return nil
+	}
+	var open []netip.Addr
+	for a, x := range n.addresses {
+		if x.expires > now.unixNS && !inUse(a) {
+			open = append(open, a)
+		}
+	}
+	slices.SortFunc(open, func(a, b netip.Addr) int {
+		return cmp.Or(cmp.Compare(n.addresses[a].expires, n.addresses[b].expires), a.Compare(b))
+	})
+	var errs []error
+	for _, a := range open[:min(surplus, len(open))] {
+		n.addresses[a].extend(now.unixNS, now)
+		errs = append(errs, k.write(e, a))
+	}
+	return errors.Join(errs...)
+}
+
+// remove writes down what goes, and then lets it go. What an answer has renewed
+// meanwhile stays.
+func (k *keeper) remove(events []*eventpb.DnsCollected) error {
+	k.writing.Lock()
+	defer k.writing.Unlock()
+	var records [][]byte
+	events = k.stillExpired(events)
+	for _, c := range events {
+		data, err := proto.Marshal(&eventpb.Event{Payload: &eventpb.Event_DnsCollected{DnsCollected: c}})
+		if err != nil {
+			return fmt.Errorf("event: %w", err)
+		}
+		records = append(records, data)
+	}
+	if len(records) == 0 {
+		return nil
+	}
+	if _, err := k.append(records); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var errs []error
+	now := readClock()
+	for _, c := range events {
+		e := k.facts.endpoints[keyOf(c)]
+		for _, a := range addrsOf(c.GetAddresses()) {
+			x := e.address(c.GetName(), a)
+			switch {
+			case x == nil:
+			case x.expires > now.unixNS:
+				// Renewed while this was written: to be written down once more.
+				x.kept = 0
+				k.refreshes[e.names[c.GetName()]] = true
+			default:
+				k.facts.forget(e, c.GetName(), []netip.Addr{a})
+				errs = append(errs, k.write(e, a))
+				k.metrics.collected.Inc()
+			}
+		}
+	}
+	k.gauge()
+	return errors.Join(errs...)
+}
+
+// stillExpired leaves out what has been renewed since it was picked.
+func (k *keeper) stillExpired(events []*eventpb.DnsCollected) []*eventpb.DnsCollected {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	now := readClock()
+	return slices.DeleteFunc(events, func(c *eventpb.DnsCollected) bool {
+		e := k.facts.endpoints[keyOf(c)]
+		c.Addresses = slices.DeleteFunc(c.Addresses, func(b []byte) bool {
+			a, _ := netip.AddrFromSlice(b)
+			x := e.address(c.GetName(), a)
+			return x == nil || x.expires > now.unixNS
+		})
+		return len(c.Addresses) == 0
+	})
+}

@@ -1,0 +1,227 @@
+package dns
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/varve-net/varve/bpf/abi"
+	"github.com/varve-net/varve/log/eventpb"
+)
+
+// endpointKey names an endpoint as facts do.
+type endpointKey struct {
+	namespace   string
+	name        string
+	incarnation uint64
+}
+
+// facts is all that the endpoints of the node have learned.
+type facts struct {
+	endpoints map[endpointKey]*endpointFacts
+	names     int
+	addresses int
+	// backing counts the addresses that rest on a record of the journal, by its number.
+	backing map[uint64]int
+}
+
+// endpointFacts is what one endpoint has learned.
+type endpointFacts struct {
+	key   endpointKey
+	rules *endpointRules // nil: no rule is about it
+	names map[string]*nameFacts
+	// by says under which names an address is known.
+	by map[netip.Addr][]*nameFacts
+}
+
+// nameFacts is what is known of a name.
+type nameFacts struct {
+	endpoint  *endpointFacts
+	name      string
+	addresses map[netip.Addr]*addressFact
+	chain     []string
+	classes   []uint64 // under the rules in force
+}
+
+// addressFact is an address of a name.
+type addressFact struct {
+	expires int64  // nanoseconds since the Unix epoch
+	at      uint32 // the same as the maps have it
+	kept    int64  // what the journal says of that
+	seq     uint64
+	live    int64 // when a live connection was last seen after it had expired
+}
+
+func newFacts() *facts {
+	return &facts{endpoints: map[endpointKey]*endpointFacts{}, backing: map[uint64]int{}}
+}
+
+// endpoint is the facts of an endpoint, made if there are none.
+func (f *facts) endpoint(key endpointKey, r *rules) *endpointFacts {
+	e := f.endpoints[key]
+	if e == nil {
+		e = &endpointFacts{key: key, names: map[string]*nameFacts{}, by: map[netip.Addr][]*nameFacts{}}
+		f.endpoints[key] = e
+		e.rules = r.byKey[key]
+	}
+	return e
+}
+
+// observe adds what an event says and returns the addresses whose expiry moved.
+func (f *facts) observe(e *endpointFacts, seq uint64, o *eventpb.DnsObserved, now clock) []netip.Addr {
+	n := e.names[o.GetName()]
+	if n == nil {
+		n = &nameFacts{endpoint: e, name: o.GetName(), addresses: map[netip.Addr]*addressFact{}}
+		n.classes = e.classes(n.name)
+		e.names[n.name] = n
+		f.names++
+	}
+	n.chain = o.GetChain()
+	var moved []netip.Addr
+	for _, a := range o.GetAddresses() {
+		addr, ok := netip.AddrFromSlice(a.GetAddress())
+		if !ok {
+			continue
+		}
+		x := n.addresses[addr]
+		if x == nil {
+			x = &addressFact{seq: seq}
+			f.backing[seq]++
+			n.addresses[addr] = x
+			e.by[addr] = append(e.by[addr], n)
+			f.addresses++
+		}
+		if a.GetExpiresUnixNs() >= x.kept {
+			x.kept = a.GetExpiresUnixNs()
+			f.rest(x, seq)
+		}
+		if x.kept > x.expires {
+			x.extend(x.kept, now)
+		}
+		moved = append(moved, addr)
+	}
+	return moved
+}
+
+// extend moves the expiry, and tells whether the maps see it.
+func (x *addressFact) extend(expires int64, now clock) bool {
+	before := x.at
+	x.expires, x.at = expires, deadline(expires, now)
+	return x.at != before
+}
+
+// rest makes x rest on a record of the journal.
+func (f *facts) rest(x *addressFact, seq uint64) {
+	if x.seq == seq {
+		return
+	}
+	f.unrest(x)
+	x.seq = seq
+	f.backing[seq]++
+}
+
+func (f *facts) unrest(x *addressFact) {
+	if f.backing[x.seq]--; f.backing[x.seq] <= 0 {
+		delete(f.backing, x.seq)
+	}
+}
+
+// forget removes addresses of a name.
+func (f *facts) forget(e *endpointFacts, name string, addrs []netip.Addr) {
+	n := e.names[name]
+	if n == nil {
+		return
+	}
+	for _, addr := range addrs {
+		x := n.addresses[addr]
+		if x == nil {
+			continue
+		}
+		f.unrest(x)
+		f.addresses--
+		delete(n.addresses, addr)
+		if rest := slices.DeleteFunc(e.by[addr], func(o *nameFacts) bool { return o == n }); len(rest) > 0 {
+			e.by[addr] = rest
+		} else {
+			delete(e.by, addr)
+		}
+	}
+	if len(n.addresses) == 0 {
+		f.names--
+		delete(e.names, name)
+	}
+	if len(e.names) == 0 && e.rules == nil {
+		delete(f.endpoints, e.key)
+	}
+}
+
+// drop removes all of an endpoint.
+func (f *facts) drop(e *endpointFacts) {
+	for _, n := range e.names {
+		for _, x := range n.addresses {
+			f.unrest(x)
+			f.addresses--
+		}
+		f.names--
+	}
+	delete(f.endpoints, e.key)
+}
+
+// address is the fact of an address under a name; nil if there is none.
+func (e *endpointFacts) address(name string, a netip.Addr) *addressFact {
+	if e == nil || e.names[name] == nil {
+		return nil
+	}
+	return e.names[name].addresses[a]
+}
+
+// classes of a name, under the rules in force.
+func (e *endpointFacts) classes(name string) []uint64 {
+	if e.rules == nil {
+		return nil
+	}
+	return e.rules.classes.of([]byte(name))
+}
+
+// row is what the map `fqdn` has to say of an address; false if nothing. Classes that
+// do not fit are those that expire first; their number is unfit.
+func (e *endpointFacts) row(addr netip.Addr) (v abi.FQDNValue, unfit int, ok bool) {
+	type pair struct {
+		class   uint64
+		expires uint32
+	}
+	var buf [2 * abi.FQDNPairs]pair
+	pairs := buf[:0]
+	for _, n := range e.by[addr] {
+		at := n.addresses[addr].at
+		for _, class := range n.classes {
+			if i := slices.IndexFunc(pairs, func(p pair) bool { return p.class == class }); i < 0 {
+				pairs = append(pairs, pair{class, at})
+			} else {
+				pairs[i].expires = max(pairs[i].expires, at)
+			}
+		}
+	}
+	if len(pairs) > abi.FQDNPairs {
+		slices.SortFunc(pairs, func(a, b pair) int {
+			if a.expires != b.expires {
+				return int(int64(b.expires) - int64(a.expires))
+			}
+			if a.class < b.class {
+				return -1
+			}
+			return 1
+		})
+		unfit = len(pairs) - abi.FQDNPairs
+		pairs = pairs[:abi.FQDNPairs]
+	}
+	slices.SortFunc(pairs, func(a, b pair) int {
+		if a.class < b.class {
+			return -1
+		}
+		return 1
+	})
+	for i, p := range pairs {
+		v.Class[i], v.ExpiresSeconds[i] = p.class, p.expires
+	}
+	return v, unfit, len(pairs) > 0
+}

@@ -1,0 +1,366 @@
+package dns
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/varve-net/varve/bpf"
+	"github.com/varve-net/varve/bpf/abi"
+	"github.com/varve-net/varve/dataplane/dns/relay"
+	"github.com/varve-net/varve/dataplane/dns/wire"
+	"github.com/varve-net/varve/log/eventpb"
+	"github.com/varve-net/varve/log/journal"
+)
+
+// keeper keeps what answers said: in memory, in the journal, in the map `fqdn`. It
+// alone writes the latter two. Safe for concurrent use.
+type keeper struct {
+	cfg     *Config
+	maps    *bpf.Objects
+	journal *journal.Journal
+	rules   *atomic.Pointer[rules]
+	flush   func() // sends the answers that were released
+	metrics *Metrics
+	logger  *slog.Logger
+
+	// writing is held from the choice of what to append until it is applied, so that
+	// facts are applied in the order of the journal. It comes before mu.
+	writing sync.Mutex
+	// mu guards what follows, and writes to the map.
+	mu    sync.Mutex
+	facts *facts
+	// refreshes are names of which an expiry has moved beyond what the journal says.
+	refreshes map[*nameFacts]bool
+	broken    error // why the last append failed
+
+	queueMu sync.Mutex
+	queue   []*lesson
+	ready   chan struct{}
+
+	collectNow chan struct{}
+}
+
+var _ relay.Learner = (*keeper)(nil)
+
+// lesson is an observation that is not known yet.
+type lesson struct {
+	endpoint  uint32
+	name      string
+	chain     []string
+	addresses []wire.Address
+	time      clock
+	waiter    relay.Waiter
+}
+
+func newKeeper(cfg *Config, maps *bpf.Objects, j *journal.Journal, r *atomic.Pointer[rules], m *Metrics) *keeper {
+	return &keeper{
+		cfg: cfg, maps: maps, journal: j, rules: r, metrics: m, logger: cfg.Logger, flush: func() {},
+		facts: newFacts(), refreshes: map[*nameFacts]bool{},
+		ready: make(chan struct{}, 1), collectNow: make(chan struct{}, 1),
+	}
+}
+
+// lifetime is how long an address with a TTL is open.
+func (k *keeper) lifetime(ttlSeconds uint32) time.Duration {
+	return max(time.Duration(ttlSeconds)*time.Second, k.cfg.MinTTL, minLifetime)
+}
+
+// refreshShare is how much of an address's lifetime the journal may be behind: a name
+// that is asked for all the time then has four events a TTL. After a crash of the
+// machine, and only then, its addresses may expire so much earlier.
+const refreshShare = 4
+
+// Known implements relay.Learner.
+func (k *keeper) Known(o *relay.Observation) bool {
+	r := k.rules.Load().endpoints[o.Endpoint]
+	if r == nil || !keepable(o.Name) {
+		return true // no rule is about what it may reach
+	}
+	now := readClock()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	e := k.facts.endpoints[r.key()]
+	if e == nil {
+		return false
+	}
+	n := e.names[string(o.Name)]
+	if n == nil {
+		return false
+	}
+	for i := range o.Addresses {
+		if n.addresses[o.Addresses[i].Addr] == nil {
+			return false
+		}
+	}
+	for i := range o.Addresses {
+		a := &o.Addresses[i]
+		x := n.addresses[a.Addr]
+		lifetime := k.lifetime(a.TTLSeconds)
+		expires := now.unixNS + int64(lifetime)
+		if expires <= x.expires || !x.extend(expires, now) {
+			continue
+		}
+		if len(n.classes) > 0 {
+			if err := k.write(e, a.Addr); err != nil {
+				k.logger.Error("address not opened", "name", n.name, "address", a.Addr, "error", err)
+				return false
+			}
+		}
+		if x.expires-x.kept > int64(lifetime)/refreshShare {
+			k.refreshes[n] = true
+		}
+	}
+	return true
+}
+
+// keepable tells whether a name can be in an event. Others no rule matches either.
+func keepable(name []byte) bool {
+	if len(name) > 255 {
+		return false
+	}
+	for _, b := range name {
+		if b == '\\' || b <= ' ' || b >= 0x7f || b == '/' {
+			return false
+		}
+	}
+	return true
+}
+
+// Learn implements relay.Learner.
+func (k *keeper) Learn(o *relay.Observation, w relay.Waiter) {
+	l := &lesson{
+		endpoint: o.Endpoint, name: string(o.Name), addresses: slices.Clone(o.Addresses), time: readClock(), waiter: w,
+	}
+	for _, n := range o.Chain {
+		l.chain = append(l.chain, string(n))
+	}
+	k.queueMu.Lock()
+	k.queue = append(k.queue, l)
+	k.queueMu.Unlock()
+	select {
+	case k.ready <- struct{}{}:
+	default:
+	}
+}
+
+// refreshEvery is how often expiries that moved are written down.
+const refreshEvery = time.Second
+
+// run makes what waits durable and applies it, batch after batch: all that came
+// while one was written is the next.
+func (k *keeper) run(ctx context.Context) error {
+	t := time.NewTicker(refreshEvery)
+	defer t.Stop()
+	for {
+		refresh := false
+		select {
+		case <-ctx.Done():
+			k.batch(true)
+			return nil
+		case <-k.ready:
+		case <-t.C:
+			refresh = true
+		}
+		k.batch(refresh)
+	}
+}
+
+// batch handles all lessons that wait and, if asked to, the refreshes.
+func (k *keeper) batch(refresh bool) {
+	k.queueMu.Lock()
+	lessons := k.queue
+	k.queue = nil
+	k.queueMu.Unlock()
+	k.writing.Lock()
+	b := newBatch(k)
+	for _, l := range lessons {
+		b.add(l)
+	}
+	if refresh {
+		b.refresh()
+	}
+	err := b.commit()
+	k.writing.Unlock()
+	for _, l := range lessons {
+		l.waiter.Learned(err)
+	}
+	if len(lessons) > 0 {
+		k.flush()
+	}
+}
+
+// observed is one event of a batch.
+type observed struct {
+	key   endpointKey
+	event *eventpb.DnsObserved
+	at    map[netip.Addr]int // in event.Addresses
+}
+
+// batch is what becomes durable together.
+type batch struct {
+	k      *keeper
+	events []*observed
+	by     map[batchKey]*observed
+}
+
+type batchKey struct {
+	endpoint endpointKey
+	name     string
+}
+
+func newBatch(k *keeper) *batch { return &batch{k: k, by: map[batchKey]*observed{}} }
+
+// of is the event of a name, new if the batch has none.
+func (b *batch) of(key endpointKey, name string) *observed {
+	id := batchKey{key, name}
+	o := b.by[id]
+	if o == nil {
+		o = &observed{key: key, at: map[netip.Addr]int{}, event: &eventpb.DnsObserved{
+			Node: b.k.cfg.Node, Ref: &eventpb.EndpointRef{Namespace: key.namespace, Name: key.name}, Incarnation: key.incarnation, Name: name,
+		}}
+		b.by[id] = o
+		b.events = append(b.events, o)
+	}
+	return o
+}
+
+func (o *observed) add(a netip.Addr, expires int64) {
+	if i, ok := o.at[a]; ok {
+		o.event.Addresses[i].ExpiresUnixNs = max(o.event.Addresses[i].ExpiresUnixNs, expires)
+		return
+	}
+	o.at[a] = len(o.event.Addresses)
+	o.event.Addresses = append(o.event.Addresses, &eventpb.DnsAddress{Address: a.AsSlice(), ExpiresUnixNs: expires})
+}
+
+func (b *batch) add(l *lesson) {
+	r := b.k.rules.Load().endpoints[l.endpoint]
+	if r == nil {
+		return // it has gone
+	}
+	o := b.of(r.key(), l.name)
+	o.event.Chain = l.chain
+	for _, a := range l.addresses {
+		o.add(a.Addr, l.time.unixNS+int64(b.k.lifetime(a.TTLSeconds)))
+	}
+}
+
+// refresh adds the expiries that moved.
+func (b *batch) refresh() {
+	b.k.mu.Lock()
+	defer b.k.mu.Unlock()
+	for n := range b.k.refreshes {
+		o := b.of(n.endpoint.key, n.name)
+		if o.event.Chain == nil {
+			o.event.Chain = n.chain
+		}
+		for a, x := range n.addresses {
+			if x.expires > x.kept {
+				o.add(a, x.expires)
+			}
+		}
+	}
+	clear(b.k.refreshes)
+}
+
+// commit writes the events to the journal and then applies them. After an error
+// nothing has changed.
+func (b *batch) commit() error {
+	k := b.k
+	var records [][]byte
+	b.events = slices.DeleteFunc(b.events, func(o *observed) bool { return len(o.event.Addresses) == 0 })
+	for _, o := range b.events {
+		slices.SortFunc(o.event.Addresses, func(x, y *eventpb.DnsAddress) int { return bytes.Compare(x.Address, y.Address) })
+		data, err := proto.Marshal(&eventpb.Event{Payload: &eventpb.Event_DnsObserved{DnsObserved: o.event}})
+		if err != nil {
+			return fmt.Errorf("event: %w", err)
+		}
+		records = append(records, data)
+	}
+	if len(records) == 0 {
+		return nil
+	}
+	first, err := k.append(records)
+	if err != nil {
+		return err
+	}
+	now := readClock()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	r := k.rules.Load()
+	var errs []error
+	for i, o := range b.events {
+		e := k.facts.endpoint(o.key, r)
+		for _, a := range k.facts.observe(e, first+uint64(i), o.event, now) {
+			errs = append(errs, k.write(e, a))
+		}
+		if n := e.names[o.event.Name]; n != nil && len(n.addresses) > k.cfg.MaxAddresses {
+			k.wakeCollector()
+		}
+	}
+	k.gauge()
+	return errors.Join(errs...)
+}
+
+// append makes records durable, and keeps why it could not for Status.
+func (k *keeper) append(records [][]byte) (uint64, error) {
+	first, err := k.journal.Append(records...)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if err != nil && k.broken == nil {
+		k.logger.Error("DNS answers are refused: they cannot be made durable", "error", err)
+	}
+	if err == nil && k.broken != nil {
+		k.logger.Info("DNS answers are durable again")
+	}
+	k.broken = err
+	return first, err
+}
+
+// write puts what is known of an address into the map. k.mu is held.
+func (k *keeper) write(e *endpointFacts, addr netip.Addr) error {
+	if e.rules == nil {
+		return nil
+	}
+	key := abi.FQDNKey{Endpoint: e.rules.ID, Addr: abi.AddrFrom(addr)}
+	v, unfit, ok := e.row(addr)
+	if unfit > 0 {
+		k.metrics.unfit.Add(float64(unfit))
+		k.logger.Warn("an address has more classes of names than fit; some rules do not open it", "endpoint", e.key.name, "address", addr, "left_out", unfit)
+	}
+	if !ok {
+		err := k.maps.FQDN.Delete(&key)
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			return nil
+		}
+		return err
+	}
+	if err := k.maps.FQDN.Put(&key, &v); err != nil {
+		return fmt.Errorf("map fqdn: %s: %w", addr, err)
+	}
+	return nil
+}
+
+// gauge shows how much is known. k.mu is held.
+func (k *keeper) gauge() {
+	k.metrics.names.Set(float64(k.facts.names))
+	k.metrics.addresses.Set(float64(k.facts.addresses))
+}
+
+func (k *keeper) wakeCollector() {
+	select {
+	case k.collectNow <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,189 @@
+package dns
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/cilium/ebpf"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/varve-net/varve/bpf/abi"
+	"github.com/varve-net/varve/internal/dnslink"
+	"github.com/varve-net/varve/log/eventpb"
+	"github.com/varve-net/varve/log/journal"
+)
+
+// restore fills the facts: from what the agent once told, then from the journal.
+func (k *keeper) restore(seed *dnslink.Seed) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	r, now := k.rules.Load(), readClock()
+	if seed != nil {
+		for _, o := range seed.Facts {
+			k.facts.observe(k.facts.endpoint(keyOf(o), r), 0, o, now)
+		}
+	}
+	err := k.journal.Replay(func(rec journal.Record) error {
+		e, err := decode(rec)
+		if err != nil {
+			return err
+		}
+		if o := e.GetDnsObserved(); o != nil {
+			k.facts.observe(k.facts.endpoint(keyOf(o), r), rec.Seq, o, now)
+		} else if c := e.GetDnsCollected(); c != nil {
+			key := keyOf(c)
+			if e := k.facts.endpoints[key]; e != nil {
+				k.facts.forget(e, c.GetName(), addrsOf(c.GetAddresses()))
+			}
+		}
+		return nil
+	})
+	k.gauge()
+	return err
+}
+
+func decode(rec journal.Record) (*eventpb.Event, error) {
+	e := new(eventpb.Event)
+	if err := proto.Unmarshal(rec.Data, e); err != nil {
+		return nil, fmt.Errorf("journal: record %d: %w", rec.Seq, err)
+	}
+	return e, nil
+}
+
+func keyOf(e interface {
+	GetRef() *eventpb.EndpointRef
+	GetIncarnation() uint64
+}) endpointKey {
+	return endpointKey{e.GetRef().GetNamespace(), e.GetRef().GetName(), e.GetIncarnation()}
+}
+
+func addrsOf(raw [][]byte) (out []netip.Addr) {
+	for _, b := range raw {
+		if a, ok := netip.AddrFromSlice(b); ok {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// adopt takes over the later expiries that an earlier process gave the kernel and
+// had not written down yet.
+func (k *keeper) adopt() error {
+	rows, err := k.rows()
+	if err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	now := readClock()
+	r := k.rules.Load()
+	for key, v := range rows {
+		x := r.endpoints[key.Endpoint]
+		if x == nil {
+			continue
+		}
+		e := k.facts.endpoints[x.key()]
+		if e == nil {
+			continue
+		}
+		for _, n := range e.by[key.Addr.Addr()] {
+			f := n.addresses[key.Addr.Addr()]
+			for _, class := range n.classes {
+				for i, c := range v.Class {
+					if c == class && v.ExpiresSeconds[i] > f.at {
+						f.at = v.ExpiresSeconds[i]
+						f.expires = now.unixNS + int64(f.at)*1e9 - now.monotonicNS
+					}
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// rows reads the map.
+func (k *keeper) rows() (map[abi.FQDNKey]abi.FQDNValue, error) {
+	out := map[abi.FQDNKey]abi.FQDNValue{}
+	var key abi.FQDNKey
+	var v abi.FQDNValue
+	it := k.maps.FQDN.Iterate()
+	for it.Next(&key, &v) {
+		out[key] = v
+	}
+	if err := it.Err(); err != nil {
+		return nil, fmt.Errorf("map fqdn: %w", err)
+	}
+	return out, nil
+}
+
+// load puts rules in force: first the rows that they add, then without those that
+// they no longer have.
+func (k *keeper) load(raw *dnslink.Rules) error {
+	before := k.rules.Load()
+	r, err := compile(raw, before)
+	if err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for key, e := range k.facts.endpoints {
+		e.rules = r.byKey[key]
+		for _, n := range e.names {
+			n.classes = e.classes(n.name)
+		}
+	}
+	k.rules.Store(r)
+	_, err = k.sync()
+	return err
+}
+
+// sync makes the map what facts and rules say, and returns how many rows differed. It
+// raises the generations of the addresses that got rows, so that flows which were
+// revoked are judged again. k.mu is held.
+func (k *keeper) sync() (differed int, err error) {
+	have, err := k.rows()
+	if err != nil {
+		return 0, err
+	}
+	var errs []error
+	var raised []abi.Addr
+	for _, e := range k.facts.endpoints {
+		if e.rules == nil {
+			continue
+		}
+		for addr := range e.by {
+			v, _, ok := e.row(addr)
+			if !ok {
+				continue
+			}
+			key := abi.FQDNKey{Endpoint: e.rules.ID, Addr: abi.AddrFrom(addr)}
+			was, found := have[key]
+			delete(have, key)
+			if found && was == v {
+				continue
+			}
+			differed++
+			errs = append(errs, k.write(e, addr))
+			raised = append(raised, key.Addr)
+		}
+	}
+	for key := range have {
+		differed++
+		if err := k.maps.FQDN.Delete(&key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			errs = append(errs, fmt.Errorf("map fqdn: %w", err))
+		}
+	}
+	if len(raised) > 0 {
+		k.maps.BumpGenerations(raised...)
+	}
+	return differed, errors.Join(errs...)
+}
+
+// repair is sync at any time.
+func (k *keeper) repair(context.Context) (int, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.sync()
+}
