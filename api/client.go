@@ -34,6 +34,7 @@ type Client struct {
 	Nodes      varvev1connect.NodeServiceClient
 	Audit      varvev1connect.AuditServiceClient
 	Flows      varvev1connect.FlowServiceClient
+	FQDN       varvev1connect.FQDNServiceClient
 
 	address   string
 	transport *transports
@@ -110,6 +111,7 @@ func New(address string, opts ...Option) (*Client, error) {
 		Nodes:      varvev1connect.NewNodeServiceClient(h, baseURL, o.connect...),
 		Audit:      varvev1connect.NewAuditServiceClient(h, baseURL, o.connect...),
 		Flows:      varvev1connect.NewFlowServiceClient(h, baseURL, o.connect...),
+		FQDN:       varvev1connect.NewFQDNServiceClient(h, baseURL, o.connect...),
 		address:    path,
 		transport:  transport,
 		shared:     shared,

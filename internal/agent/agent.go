@@ -138,7 +138,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		Listener: listener, Group: cfg.Group, Cluster: cfg.Cluster, Node: cfg.Node,
 		Info: func() apiserver.Info { return info },
 		Log:  rlog, Projector: proj, Endpoints: eps, Kernel: watchedKernel{dp, met}, Monitor: mon,
-		Past: history, Flows: recorded, Drift: drifts.Report, Logger: logger,
+		Past: history, Flows: recorded, Drift: drifts.Report, DNSSocket: cfg.DNSSocket, Logger: logger,
 	})
 	met.Bootstrapped(phaseOverall, time.Since(began))
 	met.Attach(sources(cfg.Node, rlog, dp, proj, eps, recorded))

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"time"
 )
 
@@ -23,6 +24,11 @@ type Config struct {
 	// BPFRoot is a directory on a bpffs, or one where the agent mounts its own. All
 	// pins are below it, so two agents of one machine have two of them.
 	BPFRoot string
+
+	// DNSSocket is where the node's DNS proxy answers; empty: dns.sock beside Socket.
+	DNSSocket string
+	// DNSProxyArgs are arguments for the DNS proxy that the agent starts.
+	DNSProxyArgs []string
 
 	Cluster string
 	Node    string
@@ -77,6 +83,7 @@ type Config struct {
 const (
 	DefaultStateDir = "/var/lib/varve"
 	DefaultSocket   = "/run/varve/varve.sock"
+	DefaultDNS      = "/run/varve/dns.sock"
 	DefaultGroup    = "varve"
 	DefaultBPFRoot  = "/sys/fs/bpf/varve"
 	DefaultCluster  = "default"
@@ -120,6 +127,9 @@ func (c *Config) normalize() error {
 	}
 	if c.DriftInterval == 0 {
 		c.DriftInterval = DefaultDriftInterval
+	}
+	if c.DNSSocket == "" {
+		c.DNSSocket = filepath.Join(filepath.Dir(c.Socket), filepath.Base(DefaultDNS))
 	}
 	if c.MTU == 0 {
 		c.MTU = DefaultMTU

@@ -45,7 +45,7 @@ var services = []string{
 	varvev1connect.LogServiceName, varvev1connect.PolicyServiceName, varvev1connect.EndpointServiceName,
 	varvev1connect.NamespaceServiceName, varvev1connect.IdentityServiceName, varvev1connect.AgentServiceName,
 	varvev1connect.DatapathServiceName, varvev1connect.AuditServiceName, varvev1connect.FlowServiceName,
-	varvev1connect.NodeServiceName,
+	varvev1connect.NodeServiceName, varvev1connect.FQDNServiceName,
 }
 
 // Config is all a Server needs.
@@ -67,7 +67,9 @@ type Config struct {
 	Archive bool
 	Flows   *flows.Store       // nil: none are recorded
 	Drift   func() DriftReport // nil: nobody looks for it
-	Logger  *slog.Logger
+	// DNSSocket is the DNS proxy's; empty: there is none.
+	DNSSocket string
+	Logger    *slog.Logger
 }
 
 // Server answers the API.
@@ -92,25 +94,33 @@ func New(cfg Config) *Server {
 	mux.Handle(varvev1connect.NewFlowServiceHandler(flowService{s}, opts))
 	mux.Handle(varvev1connect.NewAuditServiceHandler(auditService{auditserver.New(cfg.Past, projections.Options{}), s}, opts))
 
+	mux.Handle("/"+varvev1connect.FQDNServiceName+"/", passOn(cfg.DNSSocket, cfg.Logger))
+
 	// For grpcurl and gRPC health probes; authenticated as all the rest.
 	reflector := grpcreflect.NewStaticReflector(services...)
 	mux.Handle(grpcreflect.NewHandlerV1(reflector))
 	mux.Handle(grpcreflect.NewHandlerV1Alpha(reflector))
 	mux.Handle(grpchealth.NewHandler(grpchealth.NewStaticChecker(services...)))
 
+	s.http = NewHTTP(mux, cfg.Group, cfg.Logger)
+	return s
+}
+
+// NewHTTP makes a server for the listener of Bind that lets in root, the process's own
+// user and members of a group, and speaks HTTP/1 and HTTP/2 without TLS.
+func NewHTTP(h http.Handler, group string, logger *slog.Logger) *http.Server {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
-	auth := authenticator{uid: uint32(os.Geteuid()), group: cfg.Group}
-	s.http = &http.Server{
-		Handler:           auth.authenticate(mux),
+	auth := authenticator{uid: uint32(os.Geteuid()), group: group}
+	return &http.Server{
+		Handler:           auth.authenticate(h),
 		ConnContext:       auth.identify,
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
 		Protocols:         protocols,
 		ReadHeaderTimeout: 10 * time.Second,
-		ErrorLog:          slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug),
+		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
 	}
-	return s
 }
 
 // Bind opens the unix socket at path for its owner and a group; its directory is
@@ -156,18 +166,21 @@ func restrict(path, group string) error {
 }
 
 // Serve answers until ctx ends.
-func (s *Server) Serve(ctx context.Context) error {
+func (s *Server) Serve(ctx context.Context) error { return ServeHTTP(ctx, s.http, s.Listener) }
+
+// ServeHTTP answers with a server of NewHTTP until ctx ends.
+func ServeHTTP(ctx context.Context, h *http.Server, l net.Listener) error {
 	stop := context.AfterFunc(ctx, func() {
 		grace, cancel := context.WithTimeout(context.Background(), shutdownGrace)
 		defer cancel()
-		if err := s.http.Shutdown(grace); err != nil {
+		if err := h.Shutdown(grace); err != nil {
 			// Streams never end by themselves.
-			s.http.Close()
+			h.Close()
 		}
 	})
 	defer stop()
-	s.http.BaseContext = func(net.Listener) context.Context { return ctx }
-	if err := s.http.Serve(s.Listener); err != nil && !errors.Is(err, http.ErrServerClosed) {
+	h.BaseContext = func(net.Listener) context.Context { return ctx }
+	if err := h.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("api: %w", err)
 	}
 	return nil

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
@@ -29,16 +30,21 @@ type Server struct {
 
 // Serve starts to answer on an address such as 127.0.0.1:9962. Close is due.
 func (m *Metrics) Serve(addr string) (*Server, error) {
+	return Serve(addr, m.registry, m.Health, m.logger)
+}
+
+// Serve does so for any registry.
+func Serve(addr string, registry *prometheus.Registry, health func() error, logger *slog.Logger) (*Server, error) {
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		return nil, fmt.Errorf("prometheus-serve-addr %s: %w; choose an address of this host and a free port", addr, err)
 	}
-	errorLog := slog.NewLogLogger(m.logger.Handler(), slog.LevelWarn)
+	errorLog := slog.NewLogLogger(logger.Handler(), slog.LevelWarn)
 	s := &Server{
 		http: &http.Server{
-			Handler:     m.handler(),
+			Handler:     handler(registry, health, logger),
 			ReadTimeout: requestTimeout, WriteTimeout: requestTimeout, IdleTimeout: 2 * time.Minute,
-			ErrorLog: slog.NewLogLogger(m.logger.Handler(), slog.LevelDebug),
+			ErrorLog: slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
 		},
 		addr: l.Addr(), ended: make(chan struct{}),
 	}
@@ -48,21 +54,21 @@ func (m *Metrics) Serve(addr string) (*Server, error) {
 			errorLog.Printf("metrics are not served any more: %v", err)
 		}
 	}()
-	m.logger.Info("serving metrics, to everybody who reaches this address", "address", s.addr.String())
+	logger.Info("serving metrics, to everybody who reaches this address", "address", s.addr.String())
 	return s, nil
 }
 
-func (m *Metrics) handler() http.Handler {
+func handler(registry *prometheus.Registry, health func() error, logger *slog.Logger) http.Handler {
 	mux := http.NewServeMux()
 	// A part that cannot be read does not take the rest with it.
-	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
-		ErrorLog:      slog.NewLogLogger(m.logger.Handler(), slog.LevelWarn),
-		ErrorHandling: promhttp.ContinueOnError, Registry: m.registry,
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{
+		ErrorLog:      slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
+		ErrorHandling: promhttp.ContinueOnError, Registry: registry,
 		MaxRequestsInFlight: maxScrapes, Timeout: requestTimeout, EnableOpenMetrics: true,
 	}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		if err := m.Health(); err != nil {
+		if err := health(); err != nil {
 			w.WriteHeader(http.StatusServiceUnavailable)
 			fmt.Fprintln(w, err)
 			return

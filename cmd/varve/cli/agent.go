@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/varve-net/varve/dataplane/dns"
 	"github.com/varve-net/varve/flows"
 	"github.com/varve-net/varve/internal/agent"
 	"github.com/varve-net/varve/internal/version"
@@ -34,6 +35,8 @@ type agentFlags struct {
 
 func (a *app) agentCommand() *cobra.Command {
 	var f agentFlags
+	var df dnsProxyFlags
+	var proxy dns.Config
 	cfg := agent.Config{Version: version.String()}
 	cmd := &cobra.Command{
 		Use:   "agent",
@@ -54,9 +57,10 @@ keys are named as the flags are, and the default.`),
 			if err := loadConfig(cmd.Flags()); err != nil {
 				return &exitError{code: exitUsage, err: err}
 			}
-			if err := f.fill(&cfg, a.stderr); err != nil {
+			if err := errors.Join(f.fill(&cfg, a.stderr), df.check(&proxy)); err != nil {
 				return &exitError{code: exitUsage, err: err}
 			}
+			cfg.DNSProxyArgs = df.passOn(cmd.Flags())
 			err := runAgent(cmd.Context(), cfg)
 			if errors.Is(err, agent.ErrConfig) {
 				return &exitError{code: exitUsage, err: err}
@@ -69,6 +73,7 @@ keys are named as the flags are, and the default.`),
 	flags.StringVar(&f.config, configFlag, a.agentConfig, "YAML file of settings; the default one may be missing")
 	flags.StringVar(&cfg.StateDir, "state-dir", agent.DefaultStateDir, "directory of the log, its history and snapshots")
 	flags.StringVar(&cfg.Socket, "socket", agent.DefaultSocket, "unix socket to answer on")
+	flags.StringVar(&cfg.DNSSocket, "dns-socket", "", "unix socket of the DNS proxy (default dns.sock beside the agent's)")
 	flags.StringVar(&cfg.Group, "group", agent.DefaultGroup, "members of this group may use the socket beside root; empty: nobody")
 	flags.StringVar(&cfg.BPFRoot, "bpf-root", agent.DefaultBPFRoot, "directory of the BPF pins, on a bpffs or where one may be mounted")
 	flags.StringVar(&cfg.Cluster, "cluster-name", agent.DefaultCluster, "name of the cluster")
@@ -96,6 +101,7 @@ keys are named as the flags are, and the default.`),
 	flags.Int64Var(&cfg.HistoryMaxBytes, "history-max-bytes", 0, "let go of the oldest events where the history exceeds so many bytes (0: keep them)")
 	flags.DurationVar(&cfg.DriftInterval, "drift-interval", agent.DefaultDriftInterval, "how often to look for what others changed in the kernel, and repair it")
 	flags.StringVar(&cfg.PrometheusServeAddr, "prometheus-serve-addr", "", "TCP address of /metrics and /healthz, without authentication, such as 127.0.0.1:9962 (empty: none)")
+	df.fqdnFlags(flags, &proxy)
 	flags.StringVar(&f.logLevel, "log-level", "info", "least severe level to log: debug, info, warn, error")
 	flags.StringVar(&f.logFormat, "log-format", "text", "form of the agent's own log: text, json")
 	_ = cmd.MarkFlagFilename("config", "yaml", "yml")

@@ -119,9 +119,9 @@ internal.`, `
 			root.AddCommand(c)
 		}
 	}
-	add(groupRun, a.agentCommand(), a.demoCommand(), a.statusCommand())
+	add(groupRun, a.agentCommand(), a.dnsProxyCommand(), a.demoCommand(), a.statusCommand())
 	add(groupChange, a.endpointCommand(), a.namespaceCommand(), a.policyCommand())
-	add(groupLook, a.identityCommand(), a.nodeCommand(), a.bpfCommand(), a.monitorCommand(), a.observeCommand(), a.logCommand(), a.auditCommand())
+	add(groupLook, a.identityCommand(), a.nodeCommand(), a.bpfCommand(), a.monitorCommand(), a.observeCommand(), a.fqdnCommand(), a.logCommand(), a.auditCommand())
 	add(groupOther, a.versionCommand())
 	a.watch(root)
 	return root

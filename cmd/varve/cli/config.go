@@ -30,8 +30,9 @@ func envName(flag string) string {
 
 // loadConfig sets the flags that the command line did not: from the environment,
 // and then from the file. The flags parse the values, so each setting has one
-// syntax and one default. Errors name the place and the setting.
-func loadConfig(flags *pflag.FlagSet) error {
+// syntax and one default. Errors name the place and the setting. Settings of the
+// file that others are for are left to them.
+func loadConfig(flags *pflag.FlagSet, others ...string) error {
 	settings := map[string]string{} // by the name in the environment
 	flags.VisitAll(func(f *pflag.Flag) {
 		if isSetting(f) {
@@ -52,7 +53,7 @@ func loadConfig(flags *pflag.FlagSet) error {
 	if err != nil {
 		return fmt.Errorf("environment: %w", err)
 	}
-	if err := setFlags(flags, environ, envName); err != nil {
+	if err := setFlags(flags, environ, envName, nil); err != nil {
 		return err
 	}
 
@@ -61,7 +62,7 @@ func loadConfig(flags *pflag.FlagSet) error {
 	if err != nil {
 		return err
 	}
-	return setFlags(flags, file, func(key string) string { return path + ": " + key })
+	return setFlags(flags, file, func(key string) string { return path + ": " + key }, others)
 }
 
 // readConfig reads the file, which may be missing unless it was asked for.
@@ -85,11 +86,14 @@ func readConfig(path string, must bool) (*koanf.Koanf, error) {
 }
 
 // setFlags sets each flag of k that is not set yet. place names a key's origin.
-func setFlags(flags *pflag.FlagSet, k *koanf.Koanf, place func(key string) string) error {
+func setFlags(flags *pflag.FlagSet, k *koanf.Koanf, place func(key string) string, others []string) error {
 	keys := k.Keys()
 	slices.Sort(keys)
 	for _, key := range keys {
 		f := flags.Lookup(key)
+		if f == nil && slices.Contains(others, key) {
+			continue
+		}
 		if f == nil || !isSetting(f) {
 			name := strings.ReplaceAll(key, keyDelimiter, ".")
 			return fmt.Errorf("%s: is no setting%s", place(name), nearest(flags, name))

@@ -68,6 +68,15 @@ bpf-ct-max: 1000
 				c.NodeAddresses = []netip.Addr{netip.MustParseAddr("192.0.2.9")}
 				c.KubeAPIServer = true
 				c.PrometheusServeAddr = "127.0.0.1:9962"
+				c.DNSProxyArgs = []string{"--log-format=json"}
+			},
+		},
+		{
+			name: "of the DNS proxy", env: map[string]string{"VARVE_TOFQDNS_MIN_TTL": "60"},
+			args: []string{"--dns-socket", "/dns.sock", "--tofqdns-dns-reject-response-code", "nameError", "--tofqdns-proxy-response-max-delay", "1s"},
+			want: func(c *agent.Config) {
+				c.DNSSocket = "/dns.sock"
+				c.DNSProxyArgs = []string{"--tofqdns-min-ttl=60", "--tofqdns-dns-reject-response-code=nameError", "--tofqdns-proxy-response-max-delay=1s"}
 			},
 		},
 		{
@@ -145,6 +154,9 @@ func TestAgentConfigRefused(t *testing.T) {
 		{name: "range", args: []string{"--ipv4-range", "10.0.0.0"}, want: `ipv4-range: "10.0.0.0" is no range`},
 		{name: "address", args: []string{"--node-ip", "host"}, want: `node-ip: "host" is no address`},
 		{name: "size", args: []string{"--bpf-ct-max", "-1"}, want: "bpf-ct-max: -1"},
+		{name: "code of a rejection", args: []string{"--tofqdns-dns-reject-response-code", "drop"}, want: `tofqdns-dns-reject-response-code: "drop" is none of refused, nameError`},
+		{name: "what is not bounded here", args: []string{"--tofqdns-max-deferred-connection-deletes", "10000"}, want: "a live connection is never taken away"},
+		{name: "what would open an address to all", file: "tofqdns-pre-cache: /x.json", want: "tofqdns-pre-cache: "},
 		{name: "map size", args: []string{"--bpf-map-max", "classes"}, want: `bpf-map-max: "classes"; give MAP=ENTRIES`},
 		{name: "map of no size", args: []string{"--bpf-map-max", "classes=0"}, want: `bpf-map-max: "classes=0"; give MAP=ENTRIES`},
 		{name: "conntrack twice", args: []string{"--bpf-ct-max", "5", "--bpf-ct-global-any-max", "5"}, want: "bpf-ct-max: goes without"},
