@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/varve-net/varve/log"
+	"github.com/varve-net/varve/log/eventpb"
 	"github.com/varve-net/varve/policy"
 )
 
@@ -93,5 +94,17 @@ func (s *State) Fold(r *log.Record) error {
 		s.countNodeFact(&c)
 	}
 	s.revision, s.timeNS, s.chain = r.Revision, r.TimeNS, r.Chain
+	return nil
+}
+
+// Suppose puts a policy into an Excerpt that the log does not hold, in the place of
+// one of its name: what if it had been in force? Its revision is 0. The error is
+// that of policy.Compile.
+func (s *State) Suppose(set *eventpb.PolicySet) error {
+	compiled, err := policy.Compile(set)
+	if err != nil {
+		return err
+	}
+	s.putPolicy(Policy{Policy: compiled, Set: set})
 	return nil
 }

@@ -69,7 +69,7 @@ var Forbidden = slices.Concat(
 	only("fsm", "state is folded from the log and nothing else", "log", "log/eventpb", "policy"),
 	only("projections", "tables are a function of the view alone, not of what some kernel holds", "fsm", "policy", "log", "log/eventpb", "bpf/abi"),
 	only("verdict", "a verdict is a function of view and tables, at any revision", "projections", "fsm", "policy", "log", "log/eventpb", "bpf/abi"),
-	only("audit", "answers about the past follow from records and states, whoever keeps them", "verdict", "projections", "fsm", "policy", "log", "log/eventpb", "bpf/abi"),
+	only("audit", "answers about the past follow from records and states, whoever keeps them", "verdict", "flows", "projections", "fsm", "policy", "log", "log/eventpb", "bpf/abi"),
 	only("flows", "the flow record keeps what it is told", "bpf/abi", "log", "log/eventpb"),
 	only("bpf/abi", "layouts are a leaf: C is their only counterpart"),
 	only("bpf", "programs are loaded without knowing what the tables mean", "bpf/abi", "internal"),
