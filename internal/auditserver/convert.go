@@ -24,7 +24,7 @@ func whyProto(view fsm.View, w *audit.Why) *varvev1.WhyResponse {
 		out.Port = fmt.Sprintf("%s (%s)", w.Port.Name, port)
 	}
 	for i := range w.Events {
-		out.Events = append(out.Events, eventProto(&w.Events[i]))
+		out.Events = append(out.Events, EventProto(&w.Events[i]))
 	}
 	return out
 }
@@ -91,7 +91,8 @@ func hex(id uint64) string {
 	return fmt.Sprintf("%016x", id)
 }
 
-func eventProto(e *audit.Event) *varvev1.AuditEvent {
+// EventProto is an event as the API quotes it; nil of nil.
+func EventProto(e *audit.Event) *varvev1.AuditEvent {
 	if e == nil {
 		return nil
 	}
@@ -107,5 +108,5 @@ func flipProto(f *audit.Flip, e *audit.Event) *varvev1.AuditFlip {
 	if f == nil {
 		return nil
 	}
-	return &varvev1.AuditFlip{Revision: uint64(f.Revision), Before: f.Before.String(), After: f.After.String(), Event: eventProto(e)}
+	return &varvev1.AuditFlip{Revision: uint64(f.Revision), Before: f.Before.String(), After: f.After.String(), Event: EventProto(e)}
 }

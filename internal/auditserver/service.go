@@ -30,6 +30,9 @@ func New(p *past.Past, opts projections.Options) *Service {
 	return &Service{past: p, auditor: &audit.Auditor{Past: records{p}, Options: opts}}
 }
 
+// Auditor is who finds the answers.
+func (s *Service) Auditor() *audit.Auditor { return s.auditor }
+
 // Why implements AuditService.
 func (s *Service) Why(ctx context.Context, req *connect.Request[varvev1.WhyRequest]) (*connect.Response[varvev1.WhyResponse], error) {
 	q, err := question(req.Msg.From, req.Msg.To, req.Msg.Port)

@@ -10,6 +10,7 @@
 package varvev1
 
 import (
+	eventpb "github.com/varve-net/varve/log/eventpb"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
@@ -24,6 +25,1034 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type AuditDiffRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	From  string                 `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
+	To    string                 `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`     // empty: the head
+	Node  string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"` // whose tables; empty: the one that answers
+	// Only these parts: "events", "state", "tables"; empty: all.
+	Parts []string `protobuf:"bytes,4,rep,name=parts,proto3" json:"parts,omitempty"`
+	Kinds []string `protobuf:"bytes,5,rep,name=kinds,proto3" json:"kinds,omitempty"` // of events, e.g. "policy-set", and of rows of the state, e.g. "policy"; empty: all
+	Maps  []string `protobuf:"bytes,6,rep,name=maps,proto3" json:"maps,omitempty"`   // endpoint, ipcache, class, policy; empty: all
+	// No more rows than so many of each kind of event, of row and of map; 0: all. Those
+	// that are left out are counted all the same.
+	Limit         uint64 `protobuf:"varint,7,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditDiffRequest) Reset() {
+	*x = AuditDiffRequest{}
+	mi := &file_api_varve_v1_audit_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditDiffRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditDiffRequest) ProtoMessage() {}
+
+func (x *AuditDiffRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_audit_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditDiffRequest.ProtoReflect.Descriptor instead.
+func (*AuditDiffRequest) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *AuditDiffRequest) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *AuditDiffRequest) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *AuditDiffRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *AuditDiffRequest) GetParts() []string {
+	if x != nil {
+		return x.Parts
+	}
+	return nil
+}
+
+func (x *AuditDiffRequest) GetKinds() []string {
+	if x != nil {
+		return x.Kinds
+	}
+	return nil
+}
+
+func (x *AuditDiffRequest) GetMaps() []string {
+	if x != nil {
+		return x.Maps
+	}
+	return nil
+}
+
+func (x *AuditDiffRequest) GetLimit() uint64 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type AuditDiffResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Part:
+	//
+	//	*AuditDiffResponse_Span
+	//	*AuditDiffResponse_Event
+	//	*AuditDiffResponse_State
+	//	*AuditDiffResponse_Row
+	//	*AuditDiffResponse_Count
+	Part          isAuditDiffResponse_Part `protobuf_oneof:"part"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditDiffResponse) Reset() {
+	*x = AuditDiffResponse{}
+	mi := &file_api_varve_v1_audit_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditDiffResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditDiffResponse) ProtoMessage() {}
+
+func (x *AuditDiffResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_audit_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditDiffResponse.ProtoReflect.Descriptor instead.
+func (*AuditDiffResponse) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *AuditDiffResponse) GetPart() isAuditDiffResponse_Part {
+	if x != nil {
+		return x.Part
+	}
+	return nil
+}
+
+func (x *AuditDiffResponse) GetSpan() *AuditSpan {
+	if x != nil {
+		if x, ok := x.Part.(*AuditDiffResponse_Span); ok {
+			return x.Span
+		}
+	}
+	return nil
+}
+
+func (x *AuditDiffResponse) GetEvent() *AuditEvent {
+	if x != nil {
+		if x, ok := x.Part.(*AuditDiffResponse_Event); ok {
+			return x.Event
+		}
+	}
+	return nil
+}
+
+func (x *AuditDiffResponse) GetState() *AuditStateChange {
+	if x != nil {
+		if x, ok := x.Part.(*AuditDiffResponse_State); ok {
+			return x.State
+		}
+	}
+	return nil
+}
+
+func (x *AuditDiffResponse) GetRow() *AuditRowChange {
+	if x != nil {
+		if x, ok := x.Part.(*AuditDiffResponse_Row); ok {
+			return x.Row
+		}
+	}
+	return nil
+}
+
+func (x *AuditDiffResponse) GetCount() *AuditDiffCount {
+	if x != nil {
+		if x, ok := x.Part.(*AuditDiffResponse_Count); ok {
+			return x.Count
+		}
+	}
+	return nil
+}
+
+type isAuditDiffResponse_Part interface {
+	isAuditDiffResponse_Part()
+}
+
+type AuditDiffResponse_Span struct {
+	Span *AuditSpan `protobuf:"bytes,1,opt,name=span,proto3,oneof"` // the first message
+}
+
+type AuditDiffResponse_Event struct {
+	Event *AuditEvent `protobuf:"bytes,2,opt,name=event,proto3,oneof"`
+}
+
+type AuditDiffResponse_State struct {
+	State *AuditStateChange `protobuf:"bytes,3,opt,name=state,proto3,oneof"`
+}
+
+type AuditDiffResponse_Row struct {
+	Row *AuditRowChange `protobuf:"bytes,4,opt,name=row,proto3,oneof"`
+}
+
+type AuditDiffResponse_Count struct {
+	Count *AuditDiffCount `protobuf:"bytes,5,opt,name=count,proto3,oneof"` // the last messages
+}
+
+func (*AuditDiffResponse_Span) isAuditDiffResponse_Part() {}
+
+func (*AuditDiffResponse_Event) isAuditDiffResponse_Part() {}
+
+func (*AuditDiffResponse_State) isAuditDiffResponse_Part() {}
+
+func (*AuditDiffResponse_Row) isAuditDiffResponse_Part() {}
+
+func (*AuditDiffResponse_Count) isAuditDiffResponse_Part() {}
+
+type AuditSpan struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	From          *Moment                `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
+	To            *Moment                `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
+	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditSpan) Reset() {
+	*x = AuditSpan{}
+	mi := &file_api_varve_v1_audit_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditSpan) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditSpan) ProtoMessage() {}
+
+func (x *AuditSpan) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_audit_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditSpan.ProtoReflect.Descriptor instead.
+func (*AuditSpan) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *AuditSpan) GetFrom() *Moment {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *AuditSpan) GetTo() *Moment {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+func (x *AuditSpan) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+type AuditStateChange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // namespace, node, identity, endpoint, policy
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Was           string                 `protobuf:"bytes,3,opt,name=was,proto3" json:"was,omitempty"` // empty: it did not exist
+	Is            string                 `protobuf:"bytes,4,opt,name=is,proto3" json:"is,omitempty"`   // empty: it does not exist any more
+	Revision      uint64                 `protobuf:"varint,5,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditStateChange) Reset() {
+	*x = AuditStateChange{}
+	mi := &file_api_varve_v1_audit_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditStateChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditStateChange) ProtoMessage() {}
+
+func (x *AuditStateChange) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_audit_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditStateChange.ProtoReflect.Descriptor instead.
+func (*AuditStateChange) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *AuditStateChange) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *AuditStateChange) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AuditStateChange) GetWas() string {
+	if x != nil {
+		return x.Was
+	}
+	return ""
+}
+
+func (x *AuditStateChange) GetIs() string {
+	if x != nil {
+		return x.Is
+	}
+	return ""
+}
+
+func (x *AuditStateChange) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+// AuditRowChange is a row of a node's tables that changed; its key is as
+// `varve audit provenance` takes it.
+type AuditRowChange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Map           string                 `protobuf:"bytes,1,opt,name=map,proto3" json:"map,omitempty"`
+	Key           string                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	Was           string                 `protobuf:"bytes,3,opt,name=was,proto3" json:"was,omitempty"` // empty: there was none
+	Is            string                 `protobuf:"bytes,4,opt,name=is,proto3" json:"is,omitempty"`   // empty: there is none any more
+	Rules         []string               `protobuf:"bytes,5,rep,name=rules,proto3" json:"rules,omitempty"`
+	Revisions     []uint64               `protobuf:"varint,6,rep,packed,name=revisions,proto3" json:"revisions,omitempty"` // behind the later row, or else the earlier one
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditRowChange) Reset() {
+	*x = AuditRowChange{}
+	mi := &file_api_varve_v1_audit_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditRowChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditRowChange) ProtoMessage() {}
+
+func (x *AuditRowChange) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_audit_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditRowChange.ProtoReflect.Descriptor instead.
+func (*AuditRowChange) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *AuditRowChange) GetMap() string {
+	if x != nil {
+		return x.Map
+	}
+	return ""
+}
+
+func (x *AuditRowChange) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *AuditRowChange) GetWas() string {
+	if x != nil {
+		return x.Was
+	}
+	return ""
+}
+
+func (x *AuditRowChange) GetIs() string {
+	if x != nil {
+		return x.Is
+	}
+	return ""
+}
+
+func (x *AuditRowChange) GetRules() []string {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+func (x *AuditRowChange) GetRevisions() []uint64 {
+	if x != nil {
+		return x.Revisions
+	}
+	return nil
+}
+
+type AuditDiffCount struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Part          string                 `protobuf:"bytes,1,opt,name=part,proto3" json:"part,omitempty"`    // events, state, tables
+	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`    // of events or rows; the map
+	Added         uint64                 `protobuf:"varint,3,opt,name=added,proto3" json:"added,omitempty"` // of events all
+	Changed       uint64                 `protobuf:"varint,4,opt,name=changed,proto3" json:"changed,omitempty"`
+	Removed       uint64                 `protobuf:"varint,5,opt,name=removed,proto3" json:"removed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditDiffCount) Reset() {
+	*x = AuditDiffCount{}
+	mi := &file_api_varve_v1_audit_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditDiffCount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditDiffCount) ProtoMessage() {}
+
+func (x *AuditDiffCount) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_audit_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditDiffCount.ProtoReflect.Descriptor instead.
+func (*AuditDiffCount) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *AuditDiffCount) GetPart() string {
+	if x != nil {
+		return x.Part
+	}
+	return ""
+}
+
+func (x *AuditDiffCount) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *AuditDiffCount) GetAdded() uint64 {
+	if x != nil {
+		return x.Added
+	}
+	return 0
+}
+
+func (x *AuditDiffCount) GetChanged() uint64 {
+	if x != nil {
+		return x.Changed
+	}
+	return 0
+}
+
+func (x *AuditDiffCount) GetRemoved() uint64 {
+	if x != nil {
+		return x.Removed
+	}
+	return 0
+}
+
+type ProvenanceRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Map   string                 `protobuf:"bytes,1,opt,name=map,proto3" json:"map,omitempty"` // endpoint, ipcache, class, policy
+	// The row's key, as `varve bpf MAP list` prints it:
+	//
+	//	endpoint  namespace/name, or the endpoint's id
+	//	ipcache   a prefix, or an address, of which the longest prefix is taken
+	//	class     scope and peer
+	//	policy    the row's number; or table, class, protocol and ports
+	Key           []string `protobuf:"bytes,2,rep,name=key,proto3" json:"key,omitempty"`
+	Node          string   `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"` // empty: the one that answers
+	At            string   `protobuf:"bytes,4,opt,name=at,proto3" json:"at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProvenanceRequest) Reset() {
+	*x = ProvenanceRequest{}
+	mi := &file_api_varve_v1_audit_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProvenanceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProvenanceRequest) ProtoMessage() {}
+
+func (x *ProvenanceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_audit_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProvenanceRequest.ProtoReflect.Descriptor instead.
+func (*ProvenanceRequest) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ProvenanceRequest) GetMap() string {
+	if x != nil {
+		return x.Map
+	}
+	return ""
+}
+
+func (x *ProvenanceRequest) GetKey() []string {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *ProvenanceRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *ProvenanceRequest) GetAt() string {
+	if x != nil {
+		return x.At
+	}
+	return ""
+}
+
+type ProvenanceResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	At            *Moment                `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
+	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	Map           string                 `protobuf:"bytes,3,opt,name=map,proto3" json:"map,omitempty"`
+	Key           string                 `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`
+	Value         string                 `protobuf:"bytes,5,opt,name=value,proto3" json:"value,omitempty"`
+	Rules         []string               `protobuf:"bytes,6,rep,name=rules,proto3" json:"rules,omitempty"`
+	Events        []*AuditEvent          `protobuf:"bytes,7,rep,name=events,proto3" json:"events,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProvenanceResponse) Reset() {
+	*x = ProvenanceResponse{}
+	mi := &file_api_varve_v1_audit_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProvenanceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProvenanceResponse) ProtoMessage() {}
+
+func (x *ProvenanceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_audit_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProvenanceResponse.ProtoReflect.Descriptor instead.
+func (*ProvenanceResponse) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ProvenanceResponse) GetAt() *Moment {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *ProvenanceResponse) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *ProvenanceResponse) GetMap() string {
+	if x != nil {
+		return x.Map
+	}
+	return ""
+}
+
+func (x *ProvenanceResponse) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *ProvenanceResponse) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+func (x *ProvenanceResponse) GetRules() []string {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+func (x *ProvenanceResponse) GetEvents() []*AuditEvent {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+type AuditReplayRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// YAML or JSON: policies that are set instead of those of their names.
+	Manifest string               `protobuf:"bytes,1,opt,name=manifest,proto3" json:"manifest,omitempty"`
+	Source   string               `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
+	Delete   []*eventpb.PolicyRef `protobuf:"bytes,3,rep,name=delete,proto3" json:"delete,omitempty"` // that are not there
+	// Times as of RFC 3339, or how long ago; empty: all that is recorded.
+	Since         string `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
+	Until         string `protobuf:"bytes,5,opt,name=until,proto3" json:"until,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditReplayRequest) Reset() {
+	*x = AuditReplayRequest{}
+	mi := &file_api_varve_v1_audit_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditReplayRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditReplayRequest) ProtoMessage() {}
+
+func (x *AuditReplayRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_audit_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditReplayRequest.ProtoReflect.Descriptor instead.
+func (*AuditReplayRequest) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *AuditReplayRequest) GetManifest() string {
+	if x != nil {
+		return x.Manifest
+	}
+	return ""
+}
+
+func (x *AuditReplayRequest) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *AuditReplayRequest) GetDelete() []*eventpb.PolicyRef {
+	if x != nil {
+		return x.Delete
+	}
+	return nil
+}
+
+func (x *AuditReplayRequest) GetSince() string {
+	if x != nil {
+		return x.Since
+	}
+	return ""
+}
+
+func (x *AuditReplayRequest) GetUntil() string {
+	if x != nil {
+		return x.Until
+	}
+	return ""
+}
+
+type AuditReplayResponse struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	FromUnixNs int64                  `protobuf:"varint,1,opt,name=from_unix_ns,json=fromUnixNs,proto3" json:"from_unix_ns,omitempty"` // of the flow record that was looked through
+	ToUnixNs   int64                  `protobuf:"varint,2,opt,name=to_unix_ns,json=toUnixNs,proto3" json:"to_unix_ns,omitempty"`
+	Flows      uint64                 `protobuf:"varint,3,opt,name=flows,proto3" json:"flows,omitempty"`   // distinct
+	Events     uint64                 `protobuf:"varint,4,opt,name=events,proto3" json:"events,omitempty"` // how often they were seen
+	// Of the events, those that were not compared: dropped for a reason that no policy
+	// has a part in; not following from the policies of their time, e.g. seen while
+	// those changed; seen under a state that is no longer kept.
+	Skipped         uint64              `protobuf:"varint,5,opt,name=skipped,proto3" json:"skipped,omitempty"`
+	Unexplained     uint64              `protobuf:"varint,6,opt,name=unexplained,proto3" json:"unexplained,omitempty"`
+	TooOld          uint64              `protobuf:"varint,7,opt,name=too_old,json=tooOld,proto3" json:"too_old,omitempty"`
+	Groups          []*AuditReplayGroup `protobuf:"bytes,8,rep,name=groups,proto3" json:"groups,omitempty"` // the most events first
+	Gaps            []*FlowGap          `protobuf:"bytes,9,rep,name=gaps,proto3" json:"gaps,omitempty"`     // what the record lacks
+	DifferingFlows  uint64              `protobuf:"varint,10,opt,name=differing_flows,json=differingFlows,proto3" json:"differing_flows,omitempty"`
+	DifferingEvents uint64              `protobuf:"varint,11,opt,name=differing_events,json=differingEvents,proto3" json:"differing_events,omitempty"`
+	Node            string              `protobuf:"bytes,12,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *AuditReplayResponse) Reset() {
+	*x = AuditReplayResponse{}
+	mi := &file_api_varve_v1_audit_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditReplayResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditReplayResponse) ProtoMessage() {}
+
+func (x *AuditReplayResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_audit_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditReplayResponse.ProtoReflect.Descriptor instead.
+func (*AuditReplayResponse) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *AuditReplayResponse) GetFromUnixNs() int64 {
+	if x != nil {
+		return x.FromUnixNs
+	}
+	return 0
+}
+
+func (x *AuditReplayResponse) GetToUnixNs() int64 {
+	if x != nil {
+		return x.ToUnixNs
+	}
+	return 0
+}
+
+func (x *AuditReplayResponse) GetFlows() uint64 {
+	if x != nil {
+		return x.Flows
+	}
+	return 0
+}
+
+func (x *AuditReplayResponse) GetEvents() uint64 {
+	if x != nil {
+		return x.Events
+	}
+	return 0
+}
+
+func (x *AuditReplayResponse) GetSkipped() uint64 {
+	if x != nil {
+		return x.Skipped
+	}
+	return 0
+}
+
+func (x *AuditReplayResponse) GetUnexplained() uint64 {
+	if x != nil {
+		return x.Unexplained
+	}
+	return 0
+}
+
+func (x *AuditReplayResponse) GetTooOld() uint64 {
+	if x != nil {
+		return x.TooOld
+	}
+	return 0
+}
+
+func (x *AuditReplayResponse) GetGroups() []*AuditReplayGroup {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+func (x *AuditReplayResponse) GetGaps() []*FlowGap {
+	if x != nil {
+		return x.Gaps
+	}
+	return nil
+}
+
+func (x *AuditReplayResponse) GetDifferingFlows() uint64 {
+	if x != nil {
+		return x.DifferingFlows
+	}
+	return 0
+}
+
+func (x *AuditReplayResponse) GetDifferingEvents() uint64 {
+	if x != nil {
+		return x.DifferingEvents
+	}
+	return 0
+}
+
+func (x *AuditReplayResponse) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+// AuditReplayGroup is flows from one workload to another that would have been judged
+// otherwise.
+type AuditReplayGroup struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	From          string                 `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"` // "shop/app=web", "world", "node one"
+	To            string                 `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
+	Port          string                 `protobuf:"bytes,3,opt,name=port,proto3" json:"port,omitempty"` // "80/tcp"
+	Was           string                 `protobuf:"bytes,4,opt,name=was,proto3" json:"was,omitempty"`   // allowed, denied
+	Is            string                 `protobuf:"bytes,5,opt,name=is,proto3" json:"is,omitempty"`     // allowed, denied, absent
+	Because       string                 `protobuf:"bytes,6,opt,name=because,proto3" json:"because,omitempty"`
+	Flows         uint64                 `protobuf:"varint,7,opt,name=flows,proto3" json:"flows,omitempty"`
+	Events        uint64                 `protobuf:"varint,8,opt,name=events,proto3" json:"events,omitempty"`
+	FirstUnixNs   int64                  `protobuf:"varint,9,opt,name=first_unix_ns,json=firstUnixNs,proto3" json:"first_unix_ns,omitempty"`
+	LastUnixNs    int64                  `protobuf:"varint,10,opt,name=last_unix_ns,json=lastUnixNs,proto3" json:"last_unix_ns,omitempty"`
+	Samples       []string               `protobuf:"bytes,11,rep,name=samples,proto3" json:"samples,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditReplayGroup) Reset() {
+	*x = AuditReplayGroup{}
+	mi := &file_api_varve_v1_audit_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditReplayGroup) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditReplayGroup) ProtoMessage() {}
+
+func (x *AuditReplayGroup) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_audit_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditReplayGroup.ProtoReflect.Descriptor instead.
+func (*AuditReplayGroup) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *AuditReplayGroup) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *AuditReplayGroup) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *AuditReplayGroup) GetPort() string {
+	if x != nil {
+		return x.Port
+	}
+	return ""
+}
+
+func (x *AuditReplayGroup) GetWas() string {
+	if x != nil {
+		return x.Was
+	}
+	return ""
+}
+
+func (x *AuditReplayGroup) GetIs() string {
+	if x != nil {
+		return x.Is
+	}
+	return ""
+}
+
+func (x *AuditReplayGroup) GetBecause() string {
+	if x != nil {
+		return x.Because
+	}
+	return ""
+}
+
+func (x *AuditReplayGroup) GetFlows() uint64 {
+	if x != nil {
+		return x.Flows
+	}
+	return 0
+}
+
+func (x *AuditReplayGroup) GetEvents() uint64 {
+	if x != nil {
+		return x.Events
+	}
+	return 0
+}
+
+func (x *AuditReplayGroup) GetFirstUnixNs() int64 {
+	if x != nil {
+		return x.FirstUnixNs
+	}
+	return 0
+}
+
+func (x *AuditReplayGroup) GetLastUnixNs() int64 {
+	if x != nil {
+		return x.LastUnixNs
+	}
+	return 0
+}
+
+func (x *AuditReplayGroup) GetSamples() []string {
+	if x != nil {
+		return x.Samples
+	}
+	return nil
+}
+
 type AuditAtRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	At    string                 `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
@@ -37,7 +1066,7 @@ type AuditAtRequest struct {
 
 func (x *AuditAtRequest) Reset() {
 	*x = AuditAtRequest{}
-	mi := &file_api_varve_v1_audit_proto_msgTypes[0]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -49,7 +1078,7 @@ func (x *AuditAtRequest) String() string {
 func (*AuditAtRequest) ProtoMessage() {}
 
 func (x *AuditAtRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_audit_proto_msgTypes[0]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -62,7 +1091,7 @@ func (x *AuditAtRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditAtRequest.ProtoReflect.Descriptor instead.
 func (*AuditAtRequest) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{0}
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *AuditAtRequest) GetAt() string {
@@ -109,7 +1138,7 @@ type AuditAtResponse struct {
 
 func (x *AuditAtResponse) Reset() {
 	*x = AuditAtResponse{}
-	mi := &file_api_varve_v1_audit_proto_msgTypes[1]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -121,7 +1150,7 @@ func (x *AuditAtResponse) String() string {
 func (*AuditAtResponse) ProtoMessage() {}
 
 func (x *AuditAtResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_audit_proto_msgTypes[1]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -134,7 +1163,7 @@ func (x *AuditAtResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditAtResponse.ProtoReflect.Descriptor instead.
 func (*AuditAtResponse) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{1}
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *AuditAtResponse) GetAt() *Moment {
@@ -245,7 +1274,7 @@ type AuditCount struct {
 
 func (x *AuditCount) Reset() {
 	*x = AuditCount{}
-	mi := &file_api_varve_v1_audit_proto_msgTypes[2]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -257,7 +1286,7 @@ func (x *AuditCount) String() string {
 func (*AuditCount) ProtoMessage() {}
 
 func (x *AuditCount) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_audit_proto_msgTypes[2]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -270,7 +1299,7 @@ func (x *AuditCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditCount.ProtoReflect.Descriptor instead.
 func (*AuditCount) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{2}
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *AuditCount) GetWhat() string {
@@ -299,7 +1328,7 @@ type WhyRequest struct {
 
 func (x *WhyRequest) Reset() {
 	*x = WhyRequest{}
-	mi := &file_api_varve_v1_audit_proto_msgTypes[3]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -311,7 +1340,7 @@ func (x *WhyRequest) String() string {
 func (*WhyRequest) ProtoMessage() {}
 
 func (x *WhyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_audit_proto_msgTypes[3]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -324,7 +1353,7 @@ func (x *WhyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyRequest.ProtoReflect.Descriptor instead.
 func (*WhyRequest) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{3}
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *WhyRequest) GetFrom() string {
@@ -374,7 +1403,7 @@ type WhyResponse struct {
 
 func (x *WhyResponse) Reset() {
 	*x = WhyResponse{}
-	mi := &file_api_varve_v1_audit_proto_msgTypes[4]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -386,7 +1415,7 @@ func (x *WhyResponse) String() string {
 func (*WhyResponse) ProtoMessage() {}
 
 func (x *WhyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_audit_proto_msgTypes[4]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -399,7 +1428,7 @@ func (x *WhyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyResponse.ProtoReflect.Descriptor instead.
 func (*WhyResponse) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{4}
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *WhyResponse) GetRevision() uint64 {
@@ -487,7 +1516,7 @@ type AuditParty struct {
 
 func (x *AuditParty) Reset() {
 	*x = AuditParty{}
-	mi := &file_api_varve_v1_audit_proto_msgTypes[5]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -499,7 +1528,7 @@ func (x *AuditParty) String() string {
 func (*AuditParty) ProtoMessage() {}
 
 func (x *AuditParty) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_audit_proto_msgTypes[5]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -512,7 +1541,7 @@ func (x *AuditParty) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditParty.ProtoReflect.Descriptor instead.
 func (*AuditParty) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{5}
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *AuditParty) GetName() string {
@@ -576,7 +1605,7 @@ type AuditSide struct {
 
 func (x *AuditSide) Reset() {
 	*x = AuditSide{}
-	mi := &file_api_varve_v1_audit_proto_msgTypes[6]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -588,7 +1617,7 @@ func (x *AuditSide) String() string {
 func (*AuditSide) ProtoMessage() {}
 
 func (x *AuditSide) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_audit_proto_msgTypes[6]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -601,7 +1630,7 @@ func (x *AuditSide) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditSide.ProtoReflect.Descriptor instead.
 func (*AuditSide) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{6}
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *AuditSide) GetDirection() string {
@@ -686,7 +1715,7 @@ type AuditEvent struct {
 
 func (x *AuditEvent) Reset() {
 	*x = AuditEvent{}
-	mi := &file_api_varve_v1_audit_proto_msgTypes[7]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -698,7 +1727,7 @@ func (x *AuditEvent) String() string {
 func (*AuditEvent) ProtoMessage() {}
 
 func (x *AuditEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_audit_proto_msgTypes[7]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -711,7 +1740,7 @@ func (x *AuditEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditEvent.ProtoReflect.Descriptor instead.
 func (*AuditEvent) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{7}
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *AuditEvent) GetRevision() uint64 {
@@ -796,7 +1825,7 @@ type AuditFlip struct {
 
 func (x *AuditFlip) Reset() {
 	*x = AuditFlip{}
-	mi := &file_api_varve_v1_audit_proto_msgTypes[8]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -808,7 +1837,7 @@ func (x *AuditFlip) String() string {
 func (*AuditFlip) ProtoMessage() {}
 
 func (x *AuditFlip) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_audit_proto_msgTypes[8]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -821,7 +1850,7 @@ func (x *AuditFlip) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditFlip.ProtoReflect.Descriptor instead.
 func (*AuditFlip) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{8}
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *AuditFlip) GetRevision() uint64 {
@@ -867,7 +1896,7 @@ type BisectRequest struct {
 
 func (x *BisectRequest) Reset() {
 	*x = BisectRequest{}
-	mi := &file_api_varve_v1_audit_proto_msgTypes[9]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -879,7 +1908,7 @@ func (x *BisectRequest) String() string {
 func (*BisectRequest) ProtoMessage() {}
 
 func (x *BisectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_audit_proto_msgTypes[9]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -892,7 +1921,7 @@ func (x *BisectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BisectRequest.ProtoReflect.Descriptor instead.
 func (*BisectRequest) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{9}
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *BisectRequest) GetFrom() string {
@@ -949,7 +1978,7 @@ type BisectResponse struct {
 
 func (x *BisectResponse) Reset() {
 	*x = BisectResponse{}
-	mi := &file_api_varve_v1_audit_proto_msgTypes[10]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -961,7 +1990,7 @@ func (x *BisectResponse) String() string {
 func (*BisectResponse) ProtoMessage() {}
 
 func (x *BisectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_audit_proto_msgTypes[10]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -974,7 +2003,7 @@ func (x *BisectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BisectResponse.ProtoReflect.Descriptor instead.
 func (*BisectResponse) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{10}
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *BisectResponse) GetFlips() []*AuditFlip {
@@ -1009,7 +2038,94 @@ var File_api_varve_v1_audit_proto protoreflect.FileDescriptor
 
 const file_api_varve_v1_audit_proto_rawDesc = "" +
 	"\n" +
-	"\x18api/varve/v1/audit.proto\x12\bvarve.v1\x1a\x18api/varve/v1/agent.proto\x1a\x1bapi/varve/v1/endpoint.proto\x1a\x19api/varve/v1/moment.proto\x1a\x19api/varve/v1/policy.proto\"N\n" +
+	"\x18api/varve/v1/audit.proto\x12\bvarve.v1\x1a\x18api/varve/v1/agent.proto\x1a\x1bapi/varve/v1/endpoint.proto\x1a\x17api/varve/v1/flow.proto\x1a\x19api/varve/v1/moment.proto\x1a\x19api/varve/v1/policy.proto\x1a\x17log/eventpb/event.proto\"\xa0\x01\n" +
+	"\x10AuditDiffRequest\x12\x12\n" +
+	"\x04from\x18\x01 \x01(\tR\x04from\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\tR\x02to\x12\x12\n" +
+	"\x04node\x18\x03 \x01(\tR\x04node\x12\x14\n" +
+	"\x05parts\x18\x04 \x03(\tR\x05parts\x12\x14\n" +
+	"\x05kinds\x18\x05 \x03(\tR\x05kinds\x12\x12\n" +
+	"\x04maps\x18\x06 \x03(\tR\x04maps\x12\x14\n" +
+	"\x05limit\x18\a \x01(\x04R\x05limit\"\x88\x02\n" +
+	"\x11AuditDiffResponse\x12)\n" +
+	"\x04span\x18\x01 \x01(\v2\x13.varve.v1.AuditSpanH\x00R\x04span\x12,\n" +
+	"\x05event\x18\x02 \x01(\v2\x14.varve.v1.AuditEventH\x00R\x05event\x122\n" +
+	"\x05state\x18\x03 \x01(\v2\x1a.varve.v1.AuditStateChangeH\x00R\x05state\x12,\n" +
+	"\x03row\x18\x04 \x01(\v2\x18.varve.v1.AuditRowChangeH\x00R\x03row\x120\n" +
+	"\x05count\x18\x05 \x01(\v2\x18.varve.v1.AuditDiffCountH\x00R\x05countB\x06\n" +
+	"\x04part\"g\n" +
+	"\tAuditSpan\x12$\n" +
+	"\x04from\x18\x01 \x01(\v2\x10.varve.v1.MomentR\x04from\x12 \n" +
+	"\x02to\x18\x02 \x01(\v2\x10.varve.v1.MomentR\x02to\x12\x12\n" +
+	"\x04node\x18\x03 \x01(\tR\x04node\"x\n" +
+	"\x10AuditStateChange\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
+	"\x03was\x18\x03 \x01(\tR\x03was\x12\x0e\n" +
+	"\x02is\x18\x04 \x01(\tR\x02is\x12\x1a\n" +
+	"\brevision\x18\x05 \x01(\x04R\brevision\"\x8a\x01\n" +
+	"\x0eAuditRowChange\x12\x10\n" +
+	"\x03map\x18\x01 \x01(\tR\x03map\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\x12\x10\n" +
+	"\x03was\x18\x03 \x01(\tR\x03was\x12\x0e\n" +
+	"\x02is\x18\x04 \x01(\tR\x02is\x12\x14\n" +
+	"\x05rules\x18\x05 \x03(\tR\x05rules\x12\x1c\n" +
+	"\trevisions\x18\x06 \x03(\x04R\trevisions\"\x82\x01\n" +
+	"\x0eAuditDiffCount\x12\x12\n" +
+	"\x04part\x18\x01 \x01(\tR\x04part\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x14\n" +
+	"\x05added\x18\x03 \x01(\x04R\x05added\x12\x18\n" +
+	"\achanged\x18\x04 \x01(\x04R\achanged\x12\x18\n" +
+	"\aremoved\x18\x05 \x01(\x04R\aremoved\"[\n" +
+	"\x11ProvenanceRequest\x12\x10\n" +
+	"\x03map\x18\x01 \x01(\tR\x03map\x12\x10\n" +
+	"\x03key\x18\x02 \x03(\tR\x03key\x12\x12\n" +
+	"\x04node\x18\x03 \x01(\tR\x04node\x12\x0e\n" +
+	"\x02at\x18\x04 \x01(\tR\x02at\"\xc8\x01\n" +
+	"\x12ProvenanceResponse\x12 \n" +
+	"\x02at\x18\x01 \x01(\v2\x10.varve.v1.MomentR\x02at\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x10\n" +
+	"\x03map\x18\x03 \x01(\tR\x03map\x12\x10\n" +
+	"\x03key\x18\x04 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x05 \x01(\tR\x05value\x12\x14\n" +
+	"\x05rules\x18\x06 \x03(\tR\x05rules\x12,\n" +
+	"\x06events\x18\a \x03(\v2\x14.varve.v1.AuditEventR\x06events\"\xa7\x01\n" +
+	"\x12AuditReplayRequest\x12\x1a\n" +
+	"\bmanifest\x18\x01 \x01(\tR\bmanifest\x12\x16\n" +
+	"\x06source\x18\x02 \x01(\tR\x06source\x121\n" +
+	"\x06delete\x18\x03 \x03(\v2\x19.varve.event.v1.PolicyRefR\x06delete\x12\x14\n" +
+	"\x05since\x18\x04 \x01(\tR\x05since\x12\x14\n" +
+	"\x05until\x18\x05 \x01(\tR\x05until\"\x9b\x03\n" +
+	"\x13AuditReplayResponse\x12 \n" +
+	"\ffrom_unix_ns\x18\x01 \x01(\x03R\n" +
+	"fromUnixNs\x12\x1c\n" +
+	"\n" +
+	"to_unix_ns\x18\x02 \x01(\x03R\btoUnixNs\x12\x14\n" +
+	"\x05flows\x18\x03 \x01(\x04R\x05flows\x12\x16\n" +
+	"\x06events\x18\x04 \x01(\x04R\x06events\x12\x18\n" +
+	"\askipped\x18\x05 \x01(\x04R\askipped\x12 \n" +
+	"\vunexplained\x18\x06 \x01(\x04R\vunexplained\x12\x17\n" +
+	"\atoo_old\x18\a \x01(\x04R\x06tooOld\x122\n" +
+	"\x06groups\x18\b \x03(\v2\x1a.varve.v1.AuditReplayGroupR\x06groups\x12%\n" +
+	"\x04gaps\x18\t \x03(\v2\x11.varve.v1.FlowGapR\x04gaps\x12'\n" +
+	"\x0fdiffering_flows\x18\n" +
+	" \x01(\x04R\x0edifferingFlows\x12)\n" +
+	"\x10differing_events\x18\v \x01(\x04R\x0fdifferingEvents\x12\x12\n" +
+	"\x04node\x18\f \x01(\tR\x04node\"\x94\x02\n" +
+	"\x10AuditReplayGroup\x12\x12\n" +
+	"\x04from\x18\x01 \x01(\tR\x04from\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\tR\x02to\x12\x12\n" +
+	"\x04port\x18\x03 \x01(\tR\x04port\x12\x10\n" +
+	"\x03was\x18\x04 \x01(\tR\x03was\x12\x0e\n" +
+	"\x02is\x18\x05 \x01(\tR\x02is\x12\x18\n" +
+	"\abecause\x18\x06 \x01(\tR\abecause\x12\x14\n" +
+	"\x05flows\x18\a \x01(\x04R\x05flows\x12\x16\n" +
+	"\x06events\x18\b \x01(\x04R\x06events\x12\"\n" +
+	"\rfirst_unix_ns\x18\t \x01(\x03R\vfirstUnixNs\x12 \n" +
+	"\flast_unix_ns\x18\n" +
+	" \x01(\x03R\n" +
+	"lastUnixNs\x12\x18\n" +
+	"\asamples\x18\v \x03(\tR\asamples\"N\n" +
 	"\x0eAuditAtRequest\x12\x0e\n" +
 	"\x02at\x18\x01 \x01(\tR\x02at\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x18\n" +
@@ -1106,11 +2222,15 @@ const file_api_varve_v1_audit_proto_rawDesc = "" +
 	"\x05flips\x18\x01 \x03(\v2\x13.varve.v1.AuditFlipR\x05flips\x12\x14\n" +
 	"\x05since\x18\x02 \x01(\x04R\x05since\x12\x0e\n" +
 	"\x02at\x18\x03 \x01(\x04R\x02at\x12\x18\n" +
-	"\aoutcome\x18\x04 \x01(\tR\aoutcome2\xc9\x01\n" +
+	"\aoutcome\x18\x04 \x01(\tR\aoutcome2\xab\x03\n" +
 	"\fAuditService\x12>\n" +
 	"\x02At\x12\x18.varve.v1.AuditAtRequest\x1a\x19.varve.v1.AuditAtResponse\"\x03\x90\x02\x01\x127\n" +
 	"\x03Why\x12\x14.varve.v1.WhyRequest\x1a\x15.varve.v1.WhyResponse\"\x03\x90\x02\x01\x12@\n" +
-	"\x06Bisect\x12\x17.varve.v1.BisectRequest\x1a\x18.varve.v1.BisectResponse\"\x03\x90\x02\x01B1Z/github.com/varve-net/varve/api/varve/v1;varvev1b\x06proto3"
+	"\x06Bisect\x12\x17.varve.v1.BisectRequest\x1a\x18.varve.v1.BisectResponse\"\x03\x90\x02\x01\x12F\n" +
+	"\x04Diff\x12\x1a.varve.v1.AuditDiffRequest\x1a\x1b.varve.v1.AuditDiffResponse\"\x03\x90\x02\x010\x01\x12L\n" +
+	"\n" +
+	"Provenance\x12\x1b.varve.v1.ProvenanceRequest\x1a\x1c.varve.v1.ProvenanceResponse\"\x03\x90\x02\x01\x12J\n" +
+	"\x06Replay\x12\x1c.varve.v1.AuditReplayRequest\x1a\x1d.varve.v1.AuditReplayResponse\"\x03\x90\x02\x01B1Z/github.com/varve-net/varve/api/varve/v1;varvev1b\x06proto3"
 
 var (
 	file_api_varve_v1_audit_proto_rawDescOnce sync.Once
@@ -1124,56 +2244,87 @@ func file_api_varve_v1_audit_proto_rawDescGZIP() []byte {
 	return file_api_varve_v1_audit_proto_rawDescData
 }
 
-var file_api_varve_v1_audit_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_api_varve_v1_audit_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_api_varve_v1_audit_proto_goTypes = []any{
-	(*AuditAtRequest)(nil),  // 0: varve.v1.AuditAtRequest
-	(*AuditAtResponse)(nil), // 1: varve.v1.AuditAtResponse
-	(*AuditCount)(nil),      // 2: varve.v1.AuditCount
-	(*WhyRequest)(nil),      // 3: varve.v1.WhyRequest
-	(*WhyResponse)(nil),     // 4: varve.v1.WhyResponse
-	(*AuditParty)(nil),      // 5: varve.v1.AuditParty
-	(*AuditSide)(nil),       // 6: varve.v1.AuditSide
-	(*AuditEvent)(nil),      // 7: varve.v1.AuditEvent
-	(*AuditFlip)(nil),       // 8: varve.v1.AuditFlip
-	(*BisectRequest)(nil),   // 9: varve.v1.BisectRequest
-	(*BisectResponse)(nil),  // 10: varve.v1.BisectResponse
-	(*Moment)(nil),          // 11: varve.v1.Moment
-	(*Namespace)(nil),       // 12: varve.v1.Namespace
-	(*Node)(nil),            // 13: varve.v1.Node
-	(*Identity)(nil),        // 14: varve.v1.Identity
-	(*Endpoint)(nil),        // 15: varve.v1.Endpoint
-	(*Policy)(nil),          // 16: varve.v1.Policy
-	(*TableStatus)(nil),     // 17: varve.v1.TableStatus
-	(*DumpResponse)(nil),    // 18: varve.v1.DumpResponse
+	(*AuditDiffRequest)(nil),    // 0: varve.v1.AuditDiffRequest
+	(*AuditDiffResponse)(nil),   // 1: varve.v1.AuditDiffResponse
+	(*AuditSpan)(nil),           // 2: varve.v1.AuditSpan
+	(*AuditStateChange)(nil),    // 3: varve.v1.AuditStateChange
+	(*AuditRowChange)(nil),      // 4: varve.v1.AuditRowChange
+	(*AuditDiffCount)(nil),      // 5: varve.v1.AuditDiffCount
+	(*ProvenanceRequest)(nil),   // 6: varve.v1.ProvenanceRequest
+	(*ProvenanceResponse)(nil),  // 7: varve.v1.ProvenanceResponse
+	(*AuditReplayRequest)(nil),  // 8: varve.v1.AuditReplayRequest
+	(*AuditReplayResponse)(nil), // 9: varve.v1.AuditReplayResponse
+	(*AuditReplayGroup)(nil),    // 10: varve.v1.AuditReplayGroup
+	(*AuditAtRequest)(nil),      // 11: varve.v1.AuditAtRequest
+	(*AuditAtResponse)(nil),     // 12: varve.v1.AuditAtResponse
+	(*AuditCount)(nil),          // 13: varve.v1.AuditCount
+	(*WhyRequest)(nil),          // 14: varve.v1.WhyRequest
+	(*WhyResponse)(nil),         // 15: varve.v1.WhyResponse
+	(*AuditParty)(nil),          // 16: varve.v1.AuditParty
+	(*AuditSide)(nil),           // 17: varve.v1.AuditSide
+	(*AuditEvent)(nil),          // 18: varve.v1.AuditEvent
+	(*AuditFlip)(nil),           // 19: varve.v1.AuditFlip
+	(*BisectRequest)(nil),       // 20: varve.v1.BisectRequest
+	(*BisectResponse)(nil),      // 21: varve.v1.BisectResponse
+	(*Moment)(nil),              // 22: varve.v1.Moment
+	(*eventpb.PolicyRef)(nil),   // 23: varve.event.v1.PolicyRef
+	(*FlowGap)(nil),             // 24: varve.v1.FlowGap
+	(*Namespace)(nil),           // 25: varve.v1.Namespace
+	(*Node)(nil),                // 26: varve.v1.Node
+	(*Identity)(nil),            // 27: varve.v1.Identity
+	(*Endpoint)(nil),            // 28: varve.v1.Endpoint
+	(*Policy)(nil),              // 29: varve.v1.Policy
+	(*TableStatus)(nil),         // 30: varve.v1.TableStatus
+	(*DumpResponse)(nil),        // 31: varve.v1.DumpResponse
 }
 var file_api_varve_v1_audit_proto_depIdxs = []int32{
-	11, // 0: varve.v1.AuditAtResponse.at:type_name -> varve.v1.Moment
-	2,  // 1: varve.v1.AuditAtResponse.counts:type_name -> varve.v1.AuditCount
-	12, // 2: varve.v1.AuditAtResponse.namespaces:type_name -> varve.v1.Namespace
-	13, // 3: varve.v1.AuditAtResponse.nodes:type_name -> varve.v1.Node
-	14, // 4: varve.v1.AuditAtResponse.identities:type_name -> varve.v1.Identity
-	15, // 5: varve.v1.AuditAtResponse.endpoints:type_name -> varve.v1.Endpoint
-	16, // 6: varve.v1.AuditAtResponse.policies:type_name -> varve.v1.Policy
-	17, // 7: varve.v1.AuditAtResponse.tables:type_name -> varve.v1.TableStatus
-	18, // 8: varve.v1.AuditAtResponse.rows:type_name -> varve.v1.DumpResponse
-	5,  // 9: varve.v1.WhyResponse.from:type_name -> varve.v1.AuditParty
-	5,  // 10: varve.v1.WhyResponse.to:type_name -> varve.v1.AuditParty
-	6,  // 11: varve.v1.WhyResponse.sides:type_name -> varve.v1.AuditSide
-	7,  // 12: varve.v1.WhyResponse.events:type_name -> varve.v1.AuditEvent
-	8,  // 13: varve.v1.WhyResponse.flip:type_name -> varve.v1.AuditFlip
-	7,  // 14: varve.v1.AuditFlip.event:type_name -> varve.v1.AuditEvent
-	8,  // 15: varve.v1.BisectResponse.flips:type_name -> varve.v1.AuditFlip
-	0,  // 16: varve.v1.AuditService.At:input_type -> varve.v1.AuditAtRequest
-	3,  // 17: varve.v1.AuditService.Why:input_type -> varve.v1.WhyRequest
-	9,  // 18: varve.v1.AuditService.Bisect:input_type -> varve.v1.BisectRequest
-	1,  // 19: varve.v1.AuditService.At:output_type -> varve.v1.AuditAtResponse
-	4,  // 20: varve.v1.AuditService.Why:output_type -> varve.v1.WhyResponse
-	10, // 21: varve.v1.AuditService.Bisect:output_type -> varve.v1.BisectResponse
-	19, // [19:22] is the sub-list for method output_type
-	16, // [16:19] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	2,  // 0: varve.v1.AuditDiffResponse.span:type_name -> varve.v1.AuditSpan
+	18, // 1: varve.v1.AuditDiffResponse.event:type_name -> varve.v1.AuditEvent
+	3,  // 2: varve.v1.AuditDiffResponse.state:type_name -> varve.v1.AuditStateChange
+	4,  // 3: varve.v1.AuditDiffResponse.row:type_name -> varve.v1.AuditRowChange
+	5,  // 4: varve.v1.AuditDiffResponse.count:type_name -> varve.v1.AuditDiffCount
+	22, // 5: varve.v1.AuditSpan.from:type_name -> varve.v1.Moment
+	22, // 6: varve.v1.AuditSpan.to:type_name -> varve.v1.Moment
+	22, // 7: varve.v1.ProvenanceResponse.at:type_name -> varve.v1.Moment
+	18, // 8: varve.v1.ProvenanceResponse.events:type_name -> varve.v1.AuditEvent
+	23, // 9: varve.v1.AuditReplayRequest.delete:type_name -> varve.event.v1.PolicyRef
+	10, // 10: varve.v1.AuditReplayResponse.groups:type_name -> varve.v1.AuditReplayGroup
+	24, // 11: varve.v1.AuditReplayResponse.gaps:type_name -> varve.v1.FlowGap
+	22, // 12: varve.v1.AuditAtResponse.at:type_name -> varve.v1.Moment
+	13, // 13: varve.v1.AuditAtResponse.counts:type_name -> varve.v1.AuditCount
+	25, // 14: varve.v1.AuditAtResponse.namespaces:type_name -> varve.v1.Namespace
+	26, // 15: varve.v1.AuditAtResponse.nodes:type_name -> varve.v1.Node
+	27, // 16: varve.v1.AuditAtResponse.identities:type_name -> varve.v1.Identity
+	28, // 17: varve.v1.AuditAtResponse.endpoints:type_name -> varve.v1.Endpoint
+	29, // 18: varve.v1.AuditAtResponse.policies:type_name -> varve.v1.Policy
+	30, // 19: varve.v1.AuditAtResponse.tables:type_name -> varve.v1.TableStatus
+	31, // 20: varve.v1.AuditAtResponse.rows:type_name -> varve.v1.DumpResponse
+	16, // 21: varve.v1.WhyResponse.from:type_name -> varve.v1.AuditParty
+	16, // 22: varve.v1.WhyResponse.to:type_name -> varve.v1.AuditParty
+	17, // 23: varve.v1.WhyResponse.sides:type_name -> varve.v1.AuditSide
+	18, // 24: varve.v1.WhyResponse.events:type_name -> varve.v1.AuditEvent
+	19, // 25: varve.v1.WhyResponse.flip:type_name -> varve.v1.AuditFlip
+	18, // 26: varve.v1.AuditFlip.event:type_name -> varve.v1.AuditEvent
+	19, // 27: varve.v1.BisectResponse.flips:type_name -> varve.v1.AuditFlip
+	11, // 28: varve.v1.AuditService.At:input_type -> varve.v1.AuditAtRequest
+	14, // 29: varve.v1.AuditService.Why:input_type -> varve.v1.WhyRequest
+	20, // 30: varve.v1.AuditService.Bisect:input_type -> varve.v1.BisectRequest
+	0,  // 31: varve.v1.AuditService.Diff:input_type -> varve.v1.AuditDiffRequest
+	6,  // 32: varve.v1.AuditService.Provenance:input_type -> varve.v1.ProvenanceRequest
+	8,  // 33: varve.v1.AuditService.Replay:input_type -> varve.v1.AuditReplayRequest
+	12, // 34: varve.v1.AuditService.At:output_type -> varve.v1.AuditAtResponse
+	15, // 35: varve.v1.AuditService.Why:output_type -> varve.v1.WhyResponse
+	21, // 36: varve.v1.AuditService.Bisect:output_type -> varve.v1.BisectResponse
+	1,  // 37: varve.v1.AuditService.Diff:output_type -> varve.v1.AuditDiffResponse
+	7,  // 38: varve.v1.AuditService.Provenance:output_type -> varve.v1.ProvenanceResponse
+	9,  // 39: varve.v1.AuditService.Replay:output_type -> varve.v1.AuditReplayResponse
+	34, // [34:40] is the sub-list for method output_type
+	28, // [28:34] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_api_varve_v1_audit_proto_init() }
@@ -1183,15 +2334,23 @@ func file_api_varve_v1_audit_proto_init() {
 	}
 	file_api_varve_v1_agent_proto_init()
 	file_api_varve_v1_endpoint_proto_init()
+	file_api_varve_v1_flow_proto_init()
 	file_api_varve_v1_moment_proto_init()
 	file_api_varve_v1_policy_proto_init()
+	file_api_varve_v1_audit_proto_msgTypes[1].OneofWrappers = []any{
+		(*AuditDiffResponse_Span)(nil),
+		(*AuditDiffResponse_Event)(nil),
+		(*AuditDiffResponse_State)(nil),
+		(*AuditDiffResponse_Row)(nil),
+		(*AuditDiffResponse_Count)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_varve_v1_audit_proto_rawDesc), len(file_api_varve_v1_audit_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -20,8 +20,11 @@ whoever had it then. Moments are revisions, times or how long ago:
   varve audit at 4711 --tables node-1 --log march.varve
   varve audit why --from web --to db --port 5432
   varve audit why --from shop/web --to 192.0.2.7 --port 443 --at 2026-03-01T03:00:00Z
-  varve audit bisect --from web --to db --port 5432 --since -2h`)
-	cmd.AddCommand(a.auditAt(), a.auditWhy(), a.auditBisect())
+  varve audit bisect --from web --to db --port 5432 --since -2h
+  varve audit diff -1h now --kind policy-set
+  varve audit provenance ipcache 10.244.0.5
+  varve audit replay lockdown.yaml --since 24h`)
+	cmd.AddCommand(a.auditAt(), a.auditWhy(), a.auditBisect(), a.auditDiff(), a.auditProvenance(), a.auditReplay())
 	return cmd
 }
 

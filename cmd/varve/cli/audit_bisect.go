@@ -42,8 +42,8 @@ absent, if a party did not exist. The exit code is 1 if nothing changed.`),
 		},
 	}
 	a.addQuestionFlags(cmd, &req.From, &req.To, &req.Port)
-	cmd.Flags().StringVar(&req.Since, "since", "", "the first change after it instead of the last: "+momentHelp)
-	cmd.Flags().StringVar(&req.At, "at", "", "no change after it: "+momentHelp)
+	cmd.Flags().Var(momentValue{&req.Since}, "since", "the first change after it instead of the last: "+momentHelp)
+	cmd.Flags().Var(momentValue{&req.At}, "at", "no change after it: "+momentHelp)
 	cmd.Flags().BoolVar(&req.All, "all", false, "every change, not only one")
 	_ = cmd.RegisterFlagCompletionFunc("since", cobra.NoFileCompletions)
 	_ = cmd.RegisterFlagCompletionFunc("at", cobra.NoFileCompletions)

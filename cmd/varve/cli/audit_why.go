@@ -43,9 +43,7 @@ it was denied, or a party did not exist.`),
 		},
 	}
 	a.addQuestionFlags(cmd, &req.From, &req.To, &req.Port)
-	cmd.Flags().StringVar(&req.At, "at", "", "at this revision or time: "+momentHelp)
-	_ = cmd.RegisterFlagCompletionFunc("at", cobra.NoFileCompletions)
-	return a.withOutput(cmd)
+	return a.withAt(a.withOutput(cmd), &req.At)
 }
 
 func (a *app) showWhy(w *varvev1.WhyResponse) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -30,6 +31,18 @@ func (a *app) dialArchive() (*api.Client, error) {
 		return nil, err
 	}
 	return a.client, nil
+}
+
+// momentArgs lets "-2h" stand where a moment does: as it is it would be taken for
+// flags, and no flag of ours is a digit. Whoever reads a moment trims it.
+func momentArgs(args []string) []string {
+	out := slices.Clone(args)
+	for i, arg := range out {
+		if len(arg) > 1 && arg[0] == '-' && arg[1] >= '0' && arg[1] <= '9' {
+			out[i] = " " + arg
+		}
+	}
+	return out
 }
 
 // momentValue is the flag --at, which takes what names a moment.

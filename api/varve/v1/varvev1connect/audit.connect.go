@@ -42,6 +42,12 @@ const (
 	AuditServiceWhyProcedure = "/varve.v1.AuditService/Why"
 	// AuditServiceBisectProcedure is the fully-qualified name of the AuditService's Bisect RPC.
 	AuditServiceBisectProcedure = "/varve.v1.AuditService/Bisect"
+	// AuditServiceDiffProcedure is the fully-qualified name of the AuditService's Diff RPC.
+	AuditServiceDiffProcedure = "/varve.v1.AuditService/Diff"
+	// AuditServiceProvenanceProcedure is the fully-qualified name of the AuditService's Provenance RPC.
+	AuditServiceProvenanceProcedure = "/varve.v1.AuditService/Provenance"
+	// AuditServiceReplayProcedure is the fully-qualified name of the AuditService's Replay RPC.
+	AuditServiceReplayProcedure = "/varve.v1.AuditService/Replay"
 )
 
 // AuditServiceClient is a client for the varve.v1.AuditService service.
@@ -53,6 +59,14 @@ type AuditServiceClient interface {
 	Why(context.Context, *connect.Request[v1.WhyRequest]) (*connect.Response[v1.WhyResponse], error)
 	// Bisect finds the events that changed the outcome.
 	Bisect(context.Context, *connect.Request[v1.BisectRequest]) (*connect.Response[v1.BisectResponse], error)
+	// Diff tells what happened between two moments: the events, the rows of the state
+	// that changed, and the rows of a node's tables that changed; then how many of each.
+	Diff(context.Context, *connect.Request[v1.AuditDiffRequest]) (*connect.ServerStreamForClient[v1.AuditDiffResponse], error)
+	// Provenance tells which events and rule are behind one row of one map.
+	Provenance(context.Context, *connect.Request[v1.ProvenanceRequest]) (*connect.Response[v1.ProvenanceResponse], error)
+	// Replay finds the recorded flows that changed policies would have judged
+	// otherwise.
+	Replay(context.Context, *connect.Request[v1.AuditReplayRequest]) (*connect.Response[v1.AuditReplayResponse], error)
 }
 
 // NewAuditServiceClient constructs a client for the varve.v1.AuditService service. By default, it
@@ -87,14 +101,38 @@ func NewAuditServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
+		diff: connect.NewClient[v1.AuditDiffRequest, v1.AuditDiffResponse](
+			httpClient,
+			baseURL+AuditServiceDiffProcedure,
+			connect.WithSchema(auditServiceMethods.ByName("Diff")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		provenance: connect.NewClient[v1.ProvenanceRequest, v1.ProvenanceResponse](
+			httpClient,
+			baseURL+AuditServiceProvenanceProcedure,
+			connect.WithSchema(auditServiceMethods.ByName("Provenance")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		replay: connect.NewClient[v1.AuditReplayRequest, v1.AuditReplayResponse](
+			httpClient,
+			baseURL+AuditServiceReplayProcedure,
+			connect.WithSchema(auditServiceMethods.ByName("Replay")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // auditServiceClient implements AuditServiceClient.
 type auditServiceClient struct {
-	at     *connect.Client[v1.AuditAtRequest, v1.AuditAtResponse]
-	why    *connect.Client[v1.WhyRequest, v1.WhyResponse]
-	bisect *connect.Client[v1.BisectRequest, v1.BisectResponse]
+	at         *connect.Client[v1.AuditAtRequest, v1.AuditAtResponse]
+	why        *connect.Client[v1.WhyRequest, v1.WhyResponse]
+	bisect     *connect.Client[v1.BisectRequest, v1.BisectResponse]
+	diff       *connect.Client[v1.AuditDiffRequest, v1.AuditDiffResponse]
+	provenance *connect.Client[v1.ProvenanceRequest, v1.ProvenanceResponse]
+	replay     *connect.Client[v1.AuditReplayRequest, v1.AuditReplayResponse]
 }
 
 // At calls varve.v1.AuditService.At.
@@ -112,6 +150,21 @@ func (c *auditServiceClient) Bisect(ctx context.Context, req *connect.Request[v1
 	return c.bisect.CallUnary(ctx, req)
 }
 
+// Diff calls varve.v1.AuditService.Diff.
+func (c *auditServiceClient) Diff(ctx context.Context, req *connect.Request[v1.AuditDiffRequest]) (*connect.ServerStreamForClient[v1.AuditDiffResponse], error) {
+	return c.diff.CallServerStream(ctx, req)
+}
+
+// Provenance calls varve.v1.AuditService.Provenance.
+func (c *auditServiceClient) Provenance(ctx context.Context, req *connect.Request[v1.ProvenanceRequest]) (*connect.Response[v1.ProvenanceResponse], error) {
+	return c.provenance.CallUnary(ctx, req)
+}
+
+// Replay calls varve.v1.AuditService.Replay.
+func (c *auditServiceClient) Replay(ctx context.Context, req *connect.Request[v1.AuditReplayRequest]) (*connect.Response[v1.AuditReplayResponse], error) {
+	return c.replay.CallUnary(ctx, req)
+}
+
 // AuditServiceHandler is an implementation of the varve.v1.AuditService service.
 type AuditServiceHandler interface {
 	// At tells the whole state, or all tables of a node, as they were.
@@ -121,6 +174,14 @@ type AuditServiceHandler interface {
 	Why(context.Context, *connect.Request[v1.WhyRequest]) (*connect.Response[v1.WhyResponse], error)
 	// Bisect finds the events that changed the outcome.
 	Bisect(context.Context, *connect.Request[v1.BisectRequest]) (*connect.Response[v1.BisectResponse], error)
+	// Diff tells what happened between two moments: the events, the rows of the state
+	// that changed, and the rows of a node's tables that changed; then how many of each.
+	Diff(context.Context, *connect.Request[v1.AuditDiffRequest], *connect.ServerStream[v1.AuditDiffResponse]) error
+	// Provenance tells which events and rule are behind one row of one map.
+	Provenance(context.Context, *connect.Request[v1.ProvenanceRequest]) (*connect.Response[v1.ProvenanceResponse], error)
+	// Replay finds the recorded flows that changed policies would have judged
+	// otherwise.
+	Replay(context.Context, *connect.Request[v1.AuditReplayRequest]) (*connect.Response[v1.AuditReplayResponse], error)
 }
 
 // NewAuditServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -151,6 +212,27 @@ func NewAuditServiceHandler(svc AuditServiceHandler, opts ...connect.HandlerOpti
 		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
+	auditServiceDiffHandler := connect.NewServerStreamHandler(
+		AuditServiceDiffProcedure,
+		svc.Diff,
+		connect.WithSchema(auditServiceMethods.ByName("Diff")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	auditServiceProvenanceHandler := connect.NewUnaryHandler(
+		AuditServiceProvenanceProcedure,
+		svc.Provenance,
+		connect.WithSchema(auditServiceMethods.ByName("Provenance")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	auditServiceReplayHandler := connect.NewUnaryHandler(
+		AuditServiceReplayProcedure,
+		svc.Replay,
+		connect.WithSchema(auditServiceMethods.ByName("Replay")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/varve.v1.AuditService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case AuditServiceAtProcedure:
@@ -159,6 +241,12 @@ func NewAuditServiceHandler(svc AuditServiceHandler, opts ...connect.HandlerOpti
 			auditServiceWhyHandler.ServeHTTP(w, r)
 		case AuditServiceBisectProcedure:
 			auditServiceBisectHandler.ServeHTTP(w, r)
+		case AuditServiceDiffProcedure:
+			auditServiceDiffHandler.ServeHTTP(w, r)
+		case AuditServiceProvenanceProcedure:
+			auditServiceProvenanceHandler.ServeHTTP(w, r)
+		case AuditServiceReplayProcedure:
+			auditServiceReplayHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -178,4 +266,16 @@ func (UnimplementedAuditServiceHandler) Why(context.Context, *connect.Request[v1
 
 func (UnimplementedAuditServiceHandler) Bisect(context.Context, *connect.Request[v1.BisectRequest]) (*connect.Response[v1.BisectResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("varve.v1.AuditService.Bisect is not implemented"))
+}
+
+func (UnimplementedAuditServiceHandler) Diff(context.Context, *connect.Request[v1.AuditDiffRequest], *connect.ServerStream[v1.AuditDiffResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("varve.v1.AuditService.Diff is not implemented"))
+}
+
+func (UnimplementedAuditServiceHandler) Provenance(context.Context, *connect.Request[v1.ProvenanceRequest]) (*connect.Response[v1.ProvenanceResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("varve.v1.AuditService.Provenance is not implemented"))
+}
+
+func (UnimplementedAuditServiceHandler) Replay(context.Context, *connect.Request[v1.AuditReplayRequest]) (*connect.Response[v1.AuditReplayResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("varve.v1.AuditService.Replay is not implemented"))
 }
