@@ -116,7 +116,7 @@ func (d *Dataplane) open() (err error) {
 	if err := d.claim(); err != nil {
 		return err
 	}
-	d.maps = kernelMaps(d.objs)
+	d.maps = MapsOf(d.objs)
 	d.syncer = NewSyncer(d.maps)
 	settings := abi.DefaultConfig(d.config.GatewayMAC)
 	settings.EnableIPv4, settings.EnableIPv6 = d.config.EnableIPv4, d.config.EnableIPv6

@@ -122,8 +122,8 @@ func (m *KernelMap[K, V]) Delete(keys []K) error {
 	return nil
 }
 
-// kernelMaps are the maps of loaded objects.
-func kernelMaps(o *bpf.Objects) Maps {
+// MapsOf are the maps of loaded objects.
+func MapsOf(o *bpf.Objects) Maps {
 	return Maps{
 		IPCache:     NewKernelMap[abi.IPCacheKey, abi.IPCacheValue]("ipcache", o.IPCache),
 		IPCacheLPM:  NewKernelMap[abi.IPCacheLPMKey, abi.IPCacheValue]("ipcache_lpm", o.IPCacheLPM),

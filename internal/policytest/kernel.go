@@ -113,14 +113,10 @@ func newKernel() (*kernel, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("engine bpf: %w", err), k.close())
 	}
-	k.syncer = dataplane.NewSyncer(dataplane.Maps{
-		IPCache:     dataplane.NewKernelMap[abi.IPCacheKey, abi.IPCacheValue]("ipcache", objs.IPCache),
-		IPCacheLPM:  dataplane.NewKernelMap[abi.IPCacheLPMKey, abi.IPCacheValue]("ipcache_lpm", objs.IPCacheLPM),
-		Endpoints:   dataplane.NewMemoryMap[abi.EndpointKey, abi.EndpointValue]("endpoints", 1),
-		Classes:     dataplane.NewKernelMap[abi.ClassKey, abi.ClassValue]("classes", objs.Classes),
-		Policy:      dataplane.NewKernelMap[abi.PolicyKey, abi.PolicyValue]("policy", objs.Policy),
-		Generations: objs,
-	})
+	maps := dataplane.MapsOf(objs)
+	maps.Endpoints = dataplane.NewMemoryMap[abi.EndpointKey, abi.EndpointValue]("endpoints", 1) // written here
+	maps.Quiesce = nil
+	k.syncer = dataplane.NewSyncer(maps)
 	return k, nil
 }
 
