@@ -42,6 +42,7 @@ var sections = []struct {
 	{"append", runAppend},
 	{"replay", runReplay},
 	{"datapath", runDatapath},
+	{"policy", runPolicy},
 	{"agent", runAgent},
 }
 
