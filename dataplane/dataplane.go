@@ -273,7 +273,17 @@ func (d *Dataplane) Sync(ctx context.Context, desired *projections.Tables, bind 
 // SyncDelta makes the maps equal to desired at the cost of what changed; see
 // Syncer.SyncDelta.
 func (d *Dataplane) SyncDelta(ctx context.Context, desired *projections.Tables, delta projections.Delta, bind map[uint32]int) (Stats, error) {
-	stats, err := d.syncer.SyncDelta(ctx, desired, delta, bind)
+	stats, err := d.Enforce(ctx, desired, delta, bind)
+	if err != nil {
+		return stats, err
+	}
+	return stats, d.Clean()
+}
+
+// Enforce is SyncDelta up to the moment from which on every packet meets the new
+// tables; see Syncer.Enforce.
+func (d *Dataplane) Enforce(ctx context.Context, desired *projections.Tables, delta projections.Delta, bind map[uint32]int) (Stats, error) {
+	stats, err := d.syncer.Enforce(ctx, desired, delta, bind)
 	if err != nil || stats.Total() > 0 {
 		d.syncs.Add(1)
 	}
@@ -285,6 +295,9 @@ func (d *Dataplane) SyncDelta(ctx context.Context, desired *projections.Tables, 
 	d.mu.Unlock()
 	return stats, d.migrate(ctx)
 }
+
+// Clean removes the rows that Enforce left.
+func (d *Dataplane) Clean() error { return d.syncer.Clean() }
 
 // Forget makes the next Sync read the maps anew and repair what differs.
 func (d *Dataplane) Forget() { d.syncer.Forget() }

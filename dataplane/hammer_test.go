@@ -140,8 +140,9 @@ func (h *hammered) sync() {
 	h.t.Helper()
 	tables, delta, err := h.proj.Update(h.cluster.State.View())
 	h.must(err)
-	_, err = h.syncer.SyncDelta(h.t.Context(), tables, delta, h.bind)
+	_, err = h.syncer.Enforce(h.t.Context(), tables, delta, h.bind)
 	h.must(err)
+	h.must(h.syncer.Clean())
 }
 
 // change does one or several things at once, of which none changes what the hammered
@@ -156,10 +157,10 @@ func (h *hammered) change(r *rand.Rand) {
 			h.variant.Store(int64(variant))
 			h.must(h.cluster.SetPolicies(gate(variant, h.serial)))
 		case 3: // the namespace of client and server, or that of elsewhere
-			h.must(h.cluster.Relabel(r.IntN(2), map[string]string{"team": fmt.Sprintf("team%d", r.IntN(3)), "serial": fmt.Sprint(h.serial)}))
+			h.must(h.cluster.Relabel(r.IntN(2), map[string]string{"team": fmt.Sprintf("team%d", r.IntN(3))}))
 		case 4: // identities of the ends
 			name := []string{"client", "server", "elsewhere"}[r.IntN(3)]
-			h.must(h.cluster.Label(h.endpoint[name].Ref, map[string]string{"pod": name, "tier": "api", "version": fmt.Sprintf("v%d", r.IntN(3)), "serial": fmt.Sprint(h.serial)}))
+			h.must(h.cluster.Label(h.endpoint[name].Ref, map[string]string{"pod": name, "tier": "api", "version": fmt.Sprintf("v%d", r.IntN(3)), "serial": fmt.Sprint(h.serial % 50)}))
 		case 5: // an identity
 			h.must(h.cluster.AddPod(r.IntN(8), 1000+h.serial, "node01"))
 			if old := gencluster.Pod(r.IntN(8), 1000+h.serial-50); r.IntN(2) == 0 {
@@ -273,8 +274,8 @@ func (h *hammered) fire(s *shot, n uint16) error {
 func TestHammer(t *testing.T) {
 	h := newHammered(t)
 	shots := h.shots()
-	ctx, stop := context.WithCancel(t.Context())
-	var group errgroup.Group
+	run, stop := context.WithCancel(t.Context())
+	group, ctx := errgroup.WithContext(run)
 	group.Go(func() error {
 		return h.ns.Do(func() error {
 			for n := uint16(0); ctx.Err() == nil; n++ {
@@ -289,6 +290,9 @@ func TestHammer(t *testing.T) {
 	})
 	r := rand.New(rand.NewPCG(1, 2))
 	for range *changes {
+		if ctx.Err() != nil {
+			break
+		}
 		h.step.Add(1)
 		h.change(r)
 	}
@@ -296,7 +300,7 @@ func TestHammer(t *testing.T) {
 	if err := group.Wait(); err != nil {
 		t.Error(err)
 	}
-	t.Logf("%d packets during %d changes", h.packets.Load(), *changes)
+	t.Logf("%d packets during %d changes", h.packets.Load(), h.step.Load())
 	if h.packets.Load() < int64(*changes) {
 		t.Errorf("only %d packets during %d changes", h.packets.Load(), *changes)
 	}

@@ -30,8 +30,12 @@ import (
 //     the shortest first, so that an address never falls through to a prefix that
 //     was its own neither before nor after
 //  5. new endpoint rows are added
-//  6. generations of the addresses involved are raised
+//  6. generations of the addresses involved are raised: now the tables are in force
 //  7. policy and class rows to which nothing refers any more are removed
+//
+// A program reads the generation before any row. So what it notes of a verdict by rows
+// from before step 6 is out of date from step 6 on, and nothing waits before that for
+// runs that go on; before step 7 those that may still hold the old rows have ended.
 //
 // Where both endpoints' policy and peers change, a changed endpoint could meet a
 // peer under a policy that never knew it; see transition for what is done then.
@@ -43,6 +47,8 @@ type Syncer struct {
 	mu   sync.Mutex
 	have *rows // nil: unknown, to be read
 	held held  // by the last Sync that had no error
+	// left is the change whose step 7 is to be done; nil: none.
+	left *change
 }
 
 // NewSyncer makes a Syncer that has not read the maps yet.
@@ -52,7 +58,7 @@ func NewSyncer(m Maps) *Syncer { return &Syncer{maps: m} }
 func (s *Syncer) Forget() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.have, s.held = nil, held{}
+	s.have, s.held, s.left = nil, held{}, nil
 }
 
 // Changes counts the rows of one map that differed.
@@ -104,6 +110,50 @@ func (s *Syncer) SyncDelta(ctx context.Context, desired *projections.Tables, del
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	start := time.Now()
+	stats, err := s.enforce(ctx, desired, delta, bind)
+	if err == nil {
+		err = s.clean()
+	}
+	stats.Duration = time.Since(start)
+	return stats, err
+}
+
+// Enforce is SyncDelta up to the moment from which on every packet meets the new
+// tables. Rows to which nothing refers any more stay until Clean, or until the next
+// change, which then waits for it.
+func (s *Syncer) Enforce(ctx context.Context, desired *projections.Tables, delta projections.Delta, bind map[uint32]int) (Stats, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	start := time.Now()
+	stats, err := s.enforce(ctx, desired, delta, bind)
+	stats.Duration = time.Since(start)
+	return stats, err
+}
+
+// Clean removes what Enforce left. After an error the next Sync reads the maps anew.
+func (s *Syncer) Clean() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.clean()
+}
+
+func (s *Syncer) clean() error {
+	c := s.left
+	if s.left = nil; c == nil || s.have == nil {
+		return nil
+	}
+	w := &writer{Maps: s.maps, have: s.have}
+	if err := w.clean(c); err != nil {
+		s.have, s.held = nil, held{}
+		return err
+	}
+	return nil
+}
+
+func (s *Syncer) enforce(ctx context.Context, desired *projections.Tables, delta projections.Delta, bind map[uint32]int) (Stats, error) {
+	if err := s.clean(); err != nil {
+		return Stats{}, err
+	}
 
 	// A crash may have come between a change and its generations.
 	first := s.have == nil
@@ -127,13 +177,10 @@ func (s *Syncer) SyncDelta(ctx context.Context, desired *projections.Tables, del
 	stats.Unbound = unbound
 	if stats.Total() == 0 && !first {
 		s.done(c, desired, bind)
-		stats.Duration = time.Since(start)
 		return stats, nil
 	}
 	w := &writer{Maps: s.maps, have: s.have}
-	err := w.apply(c)
-	stats.Duration = time.Since(start)
-	if err != nil {
+	if err := w.apply(c); err != nil {
 		// A full map that was foreseen has left everything as it was known.
 		s.held = held{}
 		if full := (*FullError)(nil); first || !errors.As(err, &full) || w.wrote {
@@ -142,6 +189,7 @@ func (s *Syncer) SyncDelta(ctx context.Context, desired *projections.Tables, del
 		return stats, err
 	}
 	s.done(c, desired, bind)
+	s.left = c
 	return stats, nil
 }
 
@@ -207,17 +255,29 @@ func (w *writer) apply(c *change) error {
 	if err := w.putEndpoints(c.want.endpoints); err != nil {
 		return err
 	}
-	if !c.keepsRows() {
-		if err := w.quiesce(); err != nil {
-			return err
-		}
-	}
 	if c.allFlows {
 		w.Generations.BumpAllGenerations()
 	} else {
 		w.Generations.BumpGenerations(c.flowsOf...)
 	}
-	return w.deleteUnwanted(c)
+	return nil
+}
+
+// clean removes the policy and class rows that c left, once no program run can hold
+// what leads to them.
+func (w *writer) clean(c *change) error {
+	leaving := c.leaving(w.have)
+	policy, classes := unwanted(leaving.policy, c.want.policy), unwanted(leaving.classes, c.want.classes)
+	if len(policy)+len(classes) == 0 {
+		return nil
+	}
+	if err := w.quiesce(); err != nil {
+		return err
+	}
+	if err := removeRows(w, w.Policy, w.have.policy, policy); err != nil {
+		return err
+	}
+	return removeRows(w, w.Classes, w.have.classes, classes)
 }
 
 func (w *writer) quiesce() error {
@@ -374,15 +434,6 @@ func (w *writer) deletePrefixes(ps []prefix) error {
 		delete(w.have.prefixes, p)
 	}
 	return nil
-}
-
-// deleteUnwanted removes the policy and class rows that want lacks.
-func (w *writer) deleteUnwanted(c *change) error {
-	leaving := c.leaving(w.have)
-	if err := removeRows(w, w.Policy, w.have.policy, unwanted(leaving.policy, c.want.policy)); err != nil {
-		return err
-	}
-	return removeRows(w, w.Classes, w.have.classes, unwanted(leaving.classes, c.want.classes))
 }
 
 // fit makes sure, before anything is written, that every map holds at once what

@@ -198,22 +198,6 @@ func (s *Syncer) fitPartial(c *change) error {
 	)
 }
 
-// keepsRows tells that no policy or class row goes: a program run that read an
-// endpoint's or a peer's row before it changed finds the rows it leads to, and
-// what it notes of its verdict carries a generation from before.
-func (c *change) keepsRows() bool {
-	return c.part && within(c.have.policy, c.want.policy) && within(c.have.classes, c.want.classes)
-}
-
-func within[K, V comparable](some, all map[K]V) bool {
-	for k := range some {
-		if _, ok := all[k]; !ok {
-			return false
-		}
-	}
-	return true
-}
-
 // leaving is the rows among which those stand that are not wanted any more.
 func (c *change) leaving(now *rows) *rows {
 	if c.part {

@@ -92,9 +92,10 @@ func Run(ctx context.Context, cfg Config) (err error) {
 
 	var eps *endpoints
 	proj := newProjector(cfg.Node, rlog, func(ctx context.Context, t *projections.Tables, d projections.Delta) (dataplane.Stats, error) {
-		return dp.SyncDelta(ctx, t, d, eps.bindings(rlog.View()))
+		return dp.Enforce(ctx, t, d, eps.bindings(rlog.View()))
 	}, logger)
 	proj.observe = met.ObserveRound
+	proj.clean = dp.Clean
 	eps = newEndpoints(&cfg, fct, rlog.View, proj.Wait, dp)
 	eps.resync = func(ctx context.Context) error { _, err := proj.round(ctx); return err }
 

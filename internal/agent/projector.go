@@ -27,6 +27,8 @@ type projector struct {
 	views  viewSource
 	sync   syncFunc
 	logger *slog.Logger
+	// clean, if set, removes what a round's sync left, after those who wait know.
+	clean func() error
 	// observe, if set, is told of every round once those who wait for it know.
 	observe func(metrics.Round)
 
@@ -91,6 +93,18 @@ func (p *projector) round(ctx context.Context) (dataplane.Stats, error) {
 		seen.Ended, seen.Stats, seen.Err = time.Now(), stats, err
 		defer p.observe(seen)
 	}
+	err = p.tell(view, tables, err)
+	if err == nil && p.clean != nil {
+		if err = p.clean(); err != nil {
+			p.projection.Forget()
+			err = p.tell(view, tables, err)
+		}
+	}
+	return stats, err
+}
+
+// tell lets those who wait know what became of a view.
+func (p *projector) tell(view fsm.View, tables *projections.Tables, err error) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.tried = view.Revision()
@@ -101,7 +115,7 @@ func (p *projector) round(ctx context.Context) (dataplane.Stats, error) {
 	}
 	close(p.changed)
 	p.changed = make(chan struct{})
-	return stats, p.err
+	return p.err
 }
 
 // run follows the log until ctx ends.

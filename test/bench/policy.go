@@ -191,8 +191,9 @@ func (n *policyNode) follow(ctx context.Context) (policyRound, error) {
 		return policyRound{}, err
 	}
 	built := time.Now()
-	stats, err := n.syncer.SyncDelta(ctx, tables, delta, n.bind)
+	stats, err := n.syncer.Enforce(ctx, tables, delta, n.bind)
 	r := policyRound{build: built.Sub(began), sync: time.Since(built), rows: stats.Total()}
+	err = errors.Join(err, n.syncer.Clean()) // the agent tells before it
 	runtime.ReadMemStats(&after)
 	r.allocs, r.bytes = after.Mallocs-before.Mallocs, after.TotalAlloc-before.TotalAlloc
 	n.tables = tables
