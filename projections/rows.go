@@ -20,6 +20,8 @@ type table struct {
 	baseLens  uint32 // of rules that name peers by base classes
 	anyLens   uint32
 	asksDNS   bool // some rule does
+	// byItem has the indexes of the rules that use an item, once somebody asked.
+	byItem map[string][]int
 }
 
 // newTable names the rules of a set.
@@ -111,7 +113,8 @@ func (t *table) baseRows(base uint64) []decision {
 // for every peer not included.
 func (t *table) classRows(c *class) []decision {
 	var claims []claim
-	for i, r := range t.rules {
+	for _, i := range t.rulesOf(c) {
+		r := t.rules[i]
 		if r.names(c) {
 			claims = r.claimNodes(claims, i)
 		}
@@ -123,6 +126,27 @@ func (t *table) classRows(c *class) []decision {
 		}
 	}
 	return resolve(claims, func(n node) *policy.DNSRules { return t.dnsAt(c, n) })
+}
+
+// rulesOf is the rules that use an item of c's, in order.
+func (t *table) rulesOf(c *class) []int {
+	if t.byItem == nil {
+		t.byItem = make(map[string][]int)
+		for i, r := range t.rules {
+			for _, key := range r.items {
+				t.byItem[key] = append(t.byItem[key], i)
+			}
+			for _, key := range r.named {
+				t.byItem[key] = append(t.byItem[key], i)
+			}
+		}
+	}
+	var out []int
+	for _, token := range c.tokens {
+		out = append(out, t.byItem[token.item]...)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 // takes tells whether the rule, if it is not for every peer, is for those of c.

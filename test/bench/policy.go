@@ -28,9 +28,9 @@ type policyCluster struct {
 }
 
 var policyClusters = []policyCluster{
-	{name: "typical: 10,000 identities, 1,000 policies, 110 local endpoints", config: gencluster.Typical()},
-	{name: "namespaces of 1,000 pods: 10,000 identities, 20 policies, 110 local endpoints", config: gencluster.Config{Namespaces: 10, Pods: 1000, LocalPods: 110, Nodes: 100}},
-	{name: "adversary: 10,000 identities, 1,000 selectors, cluster x 40 ports, 10 local endpoints", config: local(10), adverse: 1000},
+	{name: "typical", config: gencluster.Typical()},
+	{name: "large namespaces", config: gencluster.Config{Namespaces: 10, Pods: 1000, LocalPods: 110, Nodes: 100}},
+	{name: "adversary", config: local(10), adverse: 1000},
 }
 
 func local(pods int) gencluster.Config {

@@ -31,6 +31,16 @@ var figures = []figure{
 	{"datapath", "TCP_CRR, 1/s", "TCP_CRR, connections a second", "veth pair", "tcp-crr"},
 	{"datapath", "UDP_RR, 1/s", "UDP_RR, transactions a second", "veth pair", "udp-rr"},
 	{"datapath", "stream, Gbit/s", "One TCP stream, Gbit/s", "redirect_peer alone", "stream"},
+	{"policy", "all tables from the state, ms", "All tables from the state, ms", "", ""},
+	{"policy", "all tables from the state, MB allocated", "All tables from the state, MB allocated", "", ""},
+	{"policy", "an identity of a known class, us to in the kernel", "An identity of a known class, us until it is in the kernel", "", ""},
+	{"policy", "a policy, us to in the kernel", "A policy, us until it is in the kernel", "", ""},
+	{"policy", "a namespace gets another label, us to in the kernel", "A namespace gets another label, us until all its pods are in the kernel", "", ""},
+	{"policy", "a policy, rows written", "Rows written for a policy, mean", "", ""},
+	{"policy", "a policy, allocations", "Allocations for a policy, mean", "", ""},
+	{"policy", "an identity of a known class, allocations", "Allocations for an identity, mean", "", ""},
+	{"policy", "rows", "Rows", "", ""},
+	{"policy", "kernel memory, MB", "Kernel memory of the maps, MB", "", ""},
 	{"agent", "start to enforcing, s", "From the start of the process to enforcing, s", "", ""},
 	{"agent", "VmRSS, MiB", "Resident memory, MiB", "", ""},
 	{"agent", "VmHWM, MiB", "Resident memory at its peak, MiB", "", ""},
@@ -83,7 +93,7 @@ func fill(path string, r *Results) error {
 		return err
 	}
 	text := string(b)
-	for _, section := range []string{"machine", "append", "replay", "datapath", "agent"} {
+	for _, section := range []string{"machine", "append", "replay", "datapath", "policy", "agent"} {
 		head, rest, ok := strings.Cut(text, begin(section)+"\n")
 		_, tail, ended := strings.Cut(rest, end)
 		if !ok || !ended {
@@ -120,7 +130,7 @@ func writeMachine(w io.Writer, r *Results) {
 
 // writeTables writes all figures for people at a terminal.
 func writeTables(w io.Writer, r *Results) {
-	for _, section := range []string{"append", "replay", "datapath", "agent"} {
+	for _, section := range []string{"append", "replay", "datapath", "policy", "agent"} {
 		writeSection(w, r, section)
 	}
 }
