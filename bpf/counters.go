@@ -10,12 +10,15 @@ import (
 type Counter struct {
 	Reason    abi.Reason
 	Direction abi.Direction
-	Packets   uint64
-	Bytes     uint64
+	// Audited: first packets that audit mode let pass. Reason is why they would have
+	// been dropped; they are counted as forwarded as well.
+	Audited bool
+	Packets uint64
+	Bytes   uint64
 }
 
 // ReadCounters returns every counter that is not zero, by reason, egress first,
-// and the number of events that the ring buffer had no room for.
+// those of audit mode after the others, and the number of events that the ring buffer had no room for.
 func (o *Objects) ReadCounters() (counters []Counter, lostEvents uint64, err error) {
 	sum := func(i uint32) (Counter, error) {
 		var percpu []abi.CounterValue
@@ -37,6 +40,18 @@ func (o *Objects) ReadCounters() (counters []Counter, lostEvents uint64, err err
 			}
 			if c.Packets > 0 {
 				c.Reason, c.Direction = r, d
+				counters = append(counters, c)
+			}
+		}
+	}
+	for _, r := range []abi.Reason{abi.PolicyDefaultDeny, abi.PolicyDenied} {
+		for _, d := range []abi.Direction{abi.Egress, abi.Ingress} {
+			c, err := sum(abi.AuditedIndex(r, d))
+			if err != nil {
+				return nil, 0, err
+			}
+			if c.Packets > 0 {
+				c.Reason, c.Direction, c.Audited = r, d, true
 				counters = append(counters, c)
 			}
 		}

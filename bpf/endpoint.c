@@ -149,6 +149,7 @@ __noinline int open_flow(struct __sk_buff *skb, const struct packet *p,
 		return JUDGE_AGAIN;
 	if (reason)
 		return drop(skb, p, &a.t, reason);
+	tell_audited(skb, p, &a.t);
 	if (p->direction == DIR_INGRESS && from_proxy(skb)) /* each is judged for itself */
 		return deliver(skb, p, cfg, &a.other);
 	if (a.t.flags & TRACE_AROUND)
@@ -159,7 +160,7 @@ __noinline int open_flow(struct __sk_buff *skb, const struct packet *p,
 		return drop(skb, p, &a.t, REASON_PROXY_MISSING);
 	if (!make_entry(p, own, &a, closed))
 		return drop(skb, p, &a.t, REASON_CT_FULL);
-	if (cfg->new_flow_events)
+	if (cfg->new_flow_events && !a.t.audited)
 		emit(skb, p, &a.t, EVENT_NEW_FLOW, REASON_FORWARDED);
 	return deliver(skb, p, cfg, &a.other);
 }
@@ -193,6 +194,7 @@ static __noinline int confirm(struct __sk_buff *skb, const struct packet *p,
 		return TC_ACT_SHOT;
 	if (a->t.flags & TRACE_DNS)
 		now.flags |= CT_PROXY;
+	tell_audited(skb, p, &a->t);
 	ct->row = a->t.row;
 	set_side(&ct->side[mine & 1], p->ifindex, own->mac);
 	/* What went through the host's stack goes on through it. */

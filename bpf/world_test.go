@@ -290,7 +290,11 @@ func (w *world) counters() map[string]uint64 {
 	}
 	m := map[string]uint64{"lost events": lost}
 	for _, c := range counters {
-		m[counterName(c.Reason, c.Direction)] = c.Packets
+		name := counterName(c.Reason, c.Direction)
+		if c.Audited {
+			name += " audited"
+		}
+		m[name] = c.Packets
 	}
 	return m
 }

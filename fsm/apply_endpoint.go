@@ -59,7 +59,7 @@ func (s *State) endpointUpdated(c *change, u *eventpb.EndpointUpdated) error {
 		return err
 	}
 	e := *live
-	e.Labels, e.Revision = u.Labels, c.rev
+	e.Labels, e.AuditMode, e.Revision = u.Labels, u.PolicyAuditMode, c.rev
 	if err := checkLabels(e.Labels); err != nil {
 		return fmt.Errorf("endpoint %s: %w", e.Ref, err)
 	}

@@ -10,7 +10,7 @@ import (
 // on from where they were, also after it left: an agent numbers its facts on from
 // its Node.JournalSeq in the View, and an endpoint id is never used twice.
 func (s *State) nodeJoined(c *change, j *eventpb.NodeJoined) error {
-	n, err := nodeFacts(j.Name, j.Addresses, j.EndpointCidrs, j.KubeApiserver)
+	n, err := nodeFacts(j.Name, j.Addresses, j.EndpointCidrs, j.KubeApiserver, j.PolicyAuditMode)
 	if err != nil {
 		return err
 	}
@@ -18,7 +18,7 @@ func (s *State) nodeJoined(c *change, j *eventpb.NodeJoined) error {
 }
 
 func (s *State) nodeUpdated(c *change, u *eventpb.NodeUpdated) error {
-	n, err := nodeFacts(u.Name, u.Addresses, u.EndpointCidrs, u.KubeApiserver)
+	n, err := nodeFacts(u.Name, u.Addresses, u.EndpointCidrs, u.KubeApiserver, u.PolicyAuditMode)
 	if err != nil {
 		return err
 	}

@@ -75,7 +75,12 @@ func canonNode(b []byte, n *Node) []byte {
 	b = appendBool(b, n.Left)
 	b = appendUint(b, n.JournalSeq)
 	b = appendUint(b, uint64(n.NextEndpointID))
-	return appendUint(b, uint64(n.Revision))
+	b = appendUint(b, uint64(n.Revision))
+	// As of endpoints: what is new is there only if it is set.
+	if n.AuditMode {
+		b = append(b, 5)
+	}
+	return b
 }
 
 // canonIdentity leaves Refs out: the endpoints say it.
@@ -119,6 +124,9 @@ func canonEndpoint(b []byte, e *Endpoint) []byte {
 	b = appendUint(b, uint64(e.IdentityRevision))
 	// What rows had not from the start is there only if it is set, behind its field's
 	// number in EndpointCreated: rows of older logs keep their digest.
+	if e.AuditMode {
+		b = append(b, 13)
+	}
 	if e.MTU != 0 {
 		b = appendUint(append(b, 14), uint64(e.MTU))
 	}

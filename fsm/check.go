@@ -62,6 +62,7 @@ func endpointFacts(c *eventpb.EndpointCreated) (Endpoint, error) {
 		ContainerInterface: c.ContainerInterface,
 		Netns:              c.Netns,
 		NetnsID:            c.NetnsId,
+		AuditMode:          c.PolicyAuditMode,
 		BigTCP:             c.BigTcp,
 	}
 	if err := checkRef(e.Ref); err != nil {
@@ -211,8 +212,8 @@ func checkText(s string, most int, slash bool) error {
 }
 
 // nodeFacts checks what NodeJoined and NodeUpdated say.
-func nodeFacts(name string, addresses [][]byte, cidrs []string, kubeAPIServer bool) (Node, error) {
-	n := Node{Name: name, KubeAPIServer: kubeAPIServer}
+func nodeFacts(name string, addresses [][]byte, cidrs []string, kubeAPIServer, auditMode bool) (Node, error) {
+	n := Node{Name: name, KubeAPIServer: kubeAPIServer, AuditMode: auditMode}
 	if err := policy.CheckName(name); err != nil {
 		return Node{}, err
 	}

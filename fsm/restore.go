@@ -134,7 +134,7 @@ func (l *loader) namespace(pb *eventpb.SnapshotNamespace) error {
 
 func (l *loader) node(pb *eventpb.SnapshotNode) error {
 	j := pb.GetJoined()
-	n, err := nodeFacts(j.GetName(), j.GetAddresses(), j.GetEndpointCidrs(), j.GetKubeApiserver())
+	n, err := nodeFacts(j.GetName(), j.GetAddresses(), j.GetEndpointCidrs(), j.GetKubeApiserver(), j.GetPolicyAuditMode())
 	if err != nil {
 		return err
 	}

@@ -125,7 +125,7 @@ func namespacePB(n *Namespace) *eventpb.SnapshotNamespace {
 }
 
 func nodePB(n *Node) *eventpb.SnapshotNode {
-	j := &eventpb.NodeJoined{Name: n.Name, KubeApiserver: n.KubeAPIServer}
+	j := &eventpb.NodeJoined{Name: n.Name, KubeApiserver: n.KubeAPIServer, PolicyAuditMode: n.AuditMode}
 	for _, a := range n.Addresses {
 		j.Addresses = append(j.Addresses, a.AsSlice())
 	}
@@ -165,6 +165,7 @@ func endpointPB(e *Endpoint) *eventpb.SnapshotEndpoint {
 		NetnsId:            e.NetnsID,
 		Mtu:                uint32(e.MTU),
 		BigTcp:             e.BigTCP,
+		PolicyAuditMode:    e.AuditMode,
 	}
 	for _, a := range e.addresses() {
 		c.Addresses = append(c.Addresses, a.AsSlice())

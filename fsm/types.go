@@ -31,6 +31,8 @@ type Endpoint struct {
 	IPv4, IPv6     netip.Addr // the zero Addr: none
 	MAC            [6]byte
 	NamedPorts     []NamedPort // sorted by name, protocol
+	// AuditMode lets pass what policy would drop of its traffic, and reports it.
+	AuditMode bool
 	// Facts for the node itself, in no table.
 	HostInterface, ContainerInterface, Netns, NetnsID string
 	MTU                                               uint16 // 0: the agent's
@@ -72,6 +74,7 @@ type Node struct {
 	Addresses     []netip.Addr
 	EndpointCIDRs []netip.Prefix
 	KubeAPIServer bool
+	AuditMode     bool // the same for every endpoint of the node
 	Left          bool
 	// JournalSeq is the highest sequence number applied of the node's own facts.
 	JournalSeq uint64

@@ -30,6 +30,9 @@ func dump(t *testing.T, set *eventpb.PolicySet) string {
 		if s.Log != "" {
 			fmt.Fprintf(&b, "log %s\n", s.Log)
 		}
+		if s.Audit {
+			b.WriteString("audit\n")
+		}
 		var isolates []string
 		for _, d := range []Direction{Ingress, Egress} {
 			if s.DefaultDeny[d] {

@@ -220,6 +220,39 @@ func (w *walker) ref(o object, kind Kind) (Ref, bool) {
 	return r, len(w.errs) == before
 }
 
+// Annotations of a policy that mean something here. Others of the prefix are refused.
+const (
+	annotationPrefix = "policy.varve.net/"
+	// AnnotationAuditMode, set to Enabled, lets pass, and reports, what this policy
+	// alone would drop.
+	AnnotationAuditMode = annotationPrefix + "audit-mode"
+)
+
+// auditMode reads the annotation of that name.
+func (w *walker) auditMode(o object) (on bool) {
+	metadata, path := o.get("metadata")
+	if metadata == nil || metadata.kind != kindMap {
+		return false
+	}
+	annotations, path := (object{path, metadata}).get("annotations")
+	if annotations == nil || annotations.kind != kindMap {
+		return false
+	}
+	for _, f := range annotations.fields {
+		p := join(path, f.key)
+		switch {
+		case !strings.HasPrefix(f.key, annotationPrefix):
+		case f.key != AnnotationAuditMode:
+			w.unsupported(f.line, p, "unknown annotation", "did you mean "+AnnotationAuditMode+"?")
+		case strings.EqualFold(f.val.text, "enabled"):
+			on = true
+		case !strings.EqualFold(f.val.text, "disabled"):
+			w.invalid(f.val.line, p, fmt.Sprintf("%q is no mode", f.val.text), "write Enabled or Disabled")
+		}
+	}
+	return on
+}
+
 // policy reads one policy; nil if it has a problem.
 func (w *walker) policy(v *value, path string, kind Kind) *eventpb.PolicySet {
 	before := len(w.errs)
@@ -234,6 +267,11 @@ func (w *walker) policy(v *value, path string, kind Kind) *eventpb.PolicySet {
 		set.Specs = w.networkPolicy(o, ref)
 	} else {
 		set.Specs = w.ciliumSpecs(o, ref)
+	}
+	if w.auditMode(o) {
+		for _, s := range set.Specs {
+			s.Audit = true
+		}
 	}
 	var ok bool
 	if set.Manifest, ok = manifest(v, maxManifest); !ok {

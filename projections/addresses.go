@@ -18,15 +18,19 @@ func (b *builder) endpointRows() []*Row[EndpointKey, abi.EndpointValue] {
 		if e.subjects[policy.Egress] == nil {
 			continue
 		}
-		rows = append(rows, endpointRow(e.Endpoint, e.subjects[policy.Egress], e.subjects[policy.Ingress]))
+		rows = append(rows, b.env.endpointRow(e.Endpoint, e.subjects[policy.Egress], e.subjects[policy.Ingress]))
 	}
 	return rows
 }
 
-func endpointRow(e *fsm.Endpoint, egress, ingress *subject) *Row[EndpointKey, abi.EndpointValue] {
+func (env env) endpointRow(e *fsm.Endpoint, egress, ingress *subject) *Row[EndpointKey, abi.EndpointValue] {
 	v := abi.EndpointValue{
 		ID: e.ID, Identity: e.Identity, MAC: e.MAC,
 		Egress: egress.ref(), Ingress: ingress.ref(),
+	}
+	if env.auditMode || e.AuditMode {
+		v.Egress.Flags |= abi.PolicyAudit
+		v.Ingress.Flags |= abi.PolicyAudit
 	}
 	if e.IPv4.IsValid() {
 		v.IPv4 = e.IPv4.As4()
@@ -51,6 +55,9 @@ func (s *subject) ref() abi.PolicyRef {
 	}
 	if s.enforced {
 		r.Flags |= abi.PolicyEnforced
+	}
+	if s.audited {
+		r.Flags |= abi.PolicyAuditDefault
 	}
 	return r
 }

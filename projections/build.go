@@ -72,7 +72,7 @@ func build(f facts, node string, opts Options) (*Tables, error) {
 		return nil, fmt.Errorf("node %s: %w", node, ErrUnknownNode)
 	}
 	b := &builder{
-		env:      env{policies: f.policies, hostServesAPI: f.nodes[i].KubeAPIServer},
+		env:      env{policies: f.policies, hostServesAPI: f.nodes[i].KubeAPIServer, auditMode: f.nodes[i].AuditMode},
 		opts:     opts,
 		ids:      newIDs(f.cluster),
 		node:     node,
@@ -140,7 +140,8 @@ type endpoint struct {
 // subject is one direction of some endpoints that no rule tells apart.
 type subject struct {
 	table     *table
-	enforced  bool
+	enforced  bool // what no row decides is denied
+	audited   bool // it would be, by a policy in audit mode
 	revisions []log.Revision
 }
 
@@ -174,7 +175,7 @@ func (b *builder) subject(d policy.Direction, id *fsm.Identity, ports []fsm.Name
 		b.namesakes[t.id] = id.ID
 		b.names[t.id] = tableName(d, id)
 	}
-	s := &subject{table: t, enforced: rs.enforced, revisions: rs.revisions}
+	s := &subject{table: t, enforced: rs.enforced, audited: rs.audited, revisions: rs.revisions}
 	b.subjects[key] = s
 	return s
 }

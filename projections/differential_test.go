@@ -43,7 +43,8 @@ func drawWorld(t *rapid.T) world {
 		e := &fsm.Endpoint{
 			Ref: fsm.EndpointRef{Namespace: "default", Name: fmt.Sprintf("e%d", i)}, ID: uint32(i + 1),
 			Node: rapid.SampledFrom([]string{"one", "one", "two"}).Draw(t, "node"), Labels: labels,
-			IPv4: netip.AddrFrom4([4]byte{10, 0, 0, byte(i + 2)}), IPv6: netip.MustParseAddr(fmt.Sprintf("fd00::%d", i+2)),
+			AuditMode: rapid.IntRange(0, 5).Draw(t, "endpoint audit") == 0,
+			IPv4:      netip.AddrFrom4([4]byte{10, 0, 0, byte(i + 2)}), IPv6: netip.MustParseAddr(fmt.Sprintf("fd00::%d", i+2)),
 		}
 		for _, n := range drawn.NamedPorts(t) {
 			e.NamedPorts = append(e.NamedPorts, fsm.NamedPort(n))
@@ -119,10 +120,14 @@ func TestTablesAgreeWithNaiveEvaluator(t *testing.T) {
 							if err != nil {
 								t.Fatal(err)
 							}
-							want := naive.Allows(w.facts.policies, d, subject, other, uint8(protocol), port)
+							want, audited := naive.Audits(w.facts.policies, d, subject, other, uint8(protocol), port)
 							if (got.Verdict == abi.VerdictAllow) != want {
 								t.Fatalf("%s of %s, other %+v, port %d/%d: tables allow %v, naive %v\nrow %+v\npolicies %s",
 									d, subject.Endpoint.Ref.Name, other, port, protocol, !want, want, got.Row, describe(w.facts.policies))
+							}
+							if got.Audited != audited {
+								t.Fatalf("%s of %s, other %+v, port %d/%d: tables say audited %v, naive %v\nrow %+v\npolicies %s",
+									d, subject.Endpoint.Ref.Name, other, port, protocol, !audited, audited, got.Row, describe(w.facts.policies))
 							}
 							if !got.Default && len(got.Row.Cause.Rules) == 0 {
 								t.Fatalf("row %+v has no rule", got.Row)
@@ -139,7 +144,7 @@ func describe(policies []*fsm.Policy) string {
 	var b strings.Builder
 	for _, p := range policies {
 		for _, s := range p.Policy.Specs {
-			fmt.Fprintf(&b, "\n%s on %s, default deny %v", p.Policy.Ref, s.Subject, s.DefaultDeny)
+			fmt.Fprintf(&b, "\n%s on %s, default deny %v, audit %v", p.Policy.Ref, s.Subject, s.DefaultDeny, s.Audit)
 			for _, r := range s.Rules {
 				fmt.Fprintf(&b, "\n  %s any=%v all=%v ports=%v peers=", r.Section, r.AnyPeer, r.AllPorts, r.Ports)
 				for _, peer := range r.Peers {

@@ -88,7 +88,7 @@ func appendPolicyKey(b []byte, k abi.PolicyKey) []byte {
 
 func appendPolicyValue(b []byte, v abi.PolicyValue) []byte {
 	b = le.AppendUint64(b, v.Row)
-	return append(b, byte(v.Verdict), 0, 0, 0, 0, 0, 0, 0)
+	return append(b, byte(v.Verdict), v.Flags, 0, 0, 0, 0, 0, 0)
 }
 
 // Numbers are little-endian in the bytes, so their first byte is the least.

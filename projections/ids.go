@@ -100,7 +100,7 @@ func (x *ids) cidrPeer(p netip.Prefix) uint64 {
 func (x *ids) row(k abi.PolicyKey, d decision) uint64 {
 	var c content
 	c.b = appendPolicyKey(c.b, k)
-	c.num(uint64(d.verdict))
+	c.num(uint64(d.verdict)).num(uint64(d.flags()))
 	if d.dns != nil {
 		c.str(d.dns.String())
 	}

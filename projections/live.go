@@ -54,9 +54,9 @@ type live struct {
 	dirtyPrefixes map[Prefix]struct{}
 }
 
-func newLive(cluster, node string, hostServesAPI bool, opts Options) *live {
+func newLive(cluster string, self *fsm.Node, opts Options) *live {
 	x := &live{
-		env: env{hostServesAPI: hostServesAPI}, opts: opts, ids: newIDs(cluster), node: node,
+		env: env{hostServesAPI: self.KubeAPIServer, auditMode: self.AuditMode}, opts: opts, ids: newIDs(cluster), node: self.Name,
 		endpoints: newEditor(&endpointCodec), ipcache: newEditor(&ipcacheCodec),
 		classes: newEditor(&classCodec), policy: newEditor(&policyCodec),
 		names:      make(map[uint64]string),

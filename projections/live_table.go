@@ -97,7 +97,7 @@ func (x *live) settleSubject(s *liveSubject, policies func(func(*fsm.Policy) boo
 	for l := range s.users {
 		x.dirtyLocals[l] = struct{}{}
 	}
-	s.enforced, s.revisions = rs.enforced, rs.revisions
+	s.enforced, s.audited, s.revisions = rs.enforced, rs.audited, rs.revisions
 	if s.table != nil && s.table.id == t.id {
 		if known, ok := x.tables[t.id]; ok && !slices.EqualFunc(known.rules, t.rules, func(a, b *rule) bool { return a.revision == b.revision }) {
 			known.rules, known.recaused = t.rules, true
@@ -270,7 +270,7 @@ func (x *live) settleLocal(l *localEndpoint) {
 		}
 		return
 	}
-	row := endpointRow(l.Endpoint, &l.subjects[policy.Egress].subject, &l.subjects[policy.Ingress].subject)
+	row := x.env.endpointRow(l.Endpoint, &l.subjects[policy.Egress].subject, &l.subjects[policy.Ingress].subject)
 	if have, ok := x.endpoints.get(row.Key); !ok || have.Value != row.Value {
 		x.endpoints.set(row.Key, row.Value, row.Cause)
 	} else if !sameCause(have.Cause, row.Cause) {

@@ -25,7 +25,7 @@ func TestANumberOfOtherLabelsIsAnotherPeer(t *testing.T) {
 		}
 	}
 	fill := func() *live {
-		x := newLive("default", "one", false, Options{})
+		x := newLive("default", &fsm.Node{Name: "one"}, Options{})
 		for _, n := range c.nodes {
 			x.addNode(n)
 		}

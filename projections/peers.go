@@ -35,6 +35,7 @@ type env struct {
 	// hostServesAPI: this node runs a Kubernetes API server, so its host is that
 	// entity as well.
 	hostServesAPI bool
+	auditMode     bool // of this node
 }
 
 // entityBases is the base classes that an entity other than all covers.

@@ -61,7 +61,7 @@ func (p *Projection) rebuild(v fsm.View) error {
 	if !ok || self.Left {
 		return fmt.Errorf("node %s: %w", p.node, ErrUnknownNode)
 	}
-	p.live = newLive(v.Cluster(), p.node, self.KubeAPIServer, p.opts)
+	p.live = newLive(v.Cluster(), self, p.opts)
 	for n := range v.Nodes() {
 		if !n.Left {
 			p.live.addNode(n)
@@ -91,7 +91,7 @@ func (p *Projection) follow(v fsm.View) bool {
 	//purity:ordered claims are kept by rank and name; false discards what was done
 	for name := range f.nodes {
 		was, is := standing(p.view, name), standing(v, name)
-		if name == p.node && (was == nil || is == nil || was.KubeAPIServer != is.KubeAPIServer) {
+		if name == p.node && (was == nil || is == nil || was.KubeAPIServer != is.KubeAPIServer || was.AuditMode != is.AuditMode) {
 			return false
 		}
 		if was != nil && is != nil && was.Revision == is.Revision {

@@ -59,7 +59,7 @@ func (e env) newTable(rs *ruleSet, s *scope, ids *ids) *table {
 func (r *rule) describe(c *content) {
 	c.num(uint64(r.ref.Policy.Kind)).str(r.ref.Policy.Namespace).str(r.ref.Policy.Name)
 	c.num(uint64(r.ref.Spec)).num(uint64(r.ref.Section)).num(uint64(r.ref.Index)).str(r.ref.Implicit)
-	c.flag(r.any).num(uint64(r.bases))
+	c.flag(r.any).flag(r.audit).num(uint64(r.bases))
 	c.num(uint64(len(r.items)))
 	for _, key := range r.items {
 		c.str(key)
@@ -121,7 +121,7 @@ func (t *table) classRows(c *class) []decision {
 		for _, key := range r.named {
 			for _, port := range c.ports(key) {
 				n := node{protocol: t.scope.items[key].protocol, bits: 16, port: port}
-				claims = append(claims, claim{n, r.deny, i})
+				claims = append(claims, claim{node: n, deny: r.deny, audit: r.audit, rule: i})
 			}
 		}
 	}
@@ -157,7 +157,7 @@ func (r *rule) names(c *class) bool { return slices.ContainsFunc(r.items, c.has)
 
 func (r *rule) claimNodes(claims []claim, index int) []claim {
 	for _, n := range r.nodes {
-		claims = append(claims, claim{n, r.deny, index})
+		claims = append(claims, claim{node: n, deny: r.deny, audit: r.audit, rule: index})
 	}
 	return claims
 }
@@ -180,7 +180,7 @@ func (t *table) keyed(class uint64, decisions []decision, ids *ids) []*PolicyRow
 		key := policyKey(t.id, class, d.node)
 		out = append(out, &PolicyRow{
 			Key:   key,
-			Value: abi.PolicyValue{Row: ids.row(key, d), Verdict: d.verdict},
+			Value: abi.PolicyValue{Row: ids.row(key, d), Verdict: d.verdict, Flags: d.flags()},
 			Cause: t.cause(d.rules),
 		})
 	}

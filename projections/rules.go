@@ -16,6 +16,7 @@ type rule struct {
 	ref      RuleRef
 	revision log.Revision // of the policy; 0 for an implicit rule
 	deny     bool
+	audit    bool // of a policy in audit mode: a deny drops nothing
 	// Peers: any, or the base classes whose bit is set in bases, or those that
 	// have the token of one of items.
 	any   bool
@@ -37,6 +38,7 @@ type ruleSet struct {
 	direction policy.Direction
 	rules     []*rule
 	enforced  bool // some policy isolates the direction
+	audited   bool // some policy in audit mode would
 	items     map[string]item
 	revisions []log.Revision // of the policies that select the subject, ascending
 }
@@ -73,17 +75,20 @@ func (e env) rulesOf(d policy.Direction, selected []selection, ports []fsm.Named
 	for _, x := range selected {
 		p, spec := x.policy, &x.policy.Policy.Specs[x.spec]
 		s.revisions = append(s.revisions, p.Revision)
-		s.enforced = s.enforced || spec.DefaultDeny[d]
+		s.enforced = s.enforced || spec.DefaultDeny[d] && !spec.Audit
+		s.audited = s.audited || spec.DefaultDeny[d] && spec.Audit
 		for j := range spec.Rules {
 			if r := &spec.Rules[j]; r.Section.Direction() == d {
-				ref := RuleRef{Policy: p.Policy.Ref, Spec: x.spec, Section: r.Section, Index: r.Index}
-				s.rules = append(s.rules, e.rule(s, r, ref, p.Revision, ports))
+				ref := RuleRef{Policy: p.Policy.Ref, Spec: x.spec, Section: r.Section, Index: r.Index, Log: spec.Log}
+				out := e.rule(s, r, ref, p.Revision, ports)
+				out.audit = spec.Audit
+				s.rules = append(s.rules, out)
 			}
 		}
 	}
 	slices.Sort(s.revisions)
 	s.revisions = slices.Compact(s.revisions)
-	if d == policy.Ingress && s.enforced && !opts.LocalhostByPolicy {
+	if d == policy.Ingress && (s.enforced || s.audited) && !opts.LocalhostByPolicy {
 		s.rules = append(s.rules, &rule{
 			ref:   RuleRef{Implicit: allowLocalhost},
 			bases: e.entityBases(policy.EntityHost),

@@ -142,25 +142,25 @@ func TestResolve(t *testing.T) {
 		want   []decision
 	}{
 		{"nothing", nil, nil},
-		{"an allow under an allow is no row", []claim{{tcp80, false, 0}, {root, false, 1}}, []decision{{node: root, verdict: allow, rules: []int{1}}}},
+		{"an allow under an allow is no row", []claim{{node: tcp80, rule: 0}, {node: root, rule: 1}}, []decision{{node: root, verdict: allow, rules: []int{1}}}},
 		{
 			"a wide deny beats a narrow allow",
-			[]claim{{tcp80, false, 0}, {tcp, true, 1}},
+			[]claim{{node: tcp80, rule: 0}, {node: tcp, deny: true, rule: 1}},
 			[]decision{{node: tcp, verdict: deny, rules: []int{1}}},
 		},
 		{
 			"a narrow deny is carved out of a wide allow",
-			[]claim{{tcp64, true, 2}, {tcp80, true, 1}, {root, false, 0}},
+			[]claim{{node: tcp64, deny: true, rule: 2}, {node: tcp80, deny: true, rule: 1}, {node: root, rule: 0}},
 			[]decision{{node: root, verdict: allow, rules: []int{0}}, {node: tcp64, verdict: deny, rules: []int{2}}},
 		},
 		{
 			"every covering rule of the verdict is a cause, once",
-			[]claim{{root, true, 3}, {root, false, 0}, {root, true, 1}, {root, true, 3}},
+			[]claim{{node: root, deny: true, rule: 3}, {node: root, rule: 0}, {node: root, deny: true, rule: 1}, {node: root, deny: true, rule: 3}},
 			[]decision{{node: root, verdict: deny, rules: []int{1, 3}}},
 		},
 		{
 			"covering causes come from above as well",
-			[]claim{{tcp80, true, 0}, {tcp80, false, 1}, {tcp, false, 2}},
+			[]claim{{node: tcp80, deny: true, rule: 0}, {node: tcp80, rule: 1}, {node: tcp, rule: 2}},
 			[]decision{{node: tcp, verdict: allow, rules: []int{2}}, {node: tcp80, verdict: deny, rules: []int{0}}},
 		},
 	} {

@@ -20,7 +20,8 @@ type RuleRef struct {
 	Policy  policy.Ref
 	Spec    int // index in `specs`, 0 for `spec`
 	Section policy.Section
-	Index   int // in the section
+	Index   int    // in the section
+	Log     string // of the spec: what its verdicts are tagged with
 	// Implicit names a rule that no policy holds, e.g. "allow-localhost"; then
 	// the other fields are zero.
 	Implicit string

@@ -79,25 +79,36 @@ func policyKey(table, class uint64, n node) abi.PolicyKey {
 
 // claim is what one rule says of one node and all below it.
 type claim struct {
-	node node
-	deny bool
-	rule int // index in the table's rules
+	node  node
+	deny  bool
+	audit bool // a deny drops nothing
+	rule  int  // index in the table's rules
 }
 
 // decision is a row before it has a key.
 type decision struct {
 	node    node
-	verdict abi.Verdict
-	rules   []int // ascending: all rules of this verdict that cover the node
+	verdict abi.Verdict // none only if audited
+	// audited says that a deny of a policy in audit mode covers the node, which is not
+	// denied.
+	audited bool
+	rules   []int // ascending: all rules of this verdict that cover the node, and the audited
 	// dns, if set, says that what is allowed are DNS questions for these names. Only
 	// a single port has it.
 	dns *policy.DNSRules
 }
 
+func (d *decision) flags() (f uint8) {
+	if d.audited {
+		f |= abi.PolicyAudited
+	}
+	return f
+}
+
 // resolve turns claims into rows of which the longest match is final: a node is
-// denied if any claim on it or above it denies, else it is allowed. A node whose
-// verdict is that of the nearest row above it has no row, unless dnsAt says that
-// DNS questions there are looked at.
+// denied if any claim on it or above it denies, else it is allowed. A node of which
+// the nearest row above it says the same has no row, unless dnsAt says that DNS
+// questions there are looked at.
 func resolve(claims []claim, dnsAt func(node) *policy.DNSRules) []decision {
 	byNode := make(map[node][]claim, len(claims))
 	nodes := make([]node, 0, len(claims))
@@ -109,34 +120,46 @@ func resolve(claims []claim, dnsAt func(node) *policy.DNSRules) []decision {
 	}
 	slices.SortFunc(nodes, compareNodes)
 
+	type state struct {
+		verdict abi.Verdict
+		audited bool
+	}
 	var out []decision
-	verdicts := make(map[node]abi.Verdict, len(nodes))
+	states := make(map[node]state, len(nodes))
 	for _, n := range nodes {
-		var allow, deny []int
-		above := abi.VerdictNone
+		var allow, deny, audit []int
+		var above state
+		found := false
 		for at := n; ; at = at.parent() {
 			for _, c := range byNode[at] {
-				if c.deny {
+				switch {
+				case c.deny && c.audit:
+					audit = append(audit, c.rule)
+				case c.deny:
 					deny = append(deny, c.rule)
-				} else {
+				default:
 					allow = append(allow, c.rule)
 				}
 			}
-			if above == abi.VerdictNone && at != n {
-				above = verdicts[at]
+			if !found && at != n {
+				above, found = states[at]
 			}
 			if at.isRoot() {
 				break
 			}
 		}
-		d := decision{node: n, verdict: abi.VerdictAllow, rules: allow}
-		if len(deny) > 0 {
+		d := decision{node: n}
+		switch {
+		case len(deny) > 0:
 			d.verdict, d.rules = abi.VerdictDeny, deny
-		} else {
-			d.dns = dnsAt(n)
+		case len(allow) > 0:
+			d.verdict, d.audited, d.dns = abi.VerdictAllow, len(audit) > 0, dnsAt(n)
+			d.rules = append(allow, audit...)
+		default:
+			d.audited, d.rules = true, audit
 		}
-		verdicts[n] = d.verdict
-		if d.verdict == above && d.dns == nil {
+		states[n] = state{d.verdict, d.audited}
+		if states[n] == above && d.dns == nil {
 			continue
 		}
 		slices.Sort(d.rules)

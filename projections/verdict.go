@@ -26,6 +26,9 @@ type Answer struct {
 	Verdict abi.Verdict // allow or deny, never none
 	// Default tells that no row decided: the direction's default did.
 	Default bool
+	// Audited tells that audit mode lets it pass: the verdict is allow and would be
+	// deny. Default and Row say what would deny it.
+	Audited bool
 	// Row decided; nil for a default. Its Cause names rules and events.
 	Row   *PolicyRow
 	Table uint64 // the policy table asked; 0: the endpoint has no rule there
@@ -72,19 +75,43 @@ func (t *Tables) Verdict(q Question) (Answer, error) {
 		base = t.longest(ref.Table, b, ref.BaseLens, q.Protocol, q.Port)
 	}
 	any := t.longest(ref.Table, abi.ClassAny, ref.AnyLens, q.Protocol, q.Port)
+	rows := []*PolicyRow{own, base, any}
+	a.judge(rows, ref.Flags)
+	a.audit(rows, ref.Flags)
+	return a, nil
+}
+
+// judge finds what policies other than those in audit mode say.
+func (a *Answer) judge(rows []*PolicyRow, flags uint32) {
 	for _, want := range []abi.Verdict{abi.VerdictDeny, abi.VerdictAllow} {
-		for _, row := range []*PolicyRow{own, base, any} {
+		for _, row := range rows {
 			if row != nil && row.Value.Verdict == want {
 				a.Verdict, a.Row = want, row
-				return a, nil
+				return
 			}
 		}
 	}
 	a.Default = true
-	if ref.Flags&abi.PolicyEnforced != 0 {
+	if flags&abi.PolicyEnforced != 0 {
 		a.Verdict = abi.VerdictDeny
 	}
-	return a, nil
+}
+
+// audit turns the answer into what would be denied, were nothing in audit mode.
+func (a *Answer) audit(rows []*PolicyRow, flags uint32) {
+	if a.Verdict == abi.VerdictDeny {
+		if flags&abi.PolicyAudit != 0 {
+			a.Verdict, a.Audited = abi.VerdictAllow, true
+		}
+		return
+	}
+	for _, row := range rows {
+		if row != nil && row.Value.Flags&abi.PolicyAudited != 0 {
+			a.Audited, a.Row, a.Default = true, row, false
+			return
+		}
+	}
+	a.Audited = a.Default && flags&abi.PolicyAuditDefault != 0
 }
 
 // classOf is the peer's class within a scope: its row, else what its number says.

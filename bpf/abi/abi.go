@@ -55,6 +55,11 @@ const (
 	PolicyFQDN uint32 = 1 << 1
 	// PolicyAsks says that the table has rows with PolicyDNS.
 	PolicyAsks uint32 = 1 << 2
+	// PolicyAudit lets pass, and reports, what policy would drop.
+	PolicyAudit uint32 = 1 << 3
+	// PolicyAuditDefault says that a policy in audit mode would have what no row
+	// decides denied.
+	PolicyAuditDefault uint32 = 1 << 4
 )
 
 // LensAllProtocols is the bit of a lens mask that says that a row with protocol
@@ -197,6 +202,10 @@ type PolicyKey struct {
 // PolicyDNS, a flag of an allowing PolicyValue: what is sent there goes to the DNS
 // proxy and nowhere else.
 const PolicyDNS uint8 = 1 << 0
+
+// PolicyAudited, a flag of a PolicyValue whose verdict is allow or none: a deny rule
+// of a policy in audit mode covers the row as well.
+const PolicyAudited uint8 = 1 << 1
 
 // PolicyValue is one policy row.
 type PolicyValue struct {
@@ -382,10 +391,15 @@ type Device struct {
 const (
 	CounterSlots      uint32 = 512
 	CounterLostEvents uint32 = 510
+	counterAudited    uint32 = 496
 )
 
 // CounterIndex is the element of the counters map for r and d.
 func CounterIndex(r Reason, d Direction) uint32 { return uint32(r)*2 + uint32(d) }
+
+// AuditedIndex is the element that counts first packets let pass by audit mode; r is
+// PolicyDefaultDeny or PolicyDenied.
+func AuditedIndex(r Reason, d Direction) uint32 { return counterAudited + CounterIndex(r, d) }
 
 // CounterValue is one CPU's share of a counter.
 type CounterValue struct {
@@ -401,6 +415,7 @@ const (
 	EventDrop    EventType = 1
 	EventNewFlow EventType = 2
 	EventClosed  EventType = 3
+	EventAudited EventType = 4 // let pass by audit mode; the reason is that of the drop
 )
 
 // Event is one ring buffer record.

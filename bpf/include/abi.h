@@ -72,10 +72,12 @@ struct policy_ref {
 	__u32 base_lens;  /* the same as class_lens for base classes */
 };
 
-#define LENS_ALL_PROTOCOLS (1U << 17) /* a row with protocol 0 exists */
-#define POLICY_ENFORCED (1U << 0)     /* what no row decides is denied */
-#define POLICY_FQDN (1U << 1)	      /* rows exist for classes of the map `fqdn` */
-#define POLICY_ASKS (1U << 2)	      /* rows with POLICY_DNS exist */
+#define LENS_ALL_PROTOCOLS (1U << 17)  /* a row with protocol 0 exists */
+#define POLICY_ENFORCED (1U << 0)      /* what no row decides is denied */
+#define POLICY_FQDN (1U << 1)	       /* rows exist for classes of the map `fqdn` */
+#define POLICY_ASKS (1U << 2)	       /* rows with POLICY_DNS exist */
+#define POLICY_AUDIT (1U << 3)	       /* what would be dropped passes, and is told */
+#define POLICY_AUDIT_DEFAULT (1U << 4) /* policy in audit mode would deny what no row decides */
 
 struct endpoint_key {
 	__u32 ifindex;
@@ -120,11 +122,12 @@ enum verdict {
 struct policy_value {
 	__u64 row; /* id of the row, for provenance */
 	__u8 verdict;
-	__u8 flags; /* POLICY_DNS */
+	__u8 flags; /* POLICY_DNS, POLICY_AUDITED */
 	__u8 pad[6];
 };
 
-#define POLICY_DNS (1U << 0) /* allows, and hands over to the DNS proxy */
+#define POLICY_DNS (1U << 0)	 /* allows, and hands over to the DNS proxy */
+#define POLICY_AUDITED (1U << 1) /* does not deny, but a deny of a policy in audit mode would */
 
 /*
  * Addresses that an endpoint learned by asking for a name. The DNS proxy writes
@@ -294,6 +297,8 @@ struct clock {
 /* The map `counters` is indexed by reason * 2 + direction. */
 #define COUNTER_INDEX(reason, direction) ((reason) * 2U + (direction))
 #define COUNTER_SLOTS 512
+/* First packets that audit mode let pass; reason: REASON_POLICY_DEFAULT_DENY or _DENIED. */
+#define COUNTER_AUDITED(reason, direction) (496U + COUNTER_INDEX(reason, direction))
 #define COUNTER_LOST_EVENTS 510U /* packets: events the ring buffer had no room for */
 
 struct counter_value {
@@ -337,6 +342,7 @@ enum event_type {
 	EVENT_DROP = 1,
 	EVENT_NEW_FLOW = 2, /* first packet of a flow, allowed */
 	EVENT_CLOSED = 3,
+	EVENT_AUDITED = 4, /* let pass by audit mode; reason: why it would have been dropped */
 };
 
 struct event {

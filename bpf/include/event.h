@@ -24,12 +24,13 @@ struct trace {
 	__u8 direction; /* enum direction: whose policy or check decided */
 	__u8 flags;	/* TRACE_* */
 	__u8 verdict;	/* enum verdict: of the rows seen so far */
-	__u8 pad;
+	__u8 audited;	/* enum reason: why it were dropped, but for audit mode; else 0 */
 };
 
 #define TRACE_AGAIN (1U << 0)	 /* of a flow admitted before: names do not expire for it */
 #define TRACE_BACKWARD (1U << 1) /* the packet goes to the side that opened the flow */
 #define TRACE_DNS (1U << 2)	 /* allowed for the DNS proxy, and nobody else */
+#define TRACE_AUDITED (1U << 4)	 /* row is that of a deny in audit mode, or of a deny */
 #define TRACE_AROUND (1U << 3)	 /* the same of the far side's policy: this is around the proxy */
 
 static __always_inline void count(__u32 index, __u64 bytes)
@@ -75,6 +76,16 @@ static __noinline void emit(struct __sk_buff *skb, const struct packet *p, const
 	e->ethertype = p->ethertype;
 	e->pad = 0;
 	bpf_ringbuf_submit(e, 0);
+}
+
+/* Tells what would have dropped p, were nothing in audit mode. */
+static __always_inline void tell_audited(struct __sk_buff *skb, const struct packet *p,
+					 const struct trace *t)
+{
+	if (!t->audited)
+		return;
+	count(COUNTER_AUDITED((__u32)t->audited, (__u32)t->direction), skb->len);
+	emit(skb, p, t, EVENT_AUDITED, t->audited);
 }
 
 /* What every interface does on its own, or is no drop yet, is counted but is no event. */

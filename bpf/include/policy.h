@@ -45,12 +45,22 @@ static __always_inline __u64 class_of(__u64 scope, __u64 peer, __be16 ethertype)
 /* What a row says, after those that t has seen. */
 static __always_inline int note(const struct policy_value *v, struct trace *t)
 {
-	if (v->verdict == VERDICT_ALLOW && (v->flags & POLICY_DNS))
-		t->flags |= TRACE_DNS;
-	if (v->verdict == VERDICT_DENY || t->verdict == VERDICT_NONE) {
+	if (v->verdict == VERDICT_DENY) {
 		t->row = v->row;
-		t->verdict = v->verdict;
+		t->verdict = VERDICT_DENY;
+		return 0;
 	}
+	if ((v->flags & POLICY_AUDITED) && !(t->flags & TRACE_AUDITED)) {
+		t->row = v->row;
+		t->flags |= TRACE_AUDITED;
+	}
+	if (v->verdict != VERDICT_ALLOW)
+		return 0;
+	if (v->flags & POLICY_DNS)
+		t->flags |= TRACE_DNS;
+	if (t->verdict == VERDICT_NONE && !(t->flags & TRACE_AUDITED))
+		t->row = v->row;
+	t->verdict = VERDICT_ALLOW;
 	return 0;
 }
 
@@ -85,8 +95,8 @@ __noinline int probe(struct policy_key *key, __u32 lens, const struct packet *p,
 }
 
 /*
- * 0 or the reason to drop; sets row, table, verdict and TRACE_DNS of t. Global:
- * verified once.
+ * 0 or the reason to drop, audit mode of the endpoint aside; sets row, table, verdict,
+ * TRACE_AUDITED and TRACE_DNS of t. Global: verified once.
  */
 __noinline int decide(const struct policy_ref *ref, __u64 peer, const struct packet *p, __be16 port,
 		      struct trace *t)
@@ -98,8 +108,9 @@ __noinline int decide(const struct policy_ref *ref, __u64 peer, const struct pac
 	key.table = ref->table;
 	t->table = ref->table;
 	t->row = 0;
+	t->audited = 0;
 	t->verdict = VERDICT_NONE;
-	t->flags &= ~TRACE_DNS;
+	t->flags &= ~(TRACE_DNS | TRACE_AUDITED);
 	if (ref->class_lens | ref->base_lens) {
 		key.class = class_of(ref->scope, peer, p->ethertype);
 		if (key.class & CLASS_OWN)
@@ -153,19 +164,68 @@ __noinline int decide_by_name(const struct policy_ref *ref, const struct packet 
 	return t->verdict == VERDICT_ALLOW ? 0 : REASON_POLICY_DEFAULT_DENY;
 }
 
-/* The verdict of an endpoint's egress policy, as of decide(). */
+/*
+ * What audit mode makes of the verdict: 0 for what it lets pass. Then t says why, and
+ * by what row if any, it would be dropped.
+ */
+static __always_inline int audit(const struct policy_ref *ref, struct trace *t, int reason)
+{
+	if (reason == REASON_POLICY_DEFAULT_DENY)
+		t->row = 0;
+	if (reason && (reason == JUDGE_AGAIN || !(ref->flags & POLICY_AUDIT)))
+		return reason;
+	if (reason) {
+		t->audited = reason;
+	} else if (t->flags & TRACE_AUDITED) {
+		t->audited = REASON_POLICY_DENIED;
+	} else if (t->verdict == VERDICT_NONE && (ref->flags & POLICY_AUDIT_DEFAULT)) {
+		t->audited = REASON_POLICY_DEFAULT_DENY;
+	}
+	return 0;
+}
+
+/* The verdict of an endpoint's egress policy, as of decide() and audit(). */
 static __always_inline int decide_egress(const struct policy_ref *ref, __u64 peer,
 					 const struct packet *p, __be16 port, struct trace *t)
 {
 	int reason = decide(ref, peer, p, port, t);
-	__u64 base;
+	int named;
+	__u64 base = base_class(peer, p->ethertype);
 
-	if (reason != REASON_POLICY_DEFAULT_DENY || !(ref->flags & POLICY_FQDN))
+	/* Names matter where they can allow what is denied, or would be. */
+	if (t->verdict == VERDICT_NONE && (ref->flags & POLICY_FQDN) &&
+	    (ref->flags & (POLICY_ENFORCED | POLICY_AUDIT_DEFAULT)) &&
+	    (base == ID_WORLD_IPV4 || base == ID_WORLD_IPV6)) {
+		named = decide_by_name(ref, p, port, t);
+		if (!named || named == JUDGE_AGAIN)
+			reason = named;
+	}
+	return audit(ref, t, reason);
+}
+
+/*
+ * The same of ingress policy, after the egress policy of from, unless that is NULL. What
+ * audit mode let pass there is what t tells of, unless the packet is dropped here.
+ */
+static __always_inline int decide_ingress(const struct endpoint_value *of,
+					  const struct endpoint_value *from, __u64 peer,
+					  const struct packet *p, __be16 port, struct trace *t)
+{
+	__u64 row = t->row;
+	__u8 audited = t->audited;
+	int reason;
+
+	t->direction = DIR_INGRESS;
+	t->endpoint = of->id;
+	reason = audit(&of->ingress, t, decide(&of->ingress, peer, p, port, t));
+	if (reason || !audited || !from)
 		return reason;
-	base = base_class(peer, p->ethertype);
-	if (base != ID_WORLD_IPV4 && base != ID_WORLD_IPV6)
-		return reason;
-	return decide_by_name(ref, p, port, t);
+	t->row = row;
+	t->table = from->egress.table;
+	t->endpoint = from->id;
+	t->direction = DIR_EGRESS;
+	t->audited = audited;
+	return 0;
 }
 
 /* An ingress rule never asks for the peer's named ports. */
@@ -227,9 +287,7 @@ static __always_inline int judge_rows(const struct packet *p, const struct endpo
 		reason = decide_egress(&own->egress, far_peer, p, port, t);
 		if (reason || !*far || (t->flags & TRACE_DNS))
 			return reason;
-		t->direction = DIR_INGRESS;
-		t->endpoint = (*far)->id;
-		return decide(&(*far)->ingress, own_peer, p, port, t);
+		return decide_ingress(*far, own, own_peer, p, port, t);
 	}
 	if (*far) {
 		t->direction = DIR_EGRESS;
@@ -241,9 +299,7 @@ static __always_inline int judge_rows(const struct packet *p, const struct endpo
 		if (t->flags & TRACE_DNS)
 			t->flags |= TRACE_AROUND;
 	}
-	t->direction = DIR_INGRESS;
-	t->endpoint = own->id;
-	return decide(&own->ingress, ingress_peer(far_peer), p, port, t);
+	return decide_ingress(own, *far, ingress_peer(far_peer), p, port, t);
 }
 
 /*

@@ -36,6 +36,9 @@ type Config struct {
 	// have the identity "host". Empty: those of the interfaces at start.
 	NodeAddresses []netip.Addr
 	KubeAPIServer bool
+	// PolicyAuditMode lets pass what policy would drop of the node's endpoints, and
+	// reports it.
+	PolicyAuditMode bool
 
 	// IPv4Range and IPv6Range are where endpoints get their addresses from; the
 	// first address of each is the gateway. The zero Prefix turns a family off.

@@ -25,13 +25,14 @@ type wanted struct {
 	ports      []*eventpb.NamedPort
 	mtu        uint32 // 0: the agent's
 	bigTCP     bool
+	audit      bool
 }
 
 func (m *endpoints) parseAdd(req *varvev1.AddEndpointRequest) (wanted, error) {
 	w := wanted{
 		ref:    fsm.EndpointRef{Namespace: req.Namespace, Name: req.Name},
 		labels: req.Labels, sa: req.ServiceAccount, netns: req.Netns,
-		iface: req.ContainerInterface, mtu: req.Mtu, bigTCP: req.BigTcp,
+		iface: req.ContainerInterface, mtu: req.Mtu, bigTCP: req.BigTcp, audit: req.PolicyAuditMode,
 	}
 	if w.ref.Namespace == "" {
 		w.ref.Namespace = defaultNamespace

@@ -184,6 +184,7 @@ func (m *endpoints) create(ctx context.Context, actor apiserver.Actor, w wanted,
 		Ref: &eventpb.EndpointRef{Namespace: w.ref.Namespace, Name: w.ref.Name}, Incarnation: 1, Node: m.node,
 		Labels: w.labels, ServiceAccount: w.sa, NamedPorts: w.ports,
 		Netns: w.netns, NetnsId: w.netnsID, ContainerInterface: w.iface, Mtu: w.mtu, BigTcp: w.bigTCP,
+		PolicyAuditMode: w.audit,
 	}
 	if old != nil {
 		created.Incarnation = old.Incarnation + 1
@@ -274,9 +275,10 @@ func (m *endpoints) readd(ctx context.Context, actor apiserver.Actor, old *fsm.E
 	}
 	rev := old.Revision
 	if !maps.Equal(old.Labels, w.labels) || old.ServiceAccount != w.sa || !samePorts(old.NamedPorts, w.ports) ||
-		uint32(old.MTU) != w.mtu || old.BigTCP != w.bigTCP {
+		uint32(old.MTU) != w.mtu || old.BigTCP != w.bigTCP || old.AuditMode != w.audit {
 		update := updateOf(old)
 		update.Labels, update.ServiceAccount, update.NamedPorts, update.Mtu, update.BigTcp = w.labels, w.sa, w.ports, w.mtu, w.bigTCP
+		update.PolicyAuditMode = w.audit
 		var err error
 		if rev, err = m.update(ctx, actor, update); err != nil {
 			return err
@@ -302,7 +304,7 @@ func updateOf(old *fsm.Endpoint) *eventpb.EndpointUpdated {
 	update := &eventpb.EndpointUpdated{
 		Ref:         &eventpb.EndpointRef{Namespace: old.Ref.Namespace, Name: old.Ref.Name},
 		Incarnation: old.Incarnation, Labels: old.Labels, ServiceAccount: old.ServiceAccount,
-		Mtu: uint32(old.MTU), BigTcp: old.BigTCP,
+		Mtu: uint32(old.MTU), BigTcp: old.BigTCP, PolicyAuditMode: old.AuditMode,
 	}
 	for _, p := range old.NamedPorts {
 		update.NamedPorts = append(update.NamedPorts, &eventpb.NamedPort{Name: p.Name, Protocol: uint32(p.Protocol), Port: uint32(p.Port)})
@@ -318,32 +320,21 @@ func (m *endpoints) update(ctx context.Context, actor apiserver.Actor, update *e
 	return rev, nil
 }
 
-// SetLabels implements apiserver.Endpoints.
-func (m *endpoints) SetLabels(ctx context.Context, actor apiserver.Actor, ref fsm.EndpointRef, set map[string]string, remove []string) error {
+// change appends what edit makes of a local endpoint, and waits until it is in force.
+// What edit returns false for stays as it is.
+func (m *endpoints) change(ctx context.Context, actor apiserver.Actor, ref fsm.EndpointRef, edit func(*eventpb.EndpointUpdated) (bool, error)) error {
 	defer m.lock(ref)()
 	old, ok := m.view().Endpoint(ref)
 	if !ok {
 		return connect.NewError(connect.CodeNotFound, fmt.Errorf("endpoint %s does not exist; `varve endpoint list` shows what does", name(ref)))
 	}
 	if old.Node != m.node {
-		return connect.NewError(connect.CodeFailedPrecondition, fmt.Errorf("endpoint %s: is on node %s; label it there", name(ref), old.Node))
-	}
-	labels := maps.Clone(old.Labels)
-	if labels == nil {
-		labels = map[string]string{}
-	}
-	for _, k := range remove {
-		if _, ok := set[k]; ok {
-			return connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("label %s: both set and removed", k))
-		}
-		delete(labels, k)
-	}
-	maps.Copy(labels, set)
-	if maps.Equal(labels, old.Labels) {
-		return nil
+		return connect.NewError(connect.CodeFailedPrecondition, fmt.Errorf("endpoint %s: is on node %s; change it there", name(ref), old.Node))
 	}
 	update := updateOf(old)
-	update.Labels = labels
+	if changed, err := edit(update); err != nil || !changed {
+		return err
+	}
 	rev, err := m.update(ctx, actor, update)
 	if err != nil {
 		return err
@@ -352,6 +343,34 @@ func (m *endpoints) SetLabels(ctx context.Context, actor apiserver.Actor, ref fs
 		return connect.NewError(connect.CodeUnavailable, fmt.Errorf("endpoint %s: recorded at revision %d, but not in force in the kernel: %w", name(ref), rev, err))
 	}
 	return nil
+}
+
+// SetLabels implements apiserver.Endpoints.
+func (m *endpoints) SetLabels(ctx context.Context, actor apiserver.Actor, ref fsm.EndpointRef, set map[string]string, remove []string) error {
+	return m.change(ctx, actor, ref, func(u *eventpb.EndpointUpdated) (bool, error) {
+		old := u.Labels
+		u.Labels = maps.Clone(old)
+		if u.Labels == nil {
+			u.Labels = map[string]string{}
+		}
+		for _, k := range remove {
+			if _, ok := set[k]; ok {
+				return false, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("label %s: both set and removed", k))
+			}
+			delete(u.Labels, k)
+		}
+		maps.Copy(u.Labels, set)
+		return !maps.Equal(u.Labels, old), nil
+	})
+}
+
+// SetAuditMode implements apiserver.Endpoints.
+func (m *endpoints) SetAuditMode(ctx context.Context, actor apiserver.Actor, ref fsm.EndpointRef, on bool) error {
+	return m.change(ctx, actor, ref, func(u *eventpb.EndpointUpdated) (bool, error) {
+		changed := u.PolicyAuditMode != on
+		u.PolicyAuditMode = on
+		return changed, nil
+	})
 }
 
 // Delete implements apiserver.Endpoints.

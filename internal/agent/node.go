@@ -35,7 +35,7 @@ func announce(ctx context.Context, cfg *Config, f *facts) error {
 	}
 	slices.SortFunc(addrs, netip.Addr.Compare)
 	addrs = slices.Compact(addrs)
-	joined := &eventpb.NodeJoined{Name: cfg.Node, KubeApiserver: cfg.KubeAPIServer}
+	joined := &eventpb.NodeJoined{Name: cfg.Node, KubeApiserver: cfg.KubeAPIServer, PolicyAuditMode: cfg.PolicyAuditMode}
 	var cidrs []netip.Prefix
 	for _, r := range []netip.Prefix{cfg.IPv4Range, cfg.IPv6Range} {
 		if r.IsValid() {
@@ -46,7 +46,7 @@ func announce(ctx context.Context, cfg *Config, f *facts) error {
 	for _, a := range addrs {
 		joined.Addresses = append(joined.Addresses, a.AsSlice())
 	}
-	if n, ok := f.view().Node(cfg.Node); ok && !n.Left && n.KubeAPIServer == cfg.KubeAPIServer &&
+	if n, ok := f.view().Node(cfg.Node); ok && !n.Left && n.KubeAPIServer == cfg.KubeAPIServer && n.AuditMode == cfg.PolicyAuditMode &&
 		slices.Equal(n.Addresses, addrs) && slices.Equal(n.EndpointCIDRs, cidrs) {
 		return nil
 	}

@@ -48,6 +48,7 @@ type Projector interface {
 type Endpoints interface {
 	Add(ctx context.Context, actor Actor, req *varvev1.AddEndpointRequest) (ref fsm.EndpointRef, created bool, err error)
 	SetLabels(ctx context.Context, actor Actor, ref fsm.EndpointRef, set map[string]string, remove []string) error
+	SetAuditMode(ctx context.Context, actor Actor, ref fsm.EndpointRef, on bool) error
 	Delete(ctx context.Context, actor Actor, ref fsm.EndpointRef) (deleted bool, err error)
 	// State says how a local endpoint does: "ready", or what is wrong.
 	State(ref fsm.EndpointRef) string

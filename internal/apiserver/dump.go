@@ -199,13 +199,27 @@ func policyRow(n *names, k abi.PolicyKey, v abi.PolicyValue) *varvev1.PolicyRow 
 	out := &varvev1.PolicyRow{
 		Table: hex(k.Table), Class: n.class(k.Class), Direction: n.direction[k.Table],
 		Protocol: protocolName(k.Protocol), Ports: ports(k.PortBE, k.PortBits, k.Protocol),
-		Verdict: "allow", Endpoints: n.byTable[k.Table], Row: hex(v.Row),
+		Verdict: rowVerdict(v), Endpoints: n.byTable[k.Table], Row: hex(v.Row),
 	}
-	if v.Verdict == abi.VerdictDeny {
-		out.Verdict = "deny"
+	if c, ok := n.byRow[v.Row]; ok {
+		out.Rules, out.Revisions = causeStrings(c)
 	}
-	out.Rules, out.Revisions = n.rules(v.Row)
 	return out
+}
+
+// rowVerdict is what a row says. Of those that deny in audit mode only, it says what
+// the row does as well, if that is anything.
+func rowVerdict(v abi.PolicyValue) string {
+	audited := v.Flags&abi.PolicyAudited != 0
+	switch {
+	case v.Verdict == abi.VerdictDeny:
+		return "deny"
+	case v.Verdict == abi.VerdictNone:
+		return "audited deny"
+	case audited:
+		return "allow, audited deny"
+	}
+	return "allow"
 }
 
 // concerns tells whether an endpoint is at either end of a flow.
@@ -265,7 +279,7 @@ func (s datapathService) Counters(context.Context, *connect.Request[varvev1.Coun
 	resp := &varvev1.CountersResponse{EventsLost: lost}
 	for _, c := range counters {
 		resp.Counters = append(resp.Counters, &varvev1.Counter{
-			Reason: c.Reason.String(), Direction: directionName(c.Direction), Packets: c.Packets, Bytes: c.Bytes,
+			Reason: c.Reason.String(), Direction: directionName(c.Direction), Packets: c.Packets, Bytes: c.Bytes, Audited: c.Audited,
 		})
 	}
 	return connect.NewResponse(resp), nil

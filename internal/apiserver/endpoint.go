@@ -102,6 +102,23 @@ func (s endpointService) SetLabels(ctx context.Context, req *connect.Request[var
 	return connect.NewResponse(&varvev1.SetEndpointLabelsResponse{Endpoint: ep}), nil
 }
 
+func (s endpointService) Configure(ctx context.Context, req *connect.Request[varvev1.ConfigureEndpointRequest]) (*connect.Response[varvev1.ConfigureEndpointResponse], error) {
+	ref, err := endpointRef(req.Msg.Namespace, req.Msg.Name)
+	if err != nil {
+		return nil, err
+	}
+	if on := req.Msg.PolicyAuditMode; on != nil {
+		if err := s.Endpoints.SetAuditMode(ctx, ActorFrom(ctx), ref, *on); err != nil {
+			return nil, err
+		}
+	}
+	ep, err := s.endpoint(ref)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&varvev1.ConfigureEndpointResponse{Endpoint: ep}), nil
+}
+
 func (s endpointService) Delete(ctx context.Context, req *connect.Request[varvev1.DeleteEndpointRequest]) (*connect.Response[varvev1.DeleteEndpointResponse], error) {
 	ref, err := endpointRef(req.Msg.Namespace, req.Msg.Name)
 	if err != nil {
@@ -135,6 +152,7 @@ func (s *Server) endpointProto(ep *fsm.Endpoint, tables *projections.Tables, pre
 	}
 	if tables != nil {
 		if row, ok := tables.Endpoints.Get(projections.EndpointKey{ID: ep.ID}); ok {
+			out.PolicyAuditMode = row.Value.Egress.Flags&abi.PolicyAudit != 0 // the node may be in audit mode
 			out.EgressEnforced = row.Value.Egress.Flags&abi.PolicyEnforced != 0
 			out.IngressEnforced = row.Value.Ingress.Flags&abi.PolicyEnforced != 0
 		}
@@ -150,7 +168,7 @@ func endpointFacts(ep *fsm.Endpoint) *varvev1.Endpoint {
 		Mac: net.HardwareAddr(ep.MAC[:]).String(), Node: ep.Node, Netns: ep.Netns,
 		HostInterface: ep.HostInterface, ContainerInterface: ep.ContainerInterface,
 		Incarnation: ep.Incarnation, CreatedRevision: uint64(ep.Created), Revision: uint64(ep.Revision),
-		Mtu: uint32(ep.MTU), BigTcp: ep.BigTCP,
+		Mtu: uint32(ep.MTU), BigTcp: ep.BigTCP, PolicyAuditMode: ep.AuditMode,
 	}
 	if ep.IPv4.IsValid() {
 		out.Ipv4 = ep.IPv4.String()

@@ -20,7 +20,7 @@ import (
 // methods are the unary calls whose bodies are fuzzed.
 var methods = []string{
 	"LogService/Append", "PolicyService/Apply", "PolicyService/Validate", "PolicyService/Get", "PolicyService/Delete",
-	"NamespaceService/Apply", "EndpointService/Add", "EndpointService/SetLabels", "EndpointService/Get", "EndpointService/Delete",
+	"NamespaceService/Apply", "EndpointService/Add", "EndpointService/SetLabels", "EndpointService/Configure", "EndpointService/Get", "EndpointService/Delete",
 	"DatapathService/Dump", "IdentityService/List",
 }
 

@@ -148,6 +148,8 @@ type endpoints struct{}
 func (endpoints) Add(context.Context, Actor, *varvev1.AddEndpointRequest) (fsm.EndpointRef, bool, error) {
 	return fsm.EndpointRef{}, false, connect.NewError(connect.CodeUnimplemented, nil)
 }
+func (endpoints) SetAuditMode(context.Context, Actor, fsm.EndpointRef, bool) error { return nil }
+
 func (endpoints) SetLabels(context.Context, Actor, fsm.EndpointRef, map[string]string, []string) error {
 	return nil
 }

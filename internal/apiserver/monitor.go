@@ -19,16 +19,17 @@ const (
 	typeDrop    = "drop"
 	typeNewFlow = "new-flow"
 	typeClosed  = "closed"
+	typeAudited = "audited"
 	typeDrift   = "drift"
 	typeLost    = "lost"
 )
 
-var eventTypes = map[abi.EventType]string{abi.EventDrop: typeDrop, abi.EventNewFlow: typeNewFlow, abi.EventClosed: typeClosed}
+var eventTypes = map[abi.EventType]string{abi.EventDrop: typeDrop, abi.EventNewFlow: typeNewFlow, abi.EventClosed: typeClosed, abi.EventAudited: typeAudited}
 
 func (s datapathService) Monitor(ctx context.Context, req *connect.Request[varvev1.MonitorRequest], stream *connect.ServerStream[varvev1.DatapathEvent]) error {
 	for i, t := range req.Msg.Types {
-		if !slices.Contains([]string{typeDrop, typeNewFlow, typeClosed, typeDrift, typeLost}, t) {
-			return invalid("types[%d]: %q; give %s, %s, %s or %s", i, t, typeDrop, typeNewFlow, typeClosed, typeDrift)
+		if !slices.Contains([]string{typeDrop, typeNewFlow, typeAudited, typeClosed, typeDrift, typeLost}, t) {
+			return invalid("types[%d]: %q; give %s, %s, %s, %s or %s", i, t, typeDrop, typeNewFlow, typeAudited, typeClosed, typeDrift)
 		}
 	}
 	// The header tells the client that it listens now.
@@ -81,7 +82,7 @@ func eventProto(n *names, e dataplane.Event) *varvev1.DatapathEvent {
 	if dst.IsValid() && !dst.IsUnspecified() {
 		out.Destination = dst.String()
 	}
-	if e.Type == abi.EventDrop {
+	if e.Type == abi.EventDrop || e.Type == abi.EventAudited {
 		out.Reason = e.Reason.String()
 	}
 	switch e.Protocol {
@@ -92,7 +93,7 @@ func eventProto(n *names, e dataplane.Event) *varvev1.DatapathEvent {
 	default:
 		out.SourcePort, out.DestinationPort = uint32(e.SrcPort), uint32(e.DstPort)
 	}
-	out.Rules, out.Revisions = n.rules(e.Row)
+	out.Rules, out.Revisions, out.Log = n.rules(e)
 	if n.tables != nil {
 		out.Revision = uint64(n.tables.Revision)
 	}

@@ -3,9 +3,11 @@ package apiserver
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 
 	"github.com/varve-net/varve/bpf/abi"
+	"github.com/varve-net/varve/dataplane"
 	"github.com/varve-net/varve/fsm"
 	"github.com/varve-net/varve/policy"
 	"github.com/varve-net/varve/projections"
@@ -104,13 +106,26 @@ func (n *names) peer(peer uint64, addr netip.Addr) string {
 	return fmt.Sprintf("identity %d", id)
 }
 
-// rules are the rules behind a policy row, and the events behind them.
-func (n *names) rules(row uint64) (rules []string, revisions []uint64) {
-	c, ok := n.byRow[row]
+// rules are the rules behind an event's policy row, the events behind them, and the
+// log values that they tag the verdict with. Of a row that rules in audit mode deny
+// and others allow, those that agree with the event.
+func (n *names) rules(e dataplane.Event) (rules []string, revisions []uint64, tags []string) {
+	c, ok := n.byRow[e.Row]
 	if !ok {
-		return nil, nil
+		return nil, nil, nil
 	}
-	return causeStrings(c)
+	denies := func(r projections.RuleRef) bool { return r.Section.Denies() }
+	if slices.ContainsFunc(c.Rules, denies) {
+		denied := e.Type == abi.EventDrop || e.Type == abi.EventAudited
+		c.Rules = slices.DeleteFunc(slices.Clone(c.Rules), func(r projections.RuleRef) bool { return denies(r) != denied })
+	}
+	for _, r := range c.Rules {
+		if r.Log != "" && !slices.Contains(tags, r.Log) {
+			tags = append(tags, r.Log)
+		}
+	}
+	rules, revisions = causeStrings(c)
+	return rules, revisions, tags
 }
 
 func causeStrings(c projections.Cause) (rules []string, revisions []uint64) {

@@ -46,8 +46,25 @@ func selector(t *rapid.T, label string, least int) *eventpb.Selector {
 	return s
 }
 
-func peer(t *rapid.T) *eventpb.Peer {
-	switch rapid.IntRange(0, 2).Draw(t, "peer kind") {
+func name(t *rapid.T) *eventpb.FqdnSelector {
+	s, err := policy.ParseFQDN("", rapid.SampledFrom([]string{"*", "a.io", "*.a.io", "**.b.io"}).Draw(t, "pattern"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.PB()
+}
+
+// peer draws names too, which are peers of egress rules that allow, and groups, which
+// nothing denies.
+func peer(t *rapid.T, section policy.Section) *eventpb.Peer {
+	kind := rapid.IntRange(0, 4).Draw(t, "peer kind")
+	switch {
+	case kind == 4 && section == policy.SectionEgress:
+		return &eventpb.Peer{Peer: &eventpb.Peer_Fqdn{Fqdn: name(t)}}
+	case kind == 3 && !section.Denies():
+		return &eventpb.Peer{Peer: &eventpb.Peer_AwsGroup{AwsGroup: &eventpb.AwsGroup{SecurityGroupIds: []string{"sg-1"}}}}
+	}
+	switch kind {
 	case 0:
 		return &eventpb.Peer{Peer: &eventpb.Peer_Endpoints{Endpoints: selector(t, "peer", 1)}}
 	case 1:
@@ -65,7 +82,7 @@ func peer(t *rapid.T) *eventpb.Peer {
 	return &eventpb.Peer{Peer: &eventpb.Peer_Cidr{Cidr: c}}
 }
 
-func port(t *rapid.T) *eventpb.Port {
+func port(t *rapid.T, section policy.Section) *eventpb.Port {
 	p := &eventpb.Port{Protocol: rapid.SampledFrom(Protocols).Draw(t, "protocol")}
 	icmp := p.Protocol == 1 || p.Protocol == 58
 	switch kind := rapid.IntRange(0, 3).Draw(t, "port kind"); {
@@ -80,20 +97,26 @@ func port(t *rapid.T) *eventpb.Port {
 			p.First, p.Last = p.First%256, 255
 		}
 	}
+	if single := p.Name != "" || p.First == p.Last && p.First > 0; section == policy.SectionEgress && !icmp && single && rapid.Bool().Draw(t, "asks") {
+		p.Dns = &eventpb.DnsRules{}
+		for range rapid.IntRange(0, 2).Draw(t, "names") {
+			p.Dns.Names = append(p.Dns.Names, name(t))
+		}
+	}
 	return p
 }
 
-func rules(t *rapid.T, label string) []*eventpb.Rule {
+func rules(t *rapid.T, section policy.Section) []*eventpb.Rule {
 	var rules []*eventpb.Rule
-	for range rapid.IntRange(0, 2).Draw(t, label) {
+	for range rapid.IntRange(0, 2).Draw(t, section.String()) {
 		r := &eventpb.Rule{AnyPeer: rapid.IntRange(0, 3).Draw(t, "any peer") == 0}
 		if !r.AnyPeer {
 			for range rapid.IntRange(0, 3).Draw(t, "peers") {
-				r.Peers = append(r.Peers, peer(t))
+				r.Peers = append(r.Peers, peer(t, section))
 			}
 		}
 		for range rapid.IntRange(0, 3).Draw(t, "ports") {
-			r.Ports = append(r.Ports, port(t))
+			r.Ports = append(r.Ports, port(t, section))
 		}
 		r.NoPort = len(r.Ports) == 0 && rapid.IntRange(0, 5).Draw(t, "no port") == 0
 		rules = append(rules, r)
@@ -111,8 +134,9 @@ func Policies(t *rapid.T) []*eventpb.PolicySet {
 		for range rapid.IntRange(1, 2).Draw(t, "specs") {
 			s := &eventpb.PolicySpec{
 				Subject: selector(t, "subject", 0),
-				Ingress: rules(t, "ingress"), IngressDeny: rules(t, "ingressDeny"),
-				Egress: rules(t, "egress"), EgressDeny: rules(t, "egressDeny"),
+				Ingress: rules(t, policy.SectionIngress), IngressDeny: rules(t, policy.SectionIngressDeny),
+				Egress: rules(t, policy.SectionEgress), EgressDeny: rules(t, policy.SectionEgressDeny),
+				Audit: rapid.IntRange(0, 2).Draw(t, "audit") == 0, LogValue: rapid.SampledFrom([]string{"", "tag"}).Draw(t, "log"),
 			}
 			if len(s.Ingress)+len(s.IngressDeny)+len(s.Egress)+len(s.EgressDeny) == 0 {
 				s.Ingress = []*eventpb.Rule{{AnyPeer: true}}

@@ -85,6 +85,7 @@ var (
 	descEndpointState = desc("endpoint_state", "Endpoints of this node, by state.", "endpoint_state")
 	descPressure      = desc("bpf_map_pressure", "Rows of a BPF map as a part of what it takes: 1 is full.", "map_name")
 	descDropCount     = desc("drop_count_total", "Packets dropped, by reason and direction.", "reason", "direction")
+	descAuditCount    = desc("policy_audit_count_total", "First packets of flows that audit mode let pass, by why policy would have dropped them and direction.", "reason", "direction")
 	descDropBytes     = desc("drop_bytes_total", "Bytes of packets dropped, by reason and direction.", "reason", "direction")
 	descForwardCount  = desc("forward_count_total", "Packets let through, by direction.", "direction")
 	descForwardBytes  = desc("forward_bytes_total", "Bytes of packets let through, by direction.", "direction")
@@ -198,13 +199,21 @@ func collectCounters(d Datapath, ch chan<- prometheus.Metric) {
 		return
 	}
 	var sums [abi.ReasonCount][2]dataplane.Counter
+	var audited []dataplane.Counter
 	for _, c := range counters {
-		sums[c.Reason][c.Direction] = c
+		if c.Audited {
+			audited = append(audited, c)
+		} else {
+			sums[c.Reason][c.Direction] = c
+		}
 	}
 	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
 	}
 	counter(descEventsLost, lost)
+	for _, c := range audited {
+		counter(descAuditCount, c.Packets, c.Reason.String(), directions[c.Direction])
+	}
 	for reason, by := range sums {
 		for dir, c := range by {
 			if r := abi.Reason(reason); r == abi.Forwarded {

@@ -24,13 +24,28 @@ type Party struct {
 // Allows decides one direction of a connection: what subject's policies say of other.
 // protocol is an IP protocol number; port is the destination's, the type for ICMP.
 func Allows(policies []*fsm.Policy, d policy.Direction, subject, other Party, protocol uint8, port uint16) bool {
+	passes, _ := Audits(policies, d, subject, other, protocol, port)
+	return passes
+}
+
+// Audits is Allows, and whether the connection passes only for the audit mode of the
+// subject or of policies, of which the rules that allow count as those of any other.
+func Audits(policies []*fsm.Policy, d policy.Direction, subject, other Party, protocol uint8, port uint16) (passes, audited bool) {
+	would := verdict(policies, d, subject, other, protocol, port, true)
+	passes = subject.Endpoint != nil && subject.Endpoint.AuditMode || verdict(policies, d, subject, other, protocol, port, false)
+	return passes, passes && !would
+}
+
+// verdict lets policies in audit mode drop something if all is set only.
+func verdict(policies []*fsm.Policy, d policy.Direction, subject, other Party, protocol uint8, port uint16, all bool) bool {
 	isolated, allowed, denied := false, false, false
 	for _, p := range policies {
 		for _, spec := range p.Policy.Specs {
 			if !spec.Subject.Matches(subject.Labels) {
 				continue
 			}
-			if spec.DefaultDeny[d] {
+			drops := all || !spec.Audit
+			if spec.DefaultDeny[d] && drops {
 				isolated = true
 			}
 			destination := other
@@ -41,10 +56,10 @@ func Allows(policies []*fsm.Policy, d policy.Direction, subject, other Party, pr
 				if r.Section.Direction() != d || !takesPeer(r, other) || !takesPort(r, destination, protocol, port) {
 					continue
 				}
-				if r.Section.Denies() {
-					denied = true
-				} else {
+				if !r.Section.Denies() {
 					allowed = true
+				} else if drops {
+					denied = true
 				}
 			}
 		}
@@ -61,6 +76,7 @@ func takesPeer(r policy.Rule, other Party) bool {
 	}
 	for _, p := range r.Peers {
 		switch {
+		case p.FQDN != policy.FQDNSelector{}, p.Group != nil: // no name was asked for, no group is resolved
 		case p.Selector != nil:
 			if p.Selector.Matches(other.Labels) {
 				return true

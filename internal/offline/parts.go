@@ -93,6 +93,10 @@ func (endpoints) SetLabels(context.Context, apiserver.Actor, fsm.EndpointRef, ma
 	return errArchive
 }
 
+func (endpoints) SetAuditMode(context.Context, apiserver.Actor, fsm.EndpointRef, bool) error {
+	return errArchive
+}
+
 func (endpoints) Delete(context.Context, apiserver.Actor, fsm.EndpointRef) (bool, error) {
 	return false, errArchive
 }

@@ -1592,6 +1592,7 @@ type Counter struct {
 	Direction     string                 `protobuf:"bytes,2,opt,name=direction,proto3" json:"direction,omitempty"` // egress, ingress
 	Packets       uint64                 `protobuf:"varint,3,opt,name=packets,proto3" json:"packets,omitempty"`
 	Bytes         uint64                 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Audited       bool                   `protobuf:"varint,5,opt,name=audited,proto3" json:"audited,omitempty"` // first packets that audit mode let pass; the reason is why they would have been dropped
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1654,9 +1655,16 @@ func (x *Counter) GetBytes() uint64 {
 	return 0
 }
 
+func (x *Counter) GetAudited() bool {
+	if x != nil {
+		return x.Audited
+	}
+	return false
+}
+
 type MonitorRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// "drop", "new-flow", "drift"; empty: all.
+	// "drop", "new-flow", "audited", "drift"; empty: all.
 	Types []string `protobuf:"bytes,1,rep,name=types,proto3" json:"types,omitempty"`
 	// Only events of these endpoints, "namespace/name".
 	Endpoints     []string `protobuf:"bytes,2,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
@@ -1711,8 +1719,8 @@ func (x *MonitorRequest) GetEndpoints() []string {
 type DatapathEvent struct {
 	state               protoimpl.MessageState `protogen:"open.v1"`
 	TimeUnixNs          int64                  `protobuf:"varint,1,opt,name=time_unix_ns,json=timeUnixNs,proto3" json:"time_unix_ns,omitempty"`
-	Type                string                 `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`           // drop, new-flow, drift, lost
-	Reason              string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`       // of a drop
+	Type                string                 `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`           // drop, new-flow, audited, drift, lost
+	Reason              string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`       // of a drop, and of one that audit mode did not do
 	Direction           string                 `protobuf:"bytes,4,opt,name=direction,proto3" json:"direction,omitempty"` // egress, ingress
 	Protocol            string                 `protobuf:"bytes,5,opt,name=protocol,proto3" json:"protocol,omitempty"`
 	Source              string                 `protobuf:"bytes,6,opt,name=source,proto3" json:"source,omitempty"` // address
@@ -1733,6 +1741,7 @@ type DatapathEvent struct {
 	IcmpType            uint32                 `protobuf:"varint,21,opt,name=icmp_type,json=icmpType,proto3" json:"icmp_type,omitempty"`
 	IcmpCode            uint32                 `protobuf:"varint,22,opt,name=icmp_code,json=icmpCode,proto3" json:"icmp_code,omitempty"`
 	Drift               *Drift                 `protobuf:"bytes,23,opt,name=drift,proto3" json:"drift,omitempty"` // of type drift
+	Log                 []string               `protobuf:"bytes,24,rep,name=log,proto3" json:"log,omitempty"`     // the log values of the rules' policies
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
@@ -1928,6 +1937,13 @@ func (x *DatapathEvent) GetDrift() *Drift {
 	return nil
 }
 
+func (x *DatapathEvent) GetLog() []string {
+	if x != nil {
+		return x.Log
+	}
+	return nil
+}
+
 var File_api_varve_v1_agent_proto protoreflect.FileDescriptor
 
 const file_api_varve_v1_agent_proto_rawDesc = "" +
@@ -2070,15 +2086,16 @@ const file_api_varve_v1_agent_proto_rawDesc = "" +
 	"\x10CountersResponse\x12-\n" +
 	"\bcounters\x18\x01 \x03(\v2\x11.varve.v1.CounterR\bcounters\x12\x1f\n" +
 	"\vevents_lost\x18\x02 \x01(\x04R\n" +
-	"eventsLost\"o\n" +
+	"eventsLost\"\x89\x01\n" +
 	"\aCounter\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x1c\n" +
 	"\tdirection\x18\x02 \x01(\tR\tdirection\x12\x18\n" +
 	"\apackets\x18\x03 \x01(\x04R\apackets\x12\x14\n" +
-	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\"D\n" +
+	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\x12\x18\n" +
+	"\aaudited\x18\x05 \x01(\bR\aaudited\"D\n" +
 	"\x0eMonitorRequest\x12\x14\n" +
 	"\x05types\x18\x01 \x03(\tR\x05types\x12\x1c\n" +
-	"\tendpoints\x18\x02 \x03(\tR\tendpoints\"\xd0\x05\n" +
+	"\tendpoints\x18\x02 \x03(\tR\tendpoints\"\xe2\x05\n" +
 	"\rDatapathEvent\x12 \n" +
 	"\ftime_unix_ns\x18\x01 \x01(\x03R\n" +
 	"timeUnixNs\x12\x12\n" +
@@ -2106,7 +2123,8 @@ const file_api_varve_v1_agent_proto_rawDesc = "" +
 	"\x04lost\x18\x14 \x01(\x04R\x04lost\x12\x1b\n" +
 	"\ticmp_type\x18\x15 \x01(\rR\bicmpType\x12\x1b\n" +
 	"\ticmp_code\x18\x16 \x01(\rR\bicmpCode\x12%\n" +
-	"\x05drift\x18\x17 \x01(\v2\x0f.varve.v1.DriftR\x05drift*h\n" +
+	"\x05drift\x18\x17 \x01(\v2\x0f.varve.v1.DriftR\x05drift\x12\x10\n" +
+	"\x03log\x18\x18 \x03(\tR\x03log*h\n" +
 	"\x03Map\x12\x13\n" +
 	"\x0fMAP_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fMAP_ENDPOINT\x10\x01\x12\x0f\n" +

@@ -47,8 +47,10 @@ type Endpoint struct {
 	EgressEnforced     bool                   `protobuf:"varint,20,opt,name=egress_enforced,json=egressEnforced,proto3" json:"egress_enforced,omitempty"`
 	Mtu                uint32                 `protobuf:"varint,21,opt,name=mtu,proto3" json:"mtu,omitempty"`                     // 0: the agent's
 	BigTcp             bool                   `protobuf:"varint,22,opt,name=big_tcp,json=bigTcp,proto3" json:"big_tcp,omitempty"` // asked for this endpoint
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// What policy would drop of its traffic passes, and is reported.
+	PolicyAuditMode bool `protobuf:"varint,23,opt,name=policy_audit_mode,json=policyAuditMode,proto3" json:"policy_audit_mode,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Endpoint) Reset() {
@@ -235,6 +237,13 @@ func (x *Endpoint) GetBigTcp() bool {
 	return false
 }
 
+func (x *Endpoint) GetPolicyAuditMode() bool {
+	if x != nil {
+		return x.PolicyAuditMode
+	}
+	return false
+}
+
 type NamedPort struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -311,9 +320,10 @@ type AddEndpointRequest struct {
 	Mtu                uint32       `protobuf:"varint,9,opt,name=mtu,proto3" json:"mtu,omitempty"`                                                        // 0: the agent's
 	// TCP packets of up to 192 KiB between containers of this node, in both families,
 	// also if the agent has it off for others.
-	BigTcp        bool `protobuf:"varint,11,opt,name=big_tcp,json=bigTcp,proto3" json:"big_tcp,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	BigTcp          bool `protobuf:"varint,11,opt,name=big_tcp,json=bigTcp,proto3" json:"big_tcp,omitempty"`
+	PolicyAuditMode bool `protobuf:"varint,12,opt,name=policy_audit_mode,json=policyAuditMode,proto3" json:"policy_audit_mode,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *AddEndpointRequest) Reset() {
@@ -412,6 +422,13 @@ func (x *AddEndpointRequest) GetMtu() uint32 {
 func (x *AddEndpointRequest) GetBigTcp() bool {
 	if x != nil {
 		return x.BigTcp
+	}
+	return false
+}
+
+func (x *AddEndpointRequest) GetPolicyAuditMode() bool {
+	if x != nil {
+		return x.PolicyAuditMode
 	}
 	return false
 }
@@ -820,6 +837,110 @@ func (x *SetEndpointLabelsResponse) GetEndpoint() *Endpoint {
 	return nil
 }
 
+type ConfigureEndpointRequest struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Namespace       string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name            string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	PolicyAuditMode *bool                  `protobuf:"varint,3,opt,name=policy_audit_mode,json=policyAuditMode,proto3,oneof" json:"policy_audit_mode,omitempty"` // absent: as it is
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *ConfigureEndpointRequest) Reset() {
+	*x = ConfigureEndpointRequest{}
+	mi := &file_api_varve_v1_endpoint_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfigureEndpointRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfigureEndpointRequest) ProtoMessage() {}
+
+func (x *ConfigureEndpointRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_endpoint_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfigureEndpointRequest.ProtoReflect.Descriptor instead.
+func (*ConfigureEndpointRequest) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_endpoint_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ConfigureEndpointRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *ConfigureEndpointRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ConfigureEndpointRequest) GetPolicyAuditMode() bool {
+	if x != nil && x.PolicyAuditMode != nil {
+		return *x.PolicyAuditMode
+	}
+	return false
+}
+
+type ConfigureEndpointResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Endpoint      *Endpoint              `protobuf:"bytes,1,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfigureEndpointResponse) Reset() {
+	*x = ConfigureEndpointResponse{}
+	mi := &file_api_varve_v1_endpoint_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfigureEndpointResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfigureEndpointResponse) ProtoMessage() {}
+
+func (x *ConfigureEndpointResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_endpoint_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfigureEndpointResponse.ProtoReflect.Descriptor instead.
+func (*ConfigureEndpointResponse) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_endpoint_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ConfigureEndpointResponse) GetEndpoint() *Endpoint {
+	if x != nil {
+		return x.Endpoint
+	}
+	return nil
+}
+
 type DeleteEndpointRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
@@ -830,7 +951,7 @@ type DeleteEndpointRequest struct {
 
 func (x *DeleteEndpointRequest) Reset() {
 	*x = DeleteEndpointRequest{}
-	mi := &file_api_varve_v1_endpoint_proto_msgTypes[10]
+	mi := &file_api_varve_v1_endpoint_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -842,7 +963,7 @@ func (x *DeleteEndpointRequest) String() string {
 func (*DeleteEndpointRequest) ProtoMessage() {}
 
 func (x *DeleteEndpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_endpoint_proto_msgTypes[10]
+	mi := &file_api_varve_v1_endpoint_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -855,7 +976,7 @@ func (x *DeleteEndpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteEndpointRequest.ProtoReflect.Descriptor instead.
 func (*DeleteEndpointRequest) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_endpoint_proto_rawDescGZIP(), []int{10}
+	return file_api_varve_v1_endpoint_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *DeleteEndpointRequest) GetNamespace() string {
@@ -881,7 +1002,7 @@ type DeleteEndpointResponse struct {
 
 func (x *DeleteEndpointResponse) Reset() {
 	*x = DeleteEndpointResponse{}
-	mi := &file_api_varve_v1_endpoint_proto_msgTypes[11]
+	mi := &file_api_varve_v1_endpoint_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -893,7 +1014,7 @@ func (x *DeleteEndpointResponse) String() string {
 func (*DeleteEndpointResponse) ProtoMessage() {}
 
 func (x *DeleteEndpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_endpoint_proto_msgTypes[11]
+	mi := &file_api_varve_v1_endpoint_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -906,7 +1027,7 @@ func (x *DeleteEndpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteEndpointResponse.ProtoReflect.Descriptor instead.
 func (*DeleteEndpointResponse) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_endpoint_proto_rawDescGZIP(), []int{11}
+	return file_api_varve_v1_endpoint_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *DeleteEndpointResponse) GetDeleted() bool {
@@ -928,7 +1049,7 @@ type Namespace struct {
 
 func (x *Namespace) Reset() {
 	*x = Namespace{}
-	mi := &file_api_varve_v1_endpoint_proto_msgTypes[12]
+	mi := &file_api_varve_v1_endpoint_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -940,7 +1061,7 @@ func (x *Namespace) String() string {
 func (*Namespace) ProtoMessage() {}
 
 func (x *Namespace) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_endpoint_proto_msgTypes[12]
+	mi := &file_api_varve_v1_endpoint_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -953,7 +1074,7 @@ func (x *Namespace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Namespace.ProtoReflect.Descriptor instead.
 func (*Namespace) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_endpoint_proto_rawDescGZIP(), []int{12}
+	return file_api_varve_v1_endpoint_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Namespace) GetName() string {
@@ -996,7 +1117,7 @@ type ApplyNamespaceRequest struct {
 
 func (x *ApplyNamespaceRequest) Reset() {
 	*x = ApplyNamespaceRequest{}
-	mi := &file_api_varve_v1_endpoint_proto_msgTypes[13]
+	mi := &file_api_varve_v1_endpoint_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1008,7 +1129,7 @@ func (x *ApplyNamespaceRequest) String() string {
 func (*ApplyNamespaceRequest) ProtoMessage() {}
 
 func (x *ApplyNamespaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_endpoint_proto_msgTypes[13]
+	mi := &file_api_varve_v1_endpoint_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1021,7 +1142,7 @@ func (x *ApplyNamespaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyNamespaceRequest.ProtoReflect.Descriptor instead.
 func (*ApplyNamespaceRequest) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_endpoint_proto_rawDescGZIP(), []int{13}
+	return file_api_varve_v1_endpoint_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ApplyNamespaceRequest) GetName() string {
@@ -1061,7 +1182,7 @@ type ApplyNamespaceResponse struct {
 
 func (x *ApplyNamespaceResponse) Reset() {
 	*x = ApplyNamespaceResponse{}
-	mi := &file_api_varve_v1_endpoint_proto_msgTypes[14]
+	mi := &file_api_varve_v1_endpoint_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1073,7 +1194,7 @@ func (x *ApplyNamespaceResponse) String() string {
 func (*ApplyNamespaceResponse) ProtoMessage() {}
 
 func (x *ApplyNamespaceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_endpoint_proto_msgTypes[14]
+	mi := &file_api_varve_v1_endpoint_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1086,7 +1207,7 @@ func (x *ApplyNamespaceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyNamespaceResponse.ProtoReflect.Descriptor instead.
 func (*ApplyNamespaceResponse) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_endpoint_proto_rawDescGZIP(), []int{14}
+	return file_api_varve_v1_endpoint_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ApplyNamespaceResponse) GetNamespace() *Namespace {
@@ -1105,7 +1226,7 @@ type ListNamespacesRequest struct {
 
 func (x *ListNamespacesRequest) Reset() {
 	*x = ListNamespacesRequest{}
-	mi := &file_api_varve_v1_endpoint_proto_msgTypes[15]
+	mi := &file_api_varve_v1_endpoint_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1117,7 +1238,7 @@ func (x *ListNamespacesRequest) String() string {
 func (*ListNamespacesRequest) ProtoMessage() {}
 
 func (x *ListNamespacesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_endpoint_proto_msgTypes[15]
+	mi := &file_api_varve_v1_endpoint_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1130,7 +1251,7 @@ func (x *ListNamespacesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNamespacesRequest.ProtoReflect.Descriptor instead.
 func (*ListNamespacesRequest) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_endpoint_proto_rawDescGZIP(), []int{15}
+	return file_api_varve_v1_endpoint_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListNamespacesRequest) GetAt() string {
@@ -1151,7 +1272,7 @@ type ListNamespacesResponse struct {
 
 func (x *ListNamespacesResponse) Reset() {
 	*x = ListNamespacesResponse{}
-	mi := &file_api_varve_v1_endpoint_proto_msgTypes[16]
+	mi := &file_api_varve_v1_endpoint_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1163,7 +1284,7 @@ func (x *ListNamespacesResponse) String() string {
 func (*ListNamespacesResponse) ProtoMessage() {}
 
 func (x *ListNamespacesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_endpoint_proto_msgTypes[16]
+	mi := &file_api_varve_v1_endpoint_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1176,7 +1297,7 @@ func (x *ListNamespacesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNamespacesResponse.ProtoReflect.Descriptor instead.
 func (*ListNamespacesResponse) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_endpoint_proto_rawDescGZIP(), []int{16}
+	return file_api_varve_v1_endpoint_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListNamespacesResponse) GetNamespaces() []*Namespace {
@@ -1213,7 +1334,7 @@ type Identity struct {
 
 func (x *Identity) Reset() {
 	*x = Identity{}
-	mi := &file_api_varve_v1_endpoint_proto_msgTypes[17]
+	mi := &file_api_varve_v1_endpoint_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1225,7 +1346,7 @@ func (x *Identity) String() string {
 func (*Identity) ProtoMessage() {}
 
 func (x *Identity) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_endpoint_proto_msgTypes[17]
+	mi := &file_api_varve_v1_endpoint_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1238,7 +1359,7 @@ func (x *Identity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Identity.ProtoReflect.Descriptor instead.
 func (*Identity) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_endpoint_proto_rawDescGZIP(), []int{17}
+	return file_api_varve_v1_endpoint_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Identity) GetId() uint32 {
@@ -1286,7 +1407,7 @@ type ListIdentitiesRequest struct {
 
 func (x *ListIdentitiesRequest) Reset() {
 	*x = ListIdentitiesRequest{}
-	mi := &file_api_varve_v1_endpoint_proto_msgTypes[18]
+	mi := &file_api_varve_v1_endpoint_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1298,7 +1419,7 @@ func (x *ListIdentitiesRequest) String() string {
 func (*ListIdentitiesRequest) ProtoMessage() {}
 
 func (x *ListIdentitiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_endpoint_proto_msgTypes[18]
+	mi := &file_api_varve_v1_endpoint_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1311,7 +1432,7 @@ func (x *ListIdentitiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListIdentitiesRequest.ProtoReflect.Descriptor instead.
 func (*ListIdentitiesRequest) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_endpoint_proto_rawDescGZIP(), []int{18}
+	return file_api_varve_v1_endpoint_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListIdentitiesRequest) GetReserved() bool {
@@ -1339,7 +1460,7 @@ type ListIdentitiesResponse struct {
 
 func (x *ListIdentitiesResponse) Reset() {
 	*x = ListIdentitiesResponse{}
-	mi := &file_api_varve_v1_endpoint_proto_msgTypes[19]
+	mi := &file_api_varve_v1_endpoint_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1351,7 +1472,7 @@ func (x *ListIdentitiesResponse) String() string {
 func (*ListIdentitiesResponse) ProtoMessage() {}
 
 func (x *ListIdentitiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_endpoint_proto_msgTypes[19]
+	mi := &file_api_varve_v1_endpoint_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1364,7 +1485,7 @@ func (x *ListIdentitiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListIdentitiesResponse.ProtoReflect.Descriptor instead.
 func (*ListIdentitiesResponse) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_endpoint_proto_rawDescGZIP(), []int{19}
+	return file_api_varve_v1_endpoint_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListIdentitiesResponse) GetIdentities() []*Identity {
@@ -1403,7 +1524,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_api_varve_v1_endpoint_proto_msgTypes[20]
+	mi := &file_api_varve_v1_endpoint_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1415,7 +1536,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_endpoint_proto_msgTypes[20]
+	mi := &file_api_varve_v1_endpoint_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1428,7 +1549,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_endpoint_proto_rawDescGZIP(), []int{20}
+	return file_api_varve_v1_endpoint_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Node) GetName() string {
@@ -1489,7 +1610,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_api_varve_v1_endpoint_proto_msgTypes[21]
+	mi := &file_api_varve_v1_endpoint_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1501,7 +1622,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_endpoint_proto_msgTypes[21]
+	mi := &file_api_varve_v1_endpoint_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1514,7 +1635,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_endpoint_proto_rawDescGZIP(), []int{21}
+	return file_api_varve_v1_endpoint_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListNodesRequest) GetAt() string {
@@ -1535,7 +1656,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_api_varve_v1_endpoint_proto_msgTypes[22]
+	mi := &file_api_varve_v1_endpoint_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1547,7 +1668,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_endpoint_proto_msgTypes[22]
+	mi := &file_api_varve_v1_endpoint_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1560,7 +1681,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_endpoint_proto_rawDescGZIP(), []int{22}
+	return file_api_varve_v1_endpoint_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -1588,7 +1709,7 @@ var File_api_varve_v1_endpoint_proto protoreflect.FileDescriptor
 
 const file_api_varve_v1_endpoint_proto_rawDesc = "" +
 	"\n" +
-	"\x1bapi/varve/v1/endpoint.proto\x12\bvarve.v1\x1a\x19api/varve/v1/moment.proto\"\xf4\x05\n" +
+	"\x1bapi/varve/v1/endpoint.proto\x12\bvarve.v1\x1a\x19api/varve/v1/moment.proto\"\xa0\x06\n" +
 	"\bEndpoint\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x0e\n" +
@@ -1613,14 +1734,15 @@ const file_api_varve_v1_endpoint_proto_rawDesc = "" +
 	"\x10ingress_enforced\x18\x13 \x01(\bR\x0fingressEnforced\x12'\n" +
 	"\x0fegress_enforced\x18\x14 \x01(\bR\x0eegressEnforced\x12\x10\n" +
 	"\x03mtu\x18\x15 \x01(\rR\x03mtu\x12\x17\n" +
-	"\abig_tcp\x18\x16 \x01(\bR\x06bigTcp\x1a9\n" +
+	"\abig_tcp\x18\x16 \x01(\bR\x06bigTcp\x12*\n" +
+	"\x11policy_audit_mode\x18\x17 \x01(\bR\x0fpolicyAuditMode\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"O\n" +
 	"\tNamedPort\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bprotocol\x18\x02 \x01(\tR\bprotocol\x12\x12\n" +
-	"\x04port\x18\x03 \x01(\rR\x04port\"\xb2\x03\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\"\xde\x03\n" +
 	"\x12AddEndpointRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12@\n" +
@@ -1632,7 +1754,8 @@ const file_api_varve_v1_endpoint_proto_rawDesc = "" +
 	"namedPorts\x12/\n" +
 	"\x13container_interface\x18\b \x01(\tR\x12containerInterface\x12\x10\n" +
 	"\x03mtu\x18\t \x01(\rR\x03mtu\x12\x17\n" +
-	"\abig_tcp\x18\v \x01(\bR\x06bigTcp\x1a9\n" +
+	"\abig_tcp\x18\v \x01(\bR\x06bigTcp\x12*\n" +
+	"\x11policy_audit_mode\x18\f \x01(\bR\x0fpolicyAuditMode\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"_\n" +
@@ -1664,6 +1787,13 @@ const file_api_varve_v1_endpoint_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"K\n" +
 	"\x19SetEndpointLabelsResponse\x12.\n" +
+	"\bendpoint\x18\x01 \x01(\v2\x12.varve.v1.EndpointR\bendpoint\"\x93\x01\n" +
+	"\x18ConfigureEndpointRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12/\n" +
+	"\x11policy_audit_mode\x18\x03 \x01(\bH\x00R\x0fpolicyAuditMode\x88\x01\x01B\x14\n" +
+	"\x12_policy_audit_mode\"K\n" +
+	"\x19ConfigureEndpointResponse\x12.\n" +
 	"\bendpoint\x18\x01 \x01(\v2\x12.varve.v1.EndpointR\bendpoint\"I\n" +
 	"\x15DeleteEndpointRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
@@ -1726,12 +1856,13 @@ const file_api_varve_v1_endpoint_proto_rawDesc = "" +
 	"\x11ListNodesResponse\x12$\n" +
 	"\x05nodes\x18\x01 \x03(\v2\x0e.varve.v1.NodeR\x05nodes\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12 \n" +
-	"\x02at\x18\x03 \x01(\v2\x10.varve.v1.MomentR\x02at2\x8f\x03\n" +
+	"\x02at\x18\x03 \x01(\v2\x10.varve.v1.MomentR\x02at2\xe5\x03\n" +
 	"\x0fEndpointService\x12B\n" +
 	"\x03Add\x12\x1c.varve.v1.AddEndpointRequest\x1a\x1d.varve.v1.AddEndpointResponse\x12L\n" +
 	"\x04List\x12\x1e.varve.v1.ListEndpointsRequest\x1a\x1f.varve.v1.ListEndpointsResponse\"\x03\x90\x02\x01\x12G\n" +
 	"\x03Get\x12\x1c.varve.v1.GetEndpointRequest\x1a\x1d.varve.v1.GetEndpointResponse\"\x03\x90\x02\x01\x12T\n" +
-	"\tSetLabels\x12\".varve.v1.SetEndpointLabelsRequest\x1a#.varve.v1.SetEndpointLabelsResponse\x12K\n" +
+	"\tSetLabels\x12\".varve.v1.SetEndpointLabelsRequest\x1a#.varve.v1.SetEndpointLabelsResponse\x12T\n" +
+	"\tConfigure\x12\".varve.v1.ConfigureEndpointRequest\x1a#.varve.v1.ConfigureEndpointResponse\x12K\n" +
 	"\x06Delete\x12\x1f.varve.v1.DeleteEndpointRequest\x1a .varve.v1.DeleteEndpointResponse2\xae\x01\n" +
 	"\x10NamespaceService\x12J\n" +
 	"\x05Apply\x12\x1f.varve.v1.ApplyNamespaceRequest\x1a .varve.v1.ApplyNamespaceResponse\x12N\n" +
@@ -1753,7 +1884,7 @@ func file_api_varve_v1_endpoint_proto_rawDescGZIP() []byte {
 	return file_api_varve_v1_endpoint_proto_rawDescData
 }
 
-var file_api_varve_v1_endpoint_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_api_varve_v1_endpoint_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_api_varve_v1_endpoint_proto_goTypes = []any{
 	(*Endpoint)(nil),                  // 0: varve.v1.Endpoint
 	(*NamedPort)(nil),                 // 1: varve.v1.NamedPort
@@ -1765,70 +1896,75 @@ var file_api_varve_v1_endpoint_proto_goTypes = []any{
 	(*GetEndpointResponse)(nil),       // 7: varve.v1.GetEndpointResponse
 	(*SetEndpointLabelsRequest)(nil),  // 8: varve.v1.SetEndpointLabelsRequest
 	(*SetEndpointLabelsResponse)(nil), // 9: varve.v1.SetEndpointLabelsResponse
-	(*DeleteEndpointRequest)(nil),     // 10: varve.v1.DeleteEndpointRequest
-	(*DeleteEndpointResponse)(nil),    // 11: varve.v1.DeleteEndpointResponse
-	(*Namespace)(nil),                 // 12: varve.v1.Namespace
-	(*ApplyNamespaceRequest)(nil),     // 13: varve.v1.ApplyNamespaceRequest
-	(*ApplyNamespaceResponse)(nil),    // 14: varve.v1.ApplyNamespaceResponse
-	(*ListNamespacesRequest)(nil),     // 15: varve.v1.ListNamespacesRequest
-	(*ListNamespacesResponse)(nil),    // 16: varve.v1.ListNamespacesResponse
-	(*Identity)(nil),                  // 17: varve.v1.Identity
-	(*ListIdentitiesRequest)(nil),     // 18: varve.v1.ListIdentitiesRequest
-	(*ListIdentitiesResponse)(nil),    // 19: varve.v1.ListIdentitiesResponse
-	(*Node)(nil),                      // 20: varve.v1.Node
-	(*ListNodesRequest)(nil),          // 21: varve.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),         // 22: varve.v1.ListNodesResponse
-	nil,                               // 23: varve.v1.Endpoint.LabelsEntry
-	nil,                               // 24: varve.v1.AddEndpointRequest.LabelsEntry
-	nil,                               // 25: varve.v1.SetEndpointLabelsRequest.SetEntry
-	nil,                               // 26: varve.v1.Namespace.LabelsEntry
-	nil,                               // 27: varve.v1.ApplyNamespaceRequest.LabelsEntry
-	(*Moment)(nil),                    // 28: varve.v1.Moment
+	(*ConfigureEndpointRequest)(nil),  // 10: varve.v1.ConfigureEndpointRequest
+	(*ConfigureEndpointResponse)(nil), // 11: varve.v1.ConfigureEndpointResponse
+	(*DeleteEndpointRequest)(nil),     // 12: varve.v1.DeleteEndpointRequest
+	(*DeleteEndpointResponse)(nil),    // 13: varve.v1.DeleteEndpointResponse
+	(*Namespace)(nil),                 // 14: varve.v1.Namespace
+	(*ApplyNamespaceRequest)(nil),     // 15: varve.v1.ApplyNamespaceRequest
+	(*ApplyNamespaceResponse)(nil),    // 16: varve.v1.ApplyNamespaceResponse
+	(*ListNamespacesRequest)(nil),     // 17: varve.v1.ListNamespacesRequest
+	(*ListNamespacesResponse)(nil),    // 18: varve.v1.ListNamespacesResponse
+	(*Identity)(nil),                  // 19: varve.v1.Identity
+	(*ListIdentitiesRequest)(nil),     // 20: varve.v1.ListIdentitiesRequest
+	(*ListIdentitiesResponse)(nil),    // 21: varve.v1.ListIdentitiesResponse
+	(*Node)(nil),                      // 22: varve.v1.Node
+	(*ListNodesRequest)(nil),          // 23: varve.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),         // 24: varve.v1.ListNodesResponse
+	nil,                               // 25: varve.v1.Endpoint.LabelsEntry
+	nil,                               // 26: varve.v1.AddEndpointRequest.LabelsEntry
+	nil,                               // 27: varve.v1.SetEndpointLabelsRequest.SetEntry
+	nil,                               // 28: varve.v1.Namespace.LabelsEntry
+	nil,                               // 29: varve.v1.ApplyNamespaceRequest.LabelsEntry
+	(*Moment)(nil),                    // 30: varve.v1.Moment
 }
 var file_api_varve_v1_endpoint_proto_depIdxs = []int32{
-	23, // 0: varve.v1.Endpoint.labels:type_name -> varve.v1.Endpoint.LabelsEntry
+	25, // 0: varve.v1.Endpoint.labels:type_name -> varve.v1.Endpoint.LabelsEntry
 	1,  // 1: varve.v1.Endpoint.named_ports:type_name -> varve.v1.NamedPort
-	24, // 2: varve.v1.AddEndpointRequest.labels:type_name -> varve.v1.AddEndpointRequest.LabelsEntry
+	26, // 2: varve.v1.AddEndpointRequest.labels:type_name -> varve.v1.AddEndpointRequest.LabelsEntry
 	1,  // 3: varve.v1.AddEndpointRequest.named_ports:type_name -> varve.v1.NamedPort
 	0,  // 4: varve.v1.AddEndpointResponse.endpoint:type_name -> varve.v1.Endpoint
 	0,  // 5: varve.v1.ListEndpointsResponse.endpoints:type_name -> varve.v1.Endpoint
-	28, // 6: varve.v1.ListEndpointsResponse.at:type_name -> varve.v1.Moment
+	30, // 6: varve.v1.ListEndpointsResponse.at:type_name -> varve.v1.Moment
 	0,  // 7: varve.v1.GetEndpointResponse.endpoint:type_name -> varve.v1.Endpoint
-	28, // 8: varve.v1.GetEndpointResponse.at:type_name -> varve.v1.Moment
-	25, // 9: varve.v1.SetEndpointLabelsRequest.set:type_name -> varve.v1.SetEndpointLabelsRequest.SetEntry
+	30, // 8: varve.v1.GetEndpointResponse.at:type_name -> varve.v1.Moment
+	27, // 9: varve.v1.SetEndpointLabelsRequest.set:type_name -> varve.v1.SetEndpointLabelsRequest.SetEntry
 	0,  // 10: varve.v1.SetEndpointLabelsResponse.endpoint:type_name -> varve.v1.Endpoint
-	26, // 11: varve.v1.Namespace.labels:type_name -> varve.v1.Namespace.LabelsEntry
-	27, // 12: varve.v1.ApplyNamespaceRequest.labels:type_name -> varve.v1.ApplyNamespaceRequest.LabelsEntry
-	12, // 13: varve.v1.ApplyNamespaceResponse.namespace:type_name -> varve.v1.Namespace
-	12, // 14: varve.v1.ListNamespacesResponse.namespaces:type_name -> varve.v1.Namespace
-	28, // 15: varve.v1.ListNamespacesResponse.at:type_name -> varve.v1.Moment
-	17, // 16: varve.v1.ListIdentitiesResponse.identities:type_name -> varve.v1.Identity
-	28, // 17: varve.v1.ListIdentitiesResponse.at:type_name -> varve.v1.Moment
-	20, // 18: varve.v1.ListNodesResponse.nodes:type_name -> varve.v1.Node
-	28, // 19: varve.v1.ListNodesResponse.at:type_name -> varve.v1.Moment
-	2,  // 20: varve.v1.EndpointService.Add:input_type -> varve.v1.AddEndpointRequest
-	4,  // 21: varve.v1.EndpointService.List:input_type -> varve.v1.ListEndpointsRequest
-	6,  // 22: varve.v1.EndpointService.Get:input_type -> varve.v1.GetEndpointRequest
-	8,  // 23: varve.v1.EndpointService.SetLabels:input_type -> varve.v1.SetEndpointLabelsRequest
-	10, // 24: varve.v1.EndpointService.Delete:input_type -> varve.v1.DeleteEndpointRequest
-	13, // 25: varve.v1.NamespaceService.Apply:input_type -> varve.v1.ApplyNamespaceRequest
-	15, // 26: varve.v1.NamespaceService.List:input_type -> varve.v1.ListNamespacesRequest
-	18, // 27: varve.v1.IdentityService.List:input_type -> varve.v1.ListIdentitiesRequest
-	21, // 28: varve.v1.NodeService.List:input_type -> varve.v1.ListNodesRequest
-	3,  // 29: varve.v1.EndpointService.Add:output_type -> varve.v1.AddEndpointResponse
-	5,  // 30: varve.v1.EndpointService.List:output_type -> varve.v1.ListEndpointsResponse
-	7,  // 31: varve.v1.EndpointService.Get:output_type -> varve.v1.GetEndpointResponse
-	9,  // 32: varve.v1.EndpointService.SetLabels:output_type -> varve.v1.SetEndpointLabelsResponse
-	11, // 33: varve.v1.EndpointService.Delete:output_type -> varve.v1.DeleteEndpointResponse
-	14, // 34: varve.v1.NamespaceService.Apply:output_type -> varve.v1.ApplyNamespaceResponse
-	16, // 35: varve.v1.NamespaceService.List:output_type -> varve.v1.ListNamespacesResponse
-	19, // 36: varve.v1.IdentityService.List:output_type -> varve.v1.ListIdentitiesResponse
-	22, // 37: varve.v1.NodeService.List:output_type -> varve.v1.ListNodesResponse
-	29, // [29:38] is the sub-list for method output_type
-	20, // [20:29] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	0,  // 11: varve.v1.ConfigureEndpointResponse.endpoint:type_name -> varve.v1.Endpoint
+	28, // 12: varve.v1.Namespace.labels:type_name -> varve.v1.Namespace.LabelsEntry
+	29, // 13: varve.v1.ApplyNamespaceRequest.labels:type_name -> varve.v1.ApplyNamespaceRequest.LabelsEntry
+	14, // 14: varve.v1.ApplyNamespaceResponse.namespace:type_name -> varve.v1.Namespace
+	14, // 15: varve.v1.ListNamespacesResponse.namespaces:type_name -> varve.v1.Namespace
+	30, // 16: varve.v1.ListNamespacesResponse.at:type_name -> varve.v1.Moment
+	19, // 17: varve.v1.ListIdentitiesResponse.identities:type_name -> varve.v1.Identity
+	30, // 18: varve.v1.ListIdentitiesResponse.at:type_name -> varve.v1.Moment
+	22, // 19: varve.v1.ListNodesResponse.nodes:type_name -> varve.v1.Node
+	30, // 20: varve.v1.ListNodesResponse.at:type_name -> varve.v1.Moment
+	2,  // 21: varve.v1.EndpointService.Add:input_type -> varve.v1.AddEndpointRequest
+	4,  // 22: varve.v1.EndpointService.List:input_type -> varve.v1.ListEndpointsRequest
+	6,  // 23: varve.v1.EndpointService.Get:input_type -> varve.v1.GetEndpointRequest
+	8,  // 24: varve.v1.EndpointService.SetLabels:input_type -> varve.v1.SetEndpointLabelsRequest
+	10, // 25: varve.v1.EndpointService.Configure:input_type -> varve.v1.ConfigureEndpointRequest
+	12, // 26: varve.v1.EndpointService.Delete:input_type -> varve.v1.DeleteEndpointRequest
+	15, // 27: varve.v1.NamespaceService.Apply:input_type -> varve.v1.ApplyNamespaceRequest
+	17, // 28: varve.v1.NamespaceService.List:input_type -> varve.v1.ListNamespacesRequest
+	20, // 29: varve.v1.IdentityService.List:input_type -> varve.v1.ListIdentitiesRequest
+	23, // 30: varve.v1.NodeService.List:input_type -> varve.v1.ListNodesRequest
+	3,  // 31: varve.v1.EndpointService.Add:output_type -> varve.v1.AddEndpointResponse
+	5,  // 32: varve.v1.EndpointService.List:output_type -> varve.v1.ListEndpointsResponse
+	7,  // 33: varve.v1.EndpointService.Get:output_type -> varve.v1.GetEndpointResponse
+	9,  // 34: varve.v1.EndpointService.SetLabels:output_type -> varve.v1.SetEndpointLabelsResponse
+	11, // 35: varve.v1.EndpointService.Configure:output_type -> varve.v1.ConfigureEndpointResponse
+	13, // 36: varve.v1.EndpointService.Delete:output_type -> varve.v1.DeleteEndpointResponse
+	16, // 37: varve.v1.NamespaceService.Apply:output_type -> varve.v1.ApplyNamespaceResponse
+	18, // 38: varve.v1.NamespaceService.List:output_type -> varve.v1.ListNamespacesResponse
+	21, // 39: varve.v1.IdentityService.List:output_type -> varve.v1.ListIdentitiesResponse
+	24, // 40: varve.v1.NodeService.List:output_type -> varve.v1.ListNodesResponse
+	31, // [31:41] is the sub-list for method output_type
+	21, // [21:31] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_api_varve_v1_endpoint_proto_init() }
@@ -1837,14 +1973,15 @@ func file_api_varve_v1_endpoint_proto_init() {
 		return
 	}
 	file_api_varve_v1_moment_proto_init()
-	file_api_varve_v1_endpoint_proto_msgTypes[13].OneofWrappers = []any{}
+	file_api_varve_v1_endpoint_proto_msgTypes[10].OneofWrappers = []any{}
+	file_api_varve_v1_endpoint_proto_msgTypes[15].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_varve_v1_endpoint_proto_rawDesc), len(file_api_varve_v1_endpoint_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   28,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

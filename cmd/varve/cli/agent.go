@@ -80,6 +80,7 @@ keys are named as the flags are, and the default.`),
 	flags.StringVar(&cfg.Node, "node-name", "", "name of this node (default the host's name)")
 	flags.StringSliceVar(&f.nodeIPs, "node-ip", nil, "address of the local host, repeatable (default those of its interfaces)")
 	flags.BoolVar(&cfg.KubeAPIServer, "kube-apiserver", false, "the Kubernetes API server runs on this host")
+	flags.BoolVar(&cfg.PolicyAuditMode, "policy-audit-mode", false, "let pass, and report, what policy would drop of this node's endpoints")
 	flags.BoolVar(&f.ipv4, "enable-ipv4", true, "give endpoints IPv4 addresses")
 	flags.BoolVar(&f.ipv6, "enable-ipv6", true, "give endpoints IPv6 addresses")
 	flags.StringVar(&f.ipv4Range, "ipv4-range", agent.DefaultIPv4Range.String(), "range of the endpoints' IPv4 addresses; its first is the gateway")

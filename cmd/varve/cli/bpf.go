@@ -188,7 +188,11 @@ func (a *app) bpfMetrics() *cobra.Command {
 			return a.print(resp.Msg, func() {
 				g := newGrid("REASON", "DIRECTION", "PACKETS", "BYTES")
 				for _, n := range resp.Msg.Counters {
-					g.add(n.Reason, n.Direction, number(n.Packets), number(n.Bytes))
+					reason := n.Reason
+					if n.Audited {
+						reason += " (audited)"
+					}
+					g.add(reason, n.Direction, number(n.Packets), number(n.Bytes))
 				}
 				a.show(g, "nothing was counted")
 				if lost := resp.Msg.EventsLost; lost > 0 {

@@ -42,7 +42,7 @@ func TestComplete(t *testing.T) {
 		{"policy delete cnp/default/web c", []string{"ccnp/lockdown", "cnp/shop/twice"}},
 		{"namespace apply s", []string{"shop"}},
 		{"monitor --endpoint d", []string{"default/web"}},
-		{"monitor --type ", []string{"drop", "new-flow", "drift"}},
+		{"monitor --type ", []string{"drop", "new-flow", "audited", "drift"}},
 		{"bpf policy list --endpoint s", []string{"shop/cart"}},
 		{"status -o ", []string{"table", "json", "yaml"}},
 		{"log tail --stream ", []string{"policy/", "namespace/", "endpoint/", "node/"}},

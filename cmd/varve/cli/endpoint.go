@@ -19,7 +19,7 @@ pair, addresses, routes, an identity that follows from its labels, and policy.`,
   varve endpoint label web tier=front
   varve endpoint delete web`)
 	cmd.Aliases = []string{"endpoints", "ep"}
-	cmd.AddCommand(a.endpointAdd(), a.endpointList(), a.endpointGet(), a.endpointLabel(), a.endpointDelete())
+	cmd.AddCommand(a.endpointAdd(), a.endpointList(), a.endpointGet(), a.endpointLabel(), a.endpointConfig(), a.endpointDelete())
 	return cmd
 }
 
@@ -46,7 +46,7 @@ func (a *app) endpointList() *cobra.Command {
 				g := newGrid("NAMESPACE", "NAME", "ID", "IDENTITY", "IPV4", "IPV6", "INGRESS", "EGRESS", "STATE", "LABELS")
 				for _, e := range resp.Msg.Endpoints {
 					g.add(e.Namespace, e.Name, number(e.Id), number(e.Identity), dash(e.Ipv4), dash(e.Ipv6),
-						enforced(e.IngressEnforced), enforced(e.EgressEnforced), a.endpointState(e.State), dash(labelList(e.Labels)))
+						enforced(e.IngressEnforced, e.PolicyAuditMode), enforced(e.EgressEnforced, e.PolicyAuditMode), a.endpointState(e.State), dash(labelList(e.Labels)))
 				}
 				a.show(g, "no endpoints")
 			})
@@ -100,8 +100,8 @@ func (a *app) showEndpoint(resp *varvev1.GetEndpointResponse) {
 	g.addIf("IPv6", e.GetIpv6())
 	g.addIf("MAC", e.GetMac())
 	g.addIf("Named ports", strings.Join(ports, ", "))
-	g.add("Ingress policy", enforced(e.GetIngressEnforced()))
-	g.add("Egress policy", enforced(e.GetEgressEnforced()))
+	g.add("Ingress policy", enforced(e.GetIngressEnforced(), e.GetPolicyAuditMode()))
+	g.add("Egress policy", enforced(e.GetEgressEnforced(), e.GetPolicyAuditMode()))
 	g.addIf("Node", e.GetNode())
 	g.addIf("Network namespace", e.GetNetns())
 	g.addIf("Host interface", e.GetHostInterface())
@@ -112,8 +112,11 @@ func (a *app) showEndpoint(resp *varvev1.GetEndpointResponse) {
 }
 
 // enforced is what policy does in one direction.
-func enforced(on bool) string {
-	if on {
+func enforced(on, audit bool) string {
+	switch {
+	case on && audit:
+		return "audited"
+	case on:
 		return "enforced"
 	}
 	return "open"

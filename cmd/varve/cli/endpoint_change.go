@@ -74,6 +74,7 @@ only what differs.`),
 	flags.StringSliceVar(&req.Addresses, "address", nil, "address, at most one of each family (default the next free ones)")
 	flags.StringSliceVar(&ports, "port", nil, "named port, name=number/protocol, repeatable")
 	flags.StringVar(&req.ContainerInterface, "interface", "", "name of the interface in the network namespace (default eth0)")
+	flags.BoolVar(&req.PolicyAuditMode, "policy-audit-mode", false, "let pass, and report, what policy would drop of its traffic")
 	flags.Uint32Var(&req.Mtu, "mtu", 0, "MTU of the interface, in bytes (default the agent's)")
 	flags.BoolVar(&req.BigTcp, "big-tcp", false, "let its TCP packets to containers of this node grow to 192 KiB (default as the agent has it)")
 	_ = cmd.MarkFlagRequired("netns")
@@ -137,6 +138,74 @@ identity that follows from them is in force.`),
 		},
 	}
 	return a.withNamespace(a.withOutput(cmd), defaultNamespace)
+}
+
+// optionAuditMode is named as in cilium-dbg endpoint config.
+const optionAuditMode = "PolicyAuditMode"
+
+func (a *app) endpointConfig() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "config [NAMESPACE/]NAME [OPTION=Enabled|Disabled...]",
+		Short: "Show and set options of an endpoint",
+		Long: strings.TrimSpace(`
+Show the options of an endpoint, or set some. The command returns when they are in
+force. There is one option:
+
+  PolicyAuditMode   what policy would drop of its traffic passes, and is reported:
+                    by varve monitor as "audited", and in policy_audit_count_total`),
+		Example: strings.Trim(`
+  varve endpoint config web
+  varve endpoint config shop/cart PolicyAuditMode=Enabled`, "\n"),
+		Args:              atLeast(1, "NAME"),
+		ValidArgsFunction: a.completeFirst(endpointNames),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ref, err := parseNamed(cmd, "endpoint", args[0])
+			if err != nil {
+				return err
+			}
+			req := &varvev1.ConfigureEndpointRequest{Namespace: ref.namespace, Name: ref.name}
+			for _, arg := range args[1:] {
+				if req.PolicyAuditMode, err = parseOption(arg); err != nil {
+					return err
+				}
+			}
+			c, err := a.dial()
+			if err != nil {
+				return err
+			}
+			resp, err := c.Endpoints.Configure(cmd.Context(), connect.NewRequest(req))
+			if err != nil {
+				return err
+			}
+			return a.print(resp.Msg, func() {
+				state := "Disabled"
+				if resp.Msg.Endpoint.GetPolicyAuditMode() {
+					state = "Enabled"
+				}
+				g := newGrid()
+				g.add(optionAuditMode, state)
+				a.show(g, "")
+			})
+		},
+	}
+	return a.withNamespace(a.withOutput(cmd), defaultNamespace)
+}
+
+// parseOption reads OPTION=Enabled, of whatever case, and the like.
+func parseOption(arg string) (*bool, error) {
+	option, value, ok := strings.Cut(arg, "=")
+	if !ok || !strings.EqualFold(option, optionAuditMode) {
+		return nil, usagef("%q: no option; write %s=Enabled or %s=Disabled", arg, optionAuditMode, optionAuditMode)
+	}
+	var on bool
+	switch strings.ToLower(value) {
+	case "enabled", "true":
+		on = true
+	case "disabled", "false":
+	default:
+		return nil, usagef("%s: %q is neither Enabled nor Disabled", optionAuditMode, value)
+	}
+	return &on, nil
 }
 
 func (a *app) endpointDelete() *cobra.Command {

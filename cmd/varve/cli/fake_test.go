@@ -214,6 +214,10 @@ func (f fakeEndpoints) Get(_ context.Context, r *connect.Request[varvev1.GetEndp
 	return unary[varvev1.GetEndpointRequest, varvev1.GetEndpointResponse](f.fakeAgent, r)
 }
 
+func (f fakeEndpoints) Configure(_ context.Context, r *connect.Request[varvev1.ConfigureEndpointRequest]) (*connect.Response[varvev1.ConfigureEndpointResponse], error) {
+	return unary[varvev1.ConfigureEndpointRequest, varvev1.ConfigureEndpointResponse](f.fakeAgent, r)
+}
+
 func (f fakeEndpoints) SetLabels(_ context.Context, r *connect.Request[varvev1.SetEndpointLabelsRequest]) (*connect.Response[varvev1.SetEndpointLabelsResponse], error) {
 	return unary[varvev1.SetEndpointLabelsRequest, varvev1.SetEndpointLabelsResponse](f.fakeAgent, r)
 }

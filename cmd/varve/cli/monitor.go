@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -16,7 +17,7 @@ import (
 )
 
 // monitorTypes are the types of events one can ask for; "lost" comes unasked.
-var monitorTypes = []string{"drop", "new-flow", "drift"}
+var monitorTypes = []string{"drop", "new-flow", "audited", "drift"}
 
 func (a *app) monitorCommand() *cobra.Command {
 	var req varvev1.MonitorRequest
@@ -25,7 +26,8 @@ func (a *app) monitorCommand() *cobra.Command {
 		Short: "Show drops and verdicts as they happen",
 		Long: strings.TrimSpace(`
 Show drops and new flows as they happen, one a line, until interrupted: time,
-verdict, reason and direction, from whom to whom, and the rule that decided; and
+verdict, reason and direction, from whom to whom, and the rule that decided; what
+audit mode let pass (audited), with the reason why it would have been dropped; and
 what others changed in the kernel (drift). With -o json one event is one line.`),
 		Example: strings.Trim(`
   varve monitor
@@ -100,7 +102,11 @@ func (a *app) eventLine(e *varvev1.DatapathEvent) string {
 		return fmt.Sprintf("%s %s %s %s: %s; %s", at, a.ink.warn.Sprintf("%-8s", "drift"), d.Kind, strings.TrimPrefix(d.Object, d.Kind+" "), d.What, state)
 	}
 	verdict, reason := a.ink.good.Sprintf("%-8s", "allow"), "new flow"
-	if e.Type != "new-flow" {
+	switch e.Type {
+	case "new-flow":
+	case "audited":
+		verdict, reason = a.ink.warn.Sprintf("%-8s", e.Type), e.Reason
+	default:
 		verdict, reason = a.ink.bad.Sprintf("%-8s", e.Type), e.Reason
 	}
 	line := fmt.Sprintf("%s %s %-30s %s -> %s %s", at, verdict, reason+", "+e.Direction,
@@ -108,6 +114,9 @@ func (a *app) eventLine(e *varvev1.DatapathEvent) string {
 		a.party(e.DestinationName, e.Destination, e.DestinationPort, e.Protocol), protocol(e))
 	if rules := ruleList(e.Rules, e.Revisions); rules != "" {
 		line += a.ink.dim.Sprint(" by ") + rules
+	}
+	for _, tag := range e.Log {
+		line += a.ink.dim.Sprint(" log ") + strconv.Quote(tag)
 	}
 	return line
 }

@@ -50,6 +50,9 @@ const (
 	// EndpointServiceSetLabelsProcedure is the fully-qualified name of the EndpointService's SetLabels
 	// RPC.
 	EndpointServiceSetLabelsProcedure = "/varve.v1.EndpointService/SetLabels"
+	// EndpointServiceConfigureProcedure is the fully-qualified name of the EndpointService's Configure
+	// RPC.
+	EndpointServiceConfigureProcedure = "/varve.v1.EndpointService/Configure"
 	// EndpointServiceDeleteProcedure is the fully-qualified name of the EndpointService's Delete RPC.
 	EndpointServiceDeleteProcedure = "/varve.v1.EndpointService/Delete"
 	// NamespaceServiceApplyProcedure is the fully-qualified name of the NamespaceService's Apply RPC.
@@ -73,6 +76,8 @@ type EndpointServiceClient interface {
 	// SetLabels changes labels of a live endpoint; it returns when the new identity
 	// is in force.
 	SetLabels(context.Context, *connect.Request[v1.SetEndpointLabelsRequest]) (*connect.Response[v1.SetEndpointLabelsResponse], error)
+	// Configure changes options of a live endpoint; it returns when they are in force.
+	Configure(context.Context, *connect.Request[v1.ConfigureEndpointRequest]) (*connect.Response[v1.ConfigureEndpointResponse], error)
 	// Delete disconnects it and leaves nothing behind. Deleting what does not
 	// exist succeeds.
 	Delete(context.Context, *connect.Request[v1.DeleteEndpointRequest]) (*connect.Response[v1.DeleteEndpointResponse], error)
@@ -115,6 +120,12 @@ func NewEndpointServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			connect.WithSchema(endpointServiceMethods.ByName("SetLabels")),
 			connect.WithClientOptions(opts...),
 		),
+		configure: connect.NewClient[v1.ConfigureEndpointRequest, v1.ConfigureEndpointResponse](
+			httpClient,
+			baseURL+EndpointServiceConfigureProcedure,
+			connect.WithSchema(endpointServiceMethods.ByName("Configure")),
+			connect.WithClientOptions(opts...),
+		),
 		delete: connect.NewClient[v1.DeleteEndpointRequest, v1.DeleteEndpointResponse](
 			httpClient,
 			baseURL+EndpointServiceDeleteProcedure,
@@ -130,6 +141,7 @@ type endpointServiceClient struct {
 	list      *connect.Client[v1.ListEndpointsRequest, v1.ListEndpointsResponse]
 	get       *connect.Client[v1.GetEndpointRequest, v1.GetEndpointResponse]
 	setLabels *connect.Client[v1.SetEndpointLabelsRequest, v1.SetEndpointLabelsResponse]
+	configure *connect.Client[v1.ConfigureEndpointRequest, v1.ConfigureEndpointResponse]
 	delete    *connect.Client[v1.DeleteEndpointRequest, v1.DeleteEndpointResponse]
 }
 
@@ -153,6 +165,11 @@ func (c *endpointServiceClient) SetLabels(ctx context.Context, req *connect.Requ
 	return c.setLabels.CallUnary(ctx, req)
 }
 
+// Configure calls varve.v1.EndpointService.Configure.
+func (c *endpointServiceClient) Configure(ctx context.Context, req *connect.Request[v1.ConfigureEndpointRequest]) (*connect.Response[v1.ConfigureEndpointResponse], error) {
+	return c.configure.CallUnary(ctx, req)
+}
+
 // Delete calls varve.v1.EndpointService.Delete.
 func (c *endpointServiceClient) Delete(ctx context.Context, req *connect.Request[v1.DeleteEndpointRequest]) (*connect.Response[v1.DeleteEndpointResponse], error) {
 	return c.delete.CallUnary(ctx, req)
@@ -169,6 +186,8 @@ type EndpointServiceHandler interface {
 	// SetLabels changes labels of a live endpoint; it returns when the new identity
 	// is in force.
 	SetLabels(context.Context, *connect.Request[v1.SetEndpointLabelsRequest]) (*connect.Response[v1.SetEndpointLabelsResponse], error)
+	// Configure changes options of a live endpoint; it returns when they are in force.
+	Configure(context.Context, *connect.Request[v1.ConfigureEndpointRequest]) (*connect.Response[v1.ConfigureEndpointResponse], error)
 	// Delete disconnects it and leaves nothing behind. Deleting what does not
 	// exist succeeds.
 	Delete(context.Context, *connect.Request[v1.DeleteEndpointRequest]) (*connect.Response[v1.DeleteEndpointResponse], error)
@@ -207,6 +226,12 @@ func NewEndpointServiceHandler(svc EndpointServiceHandler, opts ...connect.Handl
 		connect.WithSchema(endpointServiceMethods.ByName("SetLabels")),
 		connect.WithHandlerOptions(opts...),
 	)
+	endpointServiceConfigureHandler := connect.NewUnaryHandler(
+		EndpointServiceConfigureProcedure,
+		svc.Configure,
+		connect.WithSchema(endpointServiceMethods.ByName("Configure")),
+		connect.WithHandlerOptions(opts...),
+	)
 	endpointServiceDeleteHandler := connect.NewUnaryHandler(
 		EndpointServiceDeleteProcedure,
 		svc.Delete,
@@ -223,6 +248,8 @@ func NewEndpointServiceHandler(svc EndpointServiceHandler, opts ...connect.Handl
 			endpointServiceGetHandler.ServeHTTP(w, r)
 		case EndpointServiceSetLabelsProcedure:
 			endpointServiceSetLabelsHandler.ServeHTTP(w, r)
+		case EndpointServiceConfigureProcedure:
+			endpointServiceConfigureHandler.ServeHTTP(w, r)
 		case EndpointServiceDeleteProcedure:
 			endpointServiceDeleteHandler.ServeHTTP(w, r)
 		default:
@@ -248,6 +275,10 @@ func (UnimplementedEndpointServiceHandler) Get(context.Context, *connect.Request
 
 func (UnimplementedEndpointServiceHandler) SetLabels(context.Context, *connect.Request[v1.SetEndpointLabelsRequest]) (*connect.Response[v1.SetEndpointLabelsResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("varve.v1.EndpointService.SetLabels is not implemented"))
+}
+
+func (UnimplementedEndpointServiceHandler) Configure(context.Context, *connect.Request[v1.ConfigureEndpointRequest]) (*connect.Response[v1.ConfigureEndpointResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("varve.v1.EndpointService.Configure is not implemented"))
 }
 
 func (UnimplementedEndpointServiceHandler) Delete(context.Context, *connect.Request[v1.DeleteEndpointRequest]) (*connect.Response[v1.DeleteEndpointResponse], error) {
