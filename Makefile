@@ -41,6 +41,10 @@ test: deps-test ## Vet and run every test, those that need the kernel too (as ro
 test-vm: deps-vm ## Run the kernel tests on Debian's 6.1 and 6.12 in emulated machines; VM="-run=regexp -kernels=bookworm" narrow them
 	@{ $(GO) run ./test/vm $(VM) || true; } | $(GO) run ./hack/testreport
 
+.PHONY: test-crash
+test-crash: deps-vm ## Kill an emulated machine 20 times while it appends to the log on its disk: nothing acknowledged may be lost
+	$(GO) run ./test/vm -crash $(or $(ROUNDS),20)
+
 .PHONY: bench
 bench: deps-bench build ## Measure every hot path beside its peers (as root); BENCH=quick for 3 rounds of 11, ONLY=append,datapath for some
 	@mkdir -p $(BIN)

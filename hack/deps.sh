@@ -59,6 +59,7 @@ for group in "$@"; do
 		# Kernels come by apt from wherever this machine gets Debian.
 		want qemu-system-x86_64 qemu-system-x86
 		want xz xz-utils
+		want mkfs.ext4 e2fsprogs
 		want nsenter util-linux
 		want /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring
 		;;

@@ -44,6 +44,13 @@ func testBinary(dir, pkg string) string {
 	return filepath.Join(dir, strings.ReplaceAll(pkg, "/", "_")+".test")
 }
 
+// contents are what an initramfs has beside its init.
+type contents struct {
+	packages []string // whose tests it has
+	commands []string // of this machine
+	modules  []string // without those that they depend on
+}
+
 // writeInitramfs packs, not compressed, since to unpack costs an emulated machine
 // more than to read:
 //
@@ -51,7 +58,7 @@ func testBinary(dir, pkg string) string {
 //	/modules/00-NAME.ko     in the order in which they are loaded
 //	/src/PACKAGE/test       and the package's testdata beside it
 //	/bin/ip ...             of this machine, with the libraries they are linked to
-func writeInitramfs(file string, k kernel, dir string, packages []string) (err error) {
+func writeInitramfs(file string, k kernel, dir string, with contents) (err error) {
 	f, err := os.Create(file)
 	if err != nil {
 		return err
@@ -63,18 +70,18 @@ func writeInitramfs(file string, k kernel, dir string, packages []string) (err e
 		c.dir(d)
 	}
 	c.copy("init", 0o755, filepath.Join(dir, "init"))
-	ms, err := modules(context.Background(), k)
+	ms, err := modules(context.Background(), k, with.modules)
 	if err != nil {
 		return err
 	}
 	for i, m := range ms {
 		c.file(fmt.Sprintf("modules/%02d-%s.ko", i, m.name), 0o644, m.data)
 	}
-	for _, p := range packages {
+	for _, p := range with.packages {
 		c.copy("src/"+p+"/test", 0o755, testBinary(dir, p))
 		c.tree("src/"+p+"/testdata", filepath.Join(p, "testdata"))
 	}
-	for _, name := range commands {
+	for _, name := range with.commands {
 		if err := addCommand(context.Background(), c, name); err != nil {
 			return fmt.Errorf("command %s: %w", name, err)
 		}

@@ -6,7 +6,8 @@
 //	go run ./test/vm -kernels bookworm,trixie | go run ./hack/testreport
 //
 // A machine has no disk and no network: its root is an initramfs of the test
-// binaries, an init (package init here) and the few modules that they need.
+// binaries, an init (package init here) and the few modules that they need. With
+// -crash it has a disk, and is killed while it appends to the log there.
 package main
 
 import (
@@ -39,6 +40,7 @@ type config struct {
 	memoryMB int
 	cpus     int
 	keep     bool
+	crash    int // kill a machine that appends so many times, instead of testing
 }
 
 func main() {
@@ -68,6 +70,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			_ = os.RemoveAll(work)
 		}
 	}()
+	if c.crash > 0 {
+		return runCrash(ctx, c, work, stderr)
+	}
 	if err := build(ctx, work, c.packages); err != nil {
 		return err
 	}
@@ -100,6 +105,7 @@ func parse(args []string, stderr io.Writer) (config, error) {
 	fs.DurationVar(&c.boot, "boot-timeout", 10*time.Minute, "until the first test starts")
 	fs.IntVar(&c.memoryMB, "memory", 1536, "of a machine, in MiB")
 	fs.IntVar(&c.cpus, "cpus", 2, "of a machine")
+	fs.IntVar(&c.crash, "crash", 0, "run no tests, but kill a machine of the first kernel so many times while it appends to its disk")
 	fs.BoolVar(&c.keep, "keep", false, "keep initramfs and console output, and say where")
 	if err := fs.Parse(args); err != nil {
 		return c, err
@@ -126,7 +132,7 @@ func test(ctx context.Context, c config, suite, work string, stdout, stderr io.W
 		initrd:  filepath.Join(work, "initrd-"+suite),
 		console: filepath.Join(work, "console-"+suite),
 	}
-	if err := writeInitramfs(m.initrd, k, work, c.packages); err != nil {
+	if err := writeInitramfs(m.initrd, k, work, contents{c.packages, commands, wanted}); err != nil {
 		return fmt.Errorf("initramfs: %w", err)
 	}
 	if c.keep {

@@ -24,7 +24,7 @@ type module struct {
 
 // modules returns those wanted with all that they depend on, in an order in
 // which they can be loaded.
-func modules(ctx context.Context, k kernel) ([]module, error) {
+func modules(ctx context.Context, k kernel, wanted []string) ([]module, error) {
 	files, err := moduleFiles(k)
 	if err != nil {
 		return nil, err

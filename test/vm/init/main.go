@@ -18,17 +18,18 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/varve-net/varve/test/vm/guest"
 	"github.com/varve-net/varve/test/vm/wire"
 )
 
 func main() {
 	// Whatever happens, the machine goes down: its host waits for that.
 	defer func() { _ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF) }()
-	if err := mountAll(); err != nil {
+	if err := guest.MountAll(); err != nil {
 		fmt.Println("init:", err)
 		return
 	}
-	port, err := openPort()
+	port, err := guest.OpenPort()
 	if err != nil {
 		fmt.Println("init:", err)
 		return
@@ -41,42 +42,11 @@ func main() {
 	_ = drain(port)
 }
 
-func mountAll() error {
-	for _, m := range []struct{ kind, dir string }{
-		{"proc", "/proc"}, {"sysfs", "/sys"}, {"devtmpfs", "/dev"}, {"tmpfs", "/tmp"}, {"tmpfs", "/run"},
-		{"bpf", "/sys/fs/bpf"}, {"cgroup2", "/sys/fs/cgroup"}, {"debugfs", "/sys/kernel/debug"}, {"tracefs", "/sys/kernel/tracing"},
-	} {
-		if err := unix.Mount(m.kind, m.dir, m.kind, 0, ""); err != nil && !errors.Is(err, unix.EBUSY) {
-			return fmt.Errorf("mount %s on %s: %w", m.kind, m.dir, err)
-		}
-	}
-	return nil
-}
-
-// openPort opens the line to the host and makes it raw, so that a newline stays
-// one byte.
-func openPort() (*os.File, error) {
-	f, err := os.OpenFile(wire.Port, os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		return nil, err
-	}
-	t, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", wire.Port, err)
-	}
-	t.Oflag &^= unix.OPOST
-	t.Lflag &^= unix.ECHO | unix.ICANON | unix.ISIG
-	if err := unix.IoctlSetTermios(int(f.Fd()), unix.TCSETS, t); err != nil {
-		return nil, fmt.Errorf("%s: %w", wire.Port, err)
-	}
-	return f, nil
-}
-
 // drain waits until the host has all that was written.
 func drain(f *os.File) error { return unix.IoctlSetInt(int(f.Fd()), unix.TCSBRK, 1) }
 
 func run(ctx context.Context, port io.Writer) error {
-	if err := loadModules(); err != nil {
+	if err := guest.LoadModules(); err != nil {
 		return err
 	}
 	if err := loopbackUp(); err != nil {
@@ -93,23 +63,6 @@ func run(ctx context.Context, port io.Writer) error {
 	for pkg := range strings.SplitSeq(params[wire.PackagesParam], ",") {
 		if err := test(ctx, port, pkg, params, timeout); err != nil {
 			return err
-		}
-	}
-	return nil
-}
-
-func loadModules() error {
-	files, err := filepath.Glob("/modules/*.ko")
-	if err != nil {
-		return err
-	}
-	for _, file := range files { // sorted: in the order of their dependencies
-		f, err := os.Open(file)
-		if err != nil {
-			return err
-		}
-		if err := errors.Join(unix.FinitModule(int(f.Fd()), "", 0), f.Close()); err != nil {
-			return fmt.Errorf("module %s: %w", filepath.Base(file), err)
 		}
 	}
 	return nil
