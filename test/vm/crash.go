@@ -96,7 +96,7 @@ func (m *crash) boot(ctx context.Context, kill int) error {
 		"-smp", strconv.Itoa(m.cpus), "-m", "512",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-nic", "none",
 		"-drive", "file="+m.disk+",format=raw,if=virtio,cache=writeback",
-		"-kernel", m.kernel.image, "-initrd", m.initrd, "-append", "console=ttyS0 panic=-1 mitigations=off nokaslr rdinit=/init",
+		"-kernel", m.kernel.image, "-initrd", m.initrd, "-append", kernelParams,
 		"-serial", "file:"+m.console, "-serial", "stdio")
 	out, err := cmd.StdoutPipe()
 	if err != nil {
