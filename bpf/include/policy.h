@@ -65,32 +65,37 @@ static __always_inline int note(const struct policy_value *v, struct trace *t)
 }
 
 /*
- * Notes the row of the longest port prefix, else that of protocol 0. key has table
- * and class; lens says which lengths exist. Global: verified once.
+ * Notes the row of the longest port prefix, else that of protocol 0. of has table
+ * and class; lens says which lengths exist. Global: verified once. Looks up by a copy
+ * of the key, since before Linux 6.2 the memory that a global function is handed is
+ * no key.
  */
-__noinline int probe(struct policy_key *key, __u32 lens, const struct packet *p, __be16 port,
+__noinline int probe(const struct policy_key *of, __u32 lens, const struct packet *p, __be16 port,
 		     struct trace *t)
 {
+	struct policy_key key = {};
 	struct policy_value *v;
 
-	if (!key || !p || !t || !lens)
+	if (!of || !p || !t || !lens)
 		return 0;
-	key->protocol = p->protocol;
+	key.table = of->table;
+	key.class = of->class;
+	key.protocol = p->protocol;
 	for (int bits = 16; bits >= 0; bits--) {
 		if (!(lens & (1U << bits)))
 			continue;
-		key->port = port & bpf_htons((__u16)(0xffff0000U >> bits));
-		key->port_bits = bits;
-		v = bpf_map_lookup_elem(&policy, key);
+		key.port = port & bpf_htons((__u16)(0xffff0000U >> bits));
+		key.port_bits = bits;
+		v = bpf_map_lookup_elem(&policy, &key);
 		if (v)
 			return note(v, t);
 	}
 	if (!(lens & LENS_ALL_PROTOCOLS))
 		return 0;
-	key->port = 0;
-	key->port_bits = 0;
-	key->protocol = 0;
-	v = bpf_map_lookup_elem(&policy, key);
+	key.port = 0;
+	key.port_bits = 0;
+	key.protocol = 0;
+	v = bpf_map_lookup_elem(&policy, &key);
 	return v ? note(v, t) : 0;
 }
 
