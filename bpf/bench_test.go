@@ -42,8 +42,8 @@ func BenchmarkPacket(b *testing.B) {
 		{"IPv4/fragment", w.o.FromContainer, w.a, fragments[1], abi.Forwarded, abi.Ingress},
 		{"IPv4/SCTP", w.o.FromContainer, w.a, frame{src: w.a.v4, dst: w.b.v4, proto: sctp, dstPort: 80}, abi.Forwarded, abi.Ingress},
 		{"IPv6/hop-by-hop", w.o.FromContainer, w.a, frame{src: w.a.v6, dst: w.b.v6, proto: tcp, dstPort: 80, flags: ack, next: hopByHop, options: ext(tcp)}, abi.Forwarded, abi.Ingress},
-		// A SYN on a flow that saw a RST is a new flow each time.
-		{"IPv4/new", w.o.FromContainer, w.a, frame{src: w.a.v4, dst: w.b.v4, proto: tcp, srcPort: 9, dstPort: 80, flags: syn | rst}, abi.Forwarded, abi.Ingress},
+		// A SYN on a flow that saw a RST opens it anew, each time.
+		{"IPv4/reopened", w.o.FromContainer, w.a, frame{src: w.a.v4, dst: w.b.v4, proto: tcp, srcPort: 9, dstPort: 80, flags: syn | rst}, abi.Forwarded, abi.Ingress},
 		{"IPv4/denied", w.o.FromContainer, w.a, frame{src: w.a.v4, dst: w.b.v4, proto: tcp, srcPort: 8, dstPort: 81, flags: syn}, abi.PolicyDefaultDeny, abi.Egress},
 	} {
 		b.Run(bb.name, func(b *testing.B) {

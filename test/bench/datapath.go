@@ -52,6 +52,17 @@ func runDatapath(ctx context.Context, p *plan, out sink) (err error) {
 				out.add(m.metric, "both ends on one CPU", pt.label, t.PerSecond)
 			}
 		}
+		for _, pt := range paths {
+			if pt.agent == 0 || pt.only != "" {
+				continue
+			}
+			if err := p.measureLive(ctx, pt, out); err != nil {
+				return fmt.Errorf("%s, live traffic: %w", pt.label, err)
+			}
+		}
+		if err := p.measureRuns(ctx, out); err != nil {
+			return err
+		}
 		p.say("datapath: round %d of %d", round+1, p.rounds)
 	}
 	return nil
@@ -163,6 +174,7 @@ func (p *plan) startVarvePath(ctx context.Context, pt *path, flags []string) (fu
 	if err != nil {
 		return nil, err
 	}
+	pt.agent = a.pid()
 	down := func() error { return errors.Join(a.stop(), unmount(filepath.Join(dir, "bpf"))) }
 	err = func() error {
 		c, err := api.New(a.socket)

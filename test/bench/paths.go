@@ -13,6 +13,7 @@ type path struct {
 	name  string // of its namespaces: NAME-n (the node), NAME-a, NAME-b
 	label string // as reported
 	to    string // b's address
+	agent int    // process of the agent, if there is one
 	only  string // the one mode in which it differs from another path; empty: all
 	setup func(ctx context.Context, pt *path) (func() error, error)
 }

@@ -110,3 +110,18 @@ func runSelfUnder(ctx context.Context, under []string, into any, args ...string)
 	}
 	return nil
 }
+
+// outputOf runs a command and returns what it prints.
+func outputOf(ctx context.Context, name string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, name, args...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, stderr.String())
+	}
+	return string(out), nil
+}
+
+// pid is the process's number: nsenter runs the program in its own place.
+func (s *server) pid() int { return s.cmd.Process.Pid }

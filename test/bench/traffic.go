@@ -58,9 +58,10 @@ func trafficCommand(_ context.Context, args []string, stdout, stderr io.Writer) 
 	fs := flag.NewFlagSet("traffic", flag.ContinueOnError)
 	fs.SetOutput(stderr)
 	serve := fs.Bool("serve", false, "be the server")
-	mode := fs.String("mode", "", "rr, crr, udp, stream")
+	mode := fs.String("mode", "", "rr, crr, udp, stream, tuples")
 	to := fs.String("to", "", "the server's address")
 	seconds := fs.Float64("seconds", 1, "how long")
+	passes := fs.Int("passes", 1, "of mode tuples: how often each")
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
@@ -72,6 +73,13 @@ func trafficCommand(_ context.Context, args []string, stdout, stderr io.Writer) 
 	if err != nil {
 		return err
 	}
+	if *mode == "tuples" {
+		t, err := sendTuples(unix.SockaddrInet4{Addr: addr.As4()}, *passes)
+		if err != nil {
+			return fmt.Errorf("tuples: %w", err)
+		}
+		return json.NewEncoder(stdout).Encode(t)
+	}
 	t, err := measureTraffic(*mode, &unix.SockaddrInet4{Port: trafficPort, Addr: addr.As4()}, time.Duration(*seconds*float64(time.Second)))
 	if err != nil {
 		return fmt.Errorf("%s: %w", *mode, err)
@@ -80,6 +88,13 @@ func trafficCommand(_ context.Context, args []string, stdout, stderr io.Writer) 
 }
 
 func serveTraffic(mode string, stdout io.Writer) error {
+	if mode == "tuples" {
+		if err := bindTuples(); err != nil {
+			return err
+		}
+		fmt.Fprintln(stdout, readyLine)
+		select {}
+	}
 	kind := unix.SOCK_STREAM
 	if mode == "udp" {
 		kind = unix.SOCK_DGRAM
