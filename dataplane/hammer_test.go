@@ -293,7 +293,9 @@ func TestHammer(t *testing.T) {
 		if ctx.Err() != nil {
 			break
 		}
-		h.step.Add(1)
+		if n := h.step.Add(1); n%1000 == 0 {
+			t.Logf("change %d", n)
+		}
 		h.change(r)
 	}
 	stop()
