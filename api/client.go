@@ -32,6 +32,7 @@ type Client struct {
 	Agent      varvev1connect.AgentServiceClient
 	Datapath   varvev1connect.DatapathServiceClient
 	Nodes      varvev1connect.NodeServiceClient
+	Snapshots  varvev1connect.SnapshotServiceClient
 	Audit      varvev1connect.AuditServiceClient
 	Flows      varvev1connect.FlowServiceClient
 	FQDN       varvev1connect.FQDNServiceClient
@@ -108,6 +109,7 @@ func New(address string, opts ...Option) (*Client, error) {
 		Identities: varvev1connect.NewIdentityServiceClient(h, baseURL, o.connect...),
 		Agent:      varvev1connect.NewAgentServiceClient(h, baseURL, o.connect...),
 		Datapath:   varvev1connect.NewDatapathServiceClient(h, baseURL, o.connect...),
+		Snapshots:  varvev1connect.NewSnapshotServiceClient(h, baseURL, o.connect...),
 		Nodes:      varvev1connect.NewNodeServiceClient(h, baseURL, o.connect...),
 		Audit:      varvev1connect.NewAuditServiceClient(h, baseURL, o.connect...),
 		Flows:      varvev1connect.NewFlowServiceClient(h, baseURL, o.connect...),

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
@@ -14,7 +15,9 @@ import (
 	"github.com/varve-net/varve/cluster"
 	"github.com/varve-net/varve/dataplane"
 	"github.com/varve-net/varve/internal/apiserver"
+	"github.com/varve-net/varve/internal/inforce"
 	"github.com/varve-net/varve/internal/keeper"
+	"github.com/varve-net/varve/internal/metrics"
 	"github.com/varve-net/varve/internal/past"
 	"github.com/varve-net/varve/log"
 	"github.com/varve-net/varve/log/raftlog"
@@ -94,7 +97,15 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	proj := newProjector(cfg.Node, rlog, func(ctx context.Context, t *projections.Tables, d projections.Delta) (dataplane.Stats, error) {
 		return dp.Enforce(ctx, t, d, eps.bindings(rlog.View()))
 	}, logger)
-	proj.observe = met.ObserveRound
+	digests, err := inforce.Open(cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, digests.Close()) }()
+	proj.observe = func(r metrics.Round) {
+		met.ObserveRound(r)
+		recordInForce(digests, r, logger)
+	}
 	proj.clean = dp.Clean
 	eps = newEndpoints(&cfg, fct, rlog.View, proj.Wait, dp)
 	eps.resync = func(ctx context.Context) error { _, err := proj.round(ctx); return err }
@@ -139,7 +150,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		Listener: listener, Group: cfg.Group, Cluster: cfg.Cluster, Node: cfg.Node,
 		Info: func() apiserver.Info { return info },
 		Log:  rlog, Projector: proj, Endpoints: eps, Kernel: watchedKernel{dp, met}, Monitor: mon,
-		Past: history, Flows: recorded, Drift: drifts.Report, DNSSocket: cfg.DNSSocket, Logger: logger,
+		Past: history, InForce: digests.All, Flows: recorded, Drift: drifts.Report, DNSSocket: cfg.DNSSocket, Logger: logger,
 	})
 	met.Bootstrapped(phaseOverall, time.Since(began))
 	met.Attach(sources(cfg.Node, rlog, dp, proj, eps, recorded))
@@ -172,6 +183,18 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		close(cfg.Ready)
 	}
 	return g.Wait()
+}
+
+// recordInForce remembers which tables came in force, for audits. Enforcement does
+// not depend on it.
+func recordInForce(digests *inforce.Recorder, r metrics.Round, logger *slog.Logger) {
+	if r.Err != nil || r.Tables == nil {
+		return
+	}
+	err := digests.Add(inforce.Record{Revision: r.Revision, JournalSeq: r.JournalSeq, TimeNS: r.Ended.UnixNano(), Digest: r.Tables.Digest()})
+	if err != nil {
+		logger.Warn("what is in force is not recorded for audits", "revision", r.Revision, "error", err)
+	}
 }
 
 // mapSizes are the sizes that the configuration names.

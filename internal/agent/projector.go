@@ -78,6 +78,9 @@ func (p *projector) round(ctx context.Context) (dataplane.Stats, error) {
 	defer p.writing.Unlock()
 	view := p.views.View()
 	seen := metrics.Round{Revision: view.Revision()}
+	if self, ok := view.Node(p.node); ok {
+		seen.JournalSeq = self.JournalSeq
+	}
 	began := time.Now()
 	tables, delta, err := p.tables(view)
 	seen.Build, seen.Tables = time.Since(began), tables

@@ -10,6 +10,7 @@ import (
 	"connectrpc.com/connect"
 
 	varvev1 "github.com/varve-net/varve/api/varve/v1"
+	"github.com/varve-net/varve/fsm"
 	"github.com/varve-net/varve/log"
 	"github.com/varve-net/varve/log/eventpb"
 	"github.com/varve-net/varve/log/history"
@@ -78,6 +79,22 @@ func (s logService) export(ctx context.Context, w io.Writer, first, last log.Rev
 		return err
 	}
 	return e.Close()
+}
+
+// writeState writes a state as a file: an export without records.
+func writeState(w io.Writer, view fsm.View, version, node string) error {
+	chain := view.Chain()
+	e, err := history.NewExporter(w, &eventpb.ArchiveHeader{
+		Cluster: view.Cluster(), Node: node, First: uint64(view.Revision()) + 1, Last: uint64(view.Revision()), Chain: chain[:],
+		CreatedUnixNs: time.Now().UnixNano(), Version: version,
+	}, chain)
+	if err == nil {
+		err = e.State(view.WriteSnapshot)
+	}
+	if err == nil {
+		err = e.Close()
+	}
+	return err
 }
 
 // all tells whether the filter keeps every record.

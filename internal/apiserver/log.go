@@ -133,6 +133,9 @@ func (s logService) span(ctx context.Context, req *varvev1.ReadRequest) (first, 
 		}
 		last = min(last, m.Revision)
 	}
+	if req.Tail > 0 {
+		first = max(s.Log.First(), last-min(last, log.Revision(req.Tail))+1)
+	}
 	return first, last, nil
 }
 

@@ -22,6 +22,7 @@ import (
 	"github.com/varve-net/varve/api/varve/v1/varvev1connect"
 	"github.com/varve-net/varve/flows"
 	"github.com/varve-net/varve/internal/auditserver"
+	"github.com/varve-net/varve/internal/inforce"
 	"github.com/varve-net/varve/internal/past"
 	"github.com/varve-net/varve/projections"
 )
@@ -45,7 +46,7 @@ var services = []string{
 	varvev1connect.LogServiceName, varvev1connect.PolicyServiceName, varvev1connect.EndpointServiceName,
 	varvev1connect.NamespaceServiceName, varvev1connect.IdentityServiceName, varvev1connect.AgentServiceName,
 	varvev1connect.DatapathServiceName, varvev1connect.AuditServiceName, varvev1connect.FlowServiceName,
-	varvev1connect.NodeServiceName, varvev1connect.FQDNServiceName,
+	varvev1connect.NodeServiceName, varvev1connect.FQDNServiceName, varvev1connect.SnapshotServiceName,
 }
 
 // Config is all a Server needs.
@@ -62,6 +63,8 @@ type Config struct {
 	Kernel    Kernel
 	Monitor   Monitor
 	Past      *past.Past
+	// InForce is what this node recorded of its tables; nil: nothing is.
+	InForce func() ([]inforce.Record, error)
 	// Archive: the log is one that nobody writes to, and there is no kernel. The
 	// present is then its newest revision.
 	Archive bool
@@ -88,6 +91,7 @@ func New(cfg Config) *Server {
 	mux.Handle(varvev1connect.NewEndpointServiceHandler(endpointService{s}, opts))
 	mux.Handle(varvev1connect.NewNamespaceServiceHandler(namespaceService{s}, opts))
 	mux.Handle(varvev1connect.NewIdentityServiceHandler(identityService{s}, opts))
+	mux.Handle(varvev1connect.NewSnapshotServiceHandler(snapshotService{s}, opts))
 	mux.Handle(varvev1connect.NewNodeServiceHandler(nodeService{s}, opts))
 	mux.Handle(varvev1connect.NewAgentServiceHandler(agentService{s}, opts))
 	mux.Handle(varvev1connect.NewDatapathServiceHandler(datapathService{s}, opts))

@@ -128,6 +128,15 @@ func (k *Keeper) Run(ctx context.Context) {
 	}
 }
 
+// Due does all that is due at present, as on a busy node but without its rests.
+func (k *Keeper) Due(ctx context.Context) error {
+	for {
+		if did, err := k.round(ctx, false); !did || err != nil {
+			return err
+		}
+	}
+}
+
 // round does the next thing that is due, and reports whether there was any. Gaps
 // between checkpoints are filled on an idle node only.
 func (k *Keeper) round(ctx context.Context, idle bool) (did bool, err error) {

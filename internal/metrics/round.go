@@ -11,6 +11,8 @@ import (
 // Round is one attempt to bring the kernel to a revision.
 type Round struct {
 	Revision log.Revision
+	// JournalSeq is that of the newest fact of the node's own in it.
+	JournalSeq uint64
 	// Build is the time the tables took; Sync that of writing the difference,
 	// which does not happen (0) if the tables could not be built.
 	Build, Sync time.Duration

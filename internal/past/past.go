@@ -246,6 +246,10 @@ func (p *Past) belongs(ctx context.Context, v fsm.View, at log.Revision) error {
 		problem = fmt.Sprintf("it is of revision %d", v.Revision())
 	case v.Cluster() != p.Cluster:
 		problem = fmt.Sprintf("it is of cluster %q, the log is of %q", v.Cluster(), p.Cluster)
+	case at+1 == p.Log.First():
+		if b, ok := p.Log.(interface{ Before() log.Hash }); ok && b.Before() != v.Chain() {
+			problem = fmt.Sprintf("its chain value is %s, the records begin after %s", v.Chain(), b.Before())
+		}
 	case at >= p.Log.First():
 		record, err := p.Record(ctx, at)
 		if err != nil {

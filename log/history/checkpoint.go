@@ -106,6 +106,15 @@ func (c *checkpointReader) Close() error {
 	return c.f.Close()
 }
 
+// CheckpointBytes is the size of a checkpoint's file.
+func (h *History) CheckpointBytes(at log.Revision) (int64, error) {
+	info, err := os.Stat(filepath.Join(h.dir, checkpointName(at)))
+	if err != nil {
+		return 0, err
+	}
+	return info.Size(), nil
+}
+
 // RemoveCheckpoint forgets a checkpoint and removes its file.
 func (h *History) RemoveCheckpoint(at log.Revision) error {
 	h.mu.Lock()

@@ -13,8 +13,12 @@ const remedy = "restore this file from a copy of the directory; do not delete it
 // corrupt names what is wrong at an offset of a segment, and the revision that
 // should be there.
 func (s *segment) corrupt(offset int64, revision log.Revision, problem string) error {
+	what, remedy := "history segment", remedy
+	if s.exported {
+		what, remedy = "exported file", "take another copy of it"
+	}
 	return &log.CorruptError{
 		Revision: revision,
-		What:     fmt.Sprintf("history segment %s at offset %d: %s; %s", s.path, offset, problem, remedy),
+		What:     fmt.Sprintf("%s %s at offset %d: %s; %s", what, s.path, offset, problem, remedy),
 	}
 }

@@ -127,7 +127,7 @@ func (h *History) openExported() error {
 	if err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
-	seg := &segment{path: h.dir}
+	seg := &segment{path: h.dir, exported: true}
 	problem := ""
 	seg.header, problem = parseHeader(b[:n])
 	switch {

@@ -110,6 +110,27 @@ func (h *History) Synced() log.Revision {
 	return h.synced
 }
 
+// Begin makes an empty history one whose first record will follow a revision and
+// its chain value.
+func (h *History) Begin(last log.Revision, chain log.Hash) error {
+	h.syncing.Lock()
+	defer h.syncing.Unlock()
+	if h.broken != nil {
+		return h.broken
+	}
+	if len(h.segments) > 0 {
+		return fmt.Errorf("history %s: holds records already", h.dir)
+	}
+	if _, err := h.begin(last+1, chain); err != nil {
+		return fmt.Errorf("history %s: %w", h.dir, err)
+	}
+	h.synced = last
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.chain = chain
+	return nil
+}
+
 // Before is the chain value before the first record.
 func (h *History) Before() log.Hash {
 	h.mu.RLock()

@@ -34,6 +34,8 @@ type segment struct {
 	end  int64
 	// bad says why nothing can be read from it: its header is damaged.
 	bad error
+	// exported: it is a file of its own.
+	exported bool
 
 	mu      sync.Mutex
 	indexed bool   // marks cover the whole segment, or as much as has been appended

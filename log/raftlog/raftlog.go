@@ -33,6 +33,7 @@ type Log struct {
 	queue   *queue
 	feed    feed
 	view    atomic.Pointer[fsm.View]
+	seed    *fsm.State // that an empty log begins with, or nil
 	// Set while Open runs: the newest snapshot, and what was applied after it.
 	restored, opened log.Revision
 
@@ -69,15 +70,19 @@ func Open(ctx context.Context, config Config) (*Log, error) {
 	if err != nil {
 		return nil, fmt.Errorf("log: %w", err)
 	}
-	l := &Log{
-		config: config, queue: newQueue(&config),
-		proposer: make(chan struct{}), released: make(chan struct{}), stopped: make(chan struct{}),
-	}
+	l := newLog(config)
 	if err := l.open(ctx); err != nil {
 		l.stop(err)
 		return nil, fmt.Errorf("log %s: %w", config.Dir, errors.Join(classify(err), l.release()))
 	}
 	return l, nil
+}
+
+func newLog(config Config) *Log {
+	return &Log{
+		config: config, queue: newQueue(&config),
+		proposer: make(chan struct{}), released: make(chan struct{}), stopped: make(chan struct{}),
+	}
 }
 
 // Replayed is the number of events that Open applied after the snapshot.
@@ -92,6 +97,12 @@ func (l *Log) open(ctx context.Context) (err error) {
 	}
 	if l.history, err = history.Open(filepath.Join(l.config.Dir, historyDir), l.config.Logger); err != nil {
 		return err
+	}
+	if l.seed != nil {
+		from := l.seed.View()
+		if err := l.history.Begin(from.Revision(), from.Chain()); err != nil {
+			return err
+		}
 	}
 	if err := l.start(); err != nil {
 		return err
@@ -144,15 +155,19 @@ func (l *Log) start() (err error) {
 		index = s.Index
 	}
 	last, _ := l.history.Last()
-	if err := l.openFiles(last == 0 && index == 0, snapshots); err != nil {
+	if err := l.openFiles(last == 0 && index == 0 || l.seed != nil, snapshots); err != nil {
 		return err
 	}
 	if err := l.checkContinuity(index); err != nil {
 		return err
 	}
 	l.machine = &machine{log: l, state: fsm.New(c.Cluster)}
+	if l.seed != nil {
+		l.machine.state = l.seed
+	}
 	view := l.machine.state.View()
 	l.view.Store(&view)
+	l.feed.reset(view.Revision(), view.Chain())
 	s := &store{Store: l.files.entries, StableStore: l.files.stable, stop: l.failDisk}
 	r, err := raft.NewRaft(c.Raft, l.machine, s, s, snapshots, l.transport)
 	if err != nil {

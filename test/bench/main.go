@@ -26,6 +26,7 @@ var commands = map[string]command{
 	"report":      reportCommand,
 	"load":        loadCommand,
 	"replay":      replayCommand,
+	"history":     historyCommand,
 	"traffic":     trafficCommand,
 	"etcd-server": etcdServerCommand,
 }

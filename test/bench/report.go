@@ -27,6 +27,10 @@ var figures = []figure{
 	{"append", "p50, ms", "Time of an append, median, ms", "etcd", ""},
 	{"append", "p99, ms", "Time of an append, 99th percentile, ms", "etcd", ""},
 	{"replay", "events/s", "Events a second", "", "replay"},
+	{"history", "bytes an event", "Bytes an event", "", ""},
+	{"history", "us an event", "Time an event, us", "", ""},
+	{"history", "a moment of the past, ms", "The state at a moment of the past, ms", "", ""},
+	{"history", "verify", "Verify a second: chain, checkpoints and replay", "", ""},
 	{"datapath", "TCP_RR, 1/s", "TCP_RR, transactions a second", "veth pair", "tcp-rr"},
 	{"datapath", "TCP_CRR, 1/s", "TCP_CRR, connections a second", "veth pair", "tcp-crr"},
 	{"datapath", "UDP_RR, 1/s", "UDP_RR, transactions a second", "veth pair", "udp-rr"},
@@ -95,7 +99,7 @@ func fill(path string, r *Results) error {
 		return err
 	}
 	text := string(b)
-	for _, section := range []string{"machine", "append", "replay", "datapath", "policy", "agent"} {
+	for _, section := range []string{"machine", "append", "replay", "history", "datapath", "policy", "agent"} {
 		head, rest, ok := strings.Cut(text, begin(section)+"\n")
 		_, tail, ended := strings.Cut(rest, end)
 		if !ok || !ended {
@@ -132,7 +136,7 @@ func writeMachine(w io.Writer, r *Results) {
 
 // writeTables writes all figures for people at a terminal.
 func writeTables(w io.Writer, r *Results) {
-	for _, section := range []string{"append", "replay", "datapath", "policy", "agent"} {
+	for _, section := range []string{"append", "replay", "history", "datapath", "policy", "agent"} {
 		writeSection(w, r, section)
 	}
 }

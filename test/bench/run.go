@@ -41,6 +41,7 @@ var sections = []struct {
 }{
 	{"append", runAppend},
 	{"replay", runReplay},
+	{"history", runHistory},
 	{"datapath", runDatapath},
 	{"policy", runPolicy},
 	{"agent", runAgent},

@@ -1053,6 +1053,221 @@ func (x *AuditReplayGroup) GetSamples() []string {
 	return nil
 }
 
+type AuditVerifyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Since         string                 `protobuf:"bytes,1,opt,name=since,proto3" json:"since,omitempty"` // a moment; empty: the oldest that was recorded
+	Until         string                 `protobuf:"bytes,2,opt,name=until,proto3" json:"until,omitempty"` // a moment; empty: the newest
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditVerifyRequest) Reset() {
+	*x = AuditVerifyRequest{}
+	mi := &file_api_varve_v1_audit_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditVerifyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditVerifyRequest) ProtoMessage() {}
+
+func (x *AuditVerifyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_audit_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditVerifyRequest.ProtoReflect.Descriptor instead.
+func (*AuditVerifyRequest) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *AuditVerifyRequest) GetSince() string {
+	if x != nil {
+		return x.Since
+	}
+	return ""
+}
+
+func (x *AuditVerifyRequest) GetUntil() string {
+	if x != nil {
+		return x.Until
+	}
+	return ""
+}
+
+type AuditVerifyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// The coordinates that were compared.
+	Compared uint64 `protobuf:"varint,2,opt,name=compared,proto3" json:"compared,omitempty"`
+	First    uint64 `protobuf:"varint,3,opt,name=first,proto3" json:"first,omitempty"`
+	Last     uint64 `protobuf:"varint,4,opt,name=last,proto3" json:"last,omitempty"`
+	// Recorded, but no longer to be told from what is kept.
+	Skipped       uint64           `protobuf:"varint,5,opt,name=skipped,proto3" json:"skipped,omitempty"`
+	Mismatches    []*AuditMismatch `protobuf:"bytes,6,rep,name=mismatches,proto3" json:"mismatches,omitempty"` // none: the records explain all that was in force
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditVerifyResponse) Reset() {
+	*x = AuditVerifyResponse{}
+	mi := &file_api_varve_v1_audit_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditVerifyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditVerifyResponse) ProtoMessage() {}
+
+func (x *AuditVerifyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_audit_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditVerifyResponse.ProtoReflect.Descriptor instead.
+func (*AuditVerifyResponse) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *AuditVerifyResponse) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *AuditVerifyResponse) GetCompared() uint64 {
+	if x != nil {
+		return x.Compared
+	}
+	return 0
+}
+
+func (x *AuditVerifyResponse) GetFirst() uint64 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *AuditVerifyResponse) GetLast() uint64 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
+func (x *AuditVerifyResponse) GetSkipped() uint64 {
+	if x != nil {
+		return x.Skipped
+	}
+	return 0
+}
+
+func (x *AuditVerifyResponse) GetMismatches() []*AuditMismatch {
+	if x != nil {
+		return x.Mismatches
+	}
+	return nil
+}
+
+// AuditMismatch is a revision at which other tables were in force than the log gives.
+type AuditMismatch struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Revision       uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	JournalSeq     uint64                 `protobuf:"varint,2,opt,name=journal_seq,json=journalSeq,proto3" json:"journal_seq,omitempty"`
+	TimeUnixNs     int64                  `protobuf:"varint,3,opt,name=time_unix_ns,json=timeUnixNs,proto3" json:"time_unix_ns,omitempty"` // when the tables came in force
+	RecordedDigest []byte                 `protobuf:"bytes,4,opt,name=recorded_digest,json=recordedDigest,proto3" json:"recorded_digest,omitempty"`
+	ReplayedDigest []byte                 `protobuf:"bytes,5,opt,name=replayed_digest,json=replayedDigest,proto3" json:"replayed_digest,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *AuditMismatch) Reset() {
+	*x = AuditMismatch{}
+	mi := &file_api_varve_v1_audit_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditMismatch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditMismatch) ProtoMessage() {}
+
+func (x *AuditMismatch) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_audit_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditMismatch.ProtoReflect.Descriptor instead.
+func (*AuditMismatch) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *AuditMismatch) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *AuditMismatch) GetJournalSeq() uint64 {
+	if x != nil {
+		return x.JournalSeq
+	}
+	return 0
+}
+
+func (x *AuditMismatch) GetTimeUnixNs() int64 {
+	if x != nil {
+		return x.TimeUnixNs
+	}
+	return 0
+}
+
+func (x *AuditMismatch) GetRecordedDigest() []byte {
+	if x != nil {
+		return x.RecordedDigest
+	}
+	return nil
+}
+
+func (x *AuditMismatch) GetReplayedDigest() []byte {
+	if x != nil {
+		return x.ReplayedDigest
+	}
+	return nil
+}
+
 type AuditAtRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	At    string                 `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
@@ -1066,7 +1281,7 @@ type AuditAtRequest struct {
 
 func (x *AuditAtRequest) Reset() {
 	*x = AuditAtRequest{}
-	mi := &file_api_varve_v1_audit_proto_msgTypes[11]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1078,7 +1293,7 @@ func (x *AuditAtRequest) String() string {
 func (*AuditAtRequest) ProtoMessage() {}
 
 func (x *AuditAtRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_audit_proto_msgTypes[11]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1091,7 +1306,7 @@ func (x *AuditAtRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditAtRequest.ProtoReflect.Descriptor instead.
 func (*AuditAtRequest) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{11}
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *AuditAtRequest) GetAt() string {
@@ -1138,7 +1353,7 @@ type AuditAtResponse struct {
 
 func (x *AuditAtResponse) Reset() {
 	*x = AuditAtResponse{}
-	mi := &file_api_varve_v1_audit_proto_msgTypes[12]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1150,7 +1365,7 @@ func (x *AuditAtResponse) String() string {
 func (*AuditAtResponse) ProtoMessage() {}
 
 func (x *AuditAtResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_audit_proto_msgTypes[12]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1163,7 +1378,7 @@ func (x *AuditAtResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditAtResponse.ProtoReflect.Descriptor instead.
 func (*AuditAtResponse) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{12}
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *AuditAtResponse) GetAt() *Moment {
@@ -1274,7 +1489,7 @@ type AuditCount struct {
 
 func (x *AuditCount) Reset() {
 	*x = AuditCount{}
-	mi := &file_api_varve_v1_audit_proto_msgTypes[13]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1286,7 +1501,7 @@ func (x *AuditCount) String() string {
 func (*AuditCount) ProtoMessage() {}
 
 func (x *AuditCount) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_audit_proto_msgTypes[13]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1299,7 +1514,7 @@ func (x *AuditCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditCount.ProtoReflect.Descriptor instead.
 func (*AuditCount) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{13}
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *AuditCount) GetWhat() string {
@@ -1328,7 +1543,7 @@ type WhyRequest struct {
 
 func (x *WhyRequest) Reset() {
 	*x = WhyRequest{}
-	mi := &file_api_varve_v1_audit_proto_msgTypes[14]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1340,7 +1555,7 @@ func (x *WhyRequest) String() string {
 func (*WhyRequest) ProtoMessage() {}
 
 func (x *WhyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_audit_proto_msgTypes[14]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1353,7 +1568,7 @@ func (x *WhyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyRequest.ProtoReflect.Descriptor instead.
 func (*WhyRequest) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{14}
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *WhyRequest) GetFrom() string {
@@ -1403,7 +1618,7 @@ type WhyResponse struct {
 
 func (x *WhyResponse) Reset() {
 	*x = WhyResponse{}
-	mi := &file_api_varve_v1_audit_proto_msgTypes[15]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1415,7 +1630,7 @@ func (x *WhyResponse) String() string {
 func (*WhyResponse) ProtoMessage() {}
 
 func (x *WhyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_audit_proto_msgTypes[15]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1428,7 +1643,7 @@ func (x *WhyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyResponse.ProtoReflect.Descriptor instead.
 func (*WhyResponse) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{15}
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *WhyResponse) GetRevision() uint64 {
@@ -1516,7 +1731,7 @@ type AuditParty struct {
 
 func (x *AuditParty) Reset() {
 	*x = AuditParty{}
-	mi := &file_api_varve_v1_audit_proto_msgTypes[16]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1528,7 +1743,7 @@ func (x *AuditParty) String() string {
 func (*AuditParty) ProtoMessage() {}
 
 func (x *AuditParty) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_audit_proto_msgTypes[16]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1541,7 +1756,7 @@ func (x *AuditParty) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditParty.ProtoReflect.Descriptor instead.
 func (*AuditParty) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{16}
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *AuditParty) GetName() string {
@@ -1605,7 +1820,7 @@ type AuditSide struct {
 
 func (x *AuditSide) Reset() {
 	*x = AuditSide{}
-	mi := &file_api_varve_v1_audit_proto_msgTypes[17]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1617,7 +1832,7 @@ func (x *AuditSide) String() string {
 func (*AuditSide) ProtoMessage() {}
 
 func (x *AuditSide) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_audit_proto_msgTypes[17]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1630,7 +1845,7 @@ func (x *AuditSide) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditSide.ProtoReflect.Descriptor instead.
 func (*AuditSide) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{17}
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *AuditSide) GetDirection() string {
@@ -1715,7 +1930,7 @@ type AuditEvent struct {
 
 func (x *AuditEvent) Reset() {
 	*x = AuditEvent{}
-	mi := &file_api_varve_v1_audit_proto_msgTypes[18]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1727,7 +1942,7 @@ func (x *AuditEvent) String() string {
 func (*AuditEvent) ProtoMessage() {}
 
 func (x *AuditEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_audit_proto_msgTypes[18]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1740,7 +1955,7 @@ func (x *AuditEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditEvent.ProtoReflect.Descriptor instead.
 func (*AuditEvent) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{18}
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *AuditEvent) GetRevision() uint64 {
@@ -1825,7 +2040,7 @@ type AuditFlip struct {
 
 func (x *AuditFlip) Reset() {
 	*x = AuditFlip{}
-	mi := &file_api_varve_v1_audit_proto_msgTypes[19]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1837,7 +2052,7 @@ func (x *AuditFlip) String() string {
 func (*AuditFlip) ProtoMessage() {}
 
 func (x *AuditFlip) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_audit_proto_msgTypes[19]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1850,7 +2065,7 @@ func (x *AuditFlip) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditFlip.ProtoReflect.Descriptor instead.
 func (*AuditFlip) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{19}
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *AuditFlip) GetRevision() uint64 {
@@ -1896,7 +2111,7 @@ type BisectRequest struct {
 
 func (x *BisectRequest) Reset() {
 	*x = BisectRequest{}
-	mi := &file_api_varve_v1_audit_proto_msgTypes[20]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1908,7 +2123,7 @@ func (x *BisectRequest) String() string {
 func (*BisectRequest) ProtoMessage() {}
 
 func (x *BisectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_audit_proto_msgTypes[20]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1921,7 +2136,7 @@ func (x *BisectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BisectRequest.ProtoReflect.Descriptor instead.
 func (*BisectRequest) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{20}
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *BisectRequest) GetFrom() string {
@@ -1978,7 +2193,7 @@ type BisectResponse struct {
 
 func (x *BisectResponse) Reset() {
 	*x = BisectResponse{}
-	mi := &file_api_varve_v1_audit_proto_msgTypes[21]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1990,7 +2205,7 @@ func (x *BisectResponse) String() string {
 func (*BisectResponse) ProtoMessage() {}
 
 func (x *BisectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_audit_proto_msgTypes[21]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2003,7 +2218,7 @@ func (x *BisectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BisectResponse.ProtoReflect.Descriptor instead.
 func (*BisectResponse) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{21}
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *BisectResponse) GetFlips() []*AuditFlip {
@@ -2125,7 +2340,27 @@ const file_api_varve_v1_audit_proto_rawDesc = "" +
 	"\flast_unix_ns\x18\n" +
 	" \x01(\x03R\n" +
 	"lastUnixNs\x12\x18\n" +
-	"\asamples\x18\v \x03(\tR\asamples\"N\n" +
+	"\asamples\x18\v \x03(\tR\asamples\"@\n" +
+	"\x12AuditVerifyRequest\x12\x14\n" +
+	"\x05since\x18\x01 \x01(\tR\x05since\x12\x14\n" +
+	"\x05until\x18\x02 \x01(\tR\x05until\"\xc2\x01\n" +
+	"\x13AuditVerifyResponse\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1a\n" +
+	"\bcompared\x18\x02 \x01(\x04R\bcompared\x12\x14\n" +
+	"\x05first\x18\x03 \x01(\x04R\x05first\x12\x12\n" +
+	"\x04last\x18\x04 \x01(\x04R\x04last\x12\x18\n" +
+	"\askipped\x18\x05 \x01(\x04R\askipped\x127\n" +
+	"\n" +
+	"mismatches\x18\x06 \x03(\v2\x17.varve.v1.AuditMismatchR\n" +
+	"mismatches\"\xc0\x01\n" +
+	"\rAuditMismatch\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x1f\n" +
+	"\vjournal_seq\x18\x02 \x01(\x04R\n" +
+	"journalSeq\x12 \n" +
+	"\ftime_unix_ns\x18\x03 \x01(\x03R\n" +
+	"timeUnixNs\x12'\n" +
+	"\x0frecorded_digest\x18\x04 \x01(\fR\x0erecordedDigest\x12'\n" +
+	"\x0freplayed_digest\x18\x05 \x01(\fR\x0ereplayedDigest\"N\n" +
 	"\x0eAuditAtRequest\x12\x0e\n" +
 	"\x02at\x18\x01 \x01(\tR\x02at\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x18\n" +
@@ -2222,9 +2457,10 @@ const file_api_varve_v1_audit_proto_rawDesc = "" +
 	"\x05flips\x18\x01 \x03(\v2\x13.varve.v1.AuditFlipR\x05flips\x12\x14\n" +
 	"\x05since\x18\x02 \x01(\x04R\x05since\x12\x0e\n" +
 	"\x02at\x18\x03 \x01(\x04R\x02at\x12\x18\n" +
-	"\aoutcome\x18\x04 \x01(\tR\aoutcome2\xab\x03\n" +
+	"\aoutcome\x18\x04 \x01(\tR\aoutcome2\xf7\x03\n" +
 	"\fAuditService\x12>\n" +
-	"\x02At\x12\x18.varve.v1.AuditAtRequest\x1a\x19.varve.v1.AuditAtResponse\"\x03\x90\x02\x01\x127\n" +
+	"\x02At\x12\x18.varve.v1.AuditAtRequest\x1a\x19.varve.v1.AuditAtResponse\"\x03\x90\x02\x01\x12J\n" +
+	"\x06Verify\x12\x1c.varve.v1.AuditVerifyRequest\x1a\x1d.varve.v1.AuditVerifyResponse\"\x03\x90\x02\x01\x127\n" +
 	"\x03Why\x12\x14.varve.v1.WhyRequest\x1a\x15.varve.v1.WhyResponse\"\x03\x90\x02\x01\x12@\n" +
 	"\x06Bisect\x12\x17.varve.v1.BisectRequest\x1a\x18.varve.v1.BisectResponse\"\x03\x90\x02\x01\x12F\n" +
 	"\x04Diff\x12\x1a.varve.v1.AuditDiffRequest\x1a\x1b.varve.v1.AuditDiffResponse\"\x03\x90\x02\x010\x01\x12L\n" +
@@ -2244,7 +2480,7 @@ func file_api_varve_v1_audit_proto_rawDescGZIP() []byte {
 	return file_api_varve_v1_audit_proto_rawDescData
 }
 
-var file_api_varve_v1_audit_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_api_varve_v1_audit_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_api_varve_v1_audit_proto_goTypes = []any{
 	(*AuditDiffRequest)(nil),    // 0: varve.v1.AuditDiffRequest
 	(*AuditDiffResponse)(nil),   // 1: varve.v1.AuditDiffResponse
@@ -2257,74 +2493,80 @@ var file_api_varve_v1_audit_proto_goTypes = []any{
 	(*AuditReplayRequest)(nil),  // 8: varve.v1.AuditReplayRequest
 	(*AuditReplayResponse)(nil), // 9: varve.v1.AuditReplayResponse
 	(*AuditReplayGroup)(nil),    // 10: varve.v1.AuditReplayGroup
-	(*AuditAtRequest)(nil),      // 11: varve.v1.AuditAtRequest
-	(*AuditAtResponse)(nil),     // 12: varve.v1.AuditAtResponse
-	(*AuditCount)(nil),          // 13: varve.v1.AuditCount
-	(*WhyRequest)(nil),          // 14: varve.v1.WhyRequest
-	(*WhyResponse)(nil),         // 15: varve.v1.WhyResponse
-	(*AuditParty)(nil),          // 16: varve.v1.AuditParty
-	(*AuditSide)(nil),           // 17: varve.v1.AuditSide
-	(*AuditEvent)(nil),          // 18: varve.v1.AuditEvent
-	(*AuditFlip)(nil),           // 19: varve.v1.AuditFlip
-	(*BisectRequest)(nil),       // 20: varve.v1.BisectRequest
-	(*BisectResponse)(nil),      // 21: varve.v1.BisectResponse
-	(*Moment)(nil),              // 22: varve.v1.Moment
-	(*eventpb.PolicyRef)(nil),   // 23: varve.event.v1.PolicyRef
-	(*FlowGap)(nil),             // 24: varve.v1.FlowGap
-	(*Namespace)(nil),           // 25: varve.v1.Namespace
-	(*Node)(nil),                // 26: varve.v1.Node
-	(*Identity)(nil),            // 27: varve.v1.Identity
-	(*Endpoint)(nil),            // 28: varve.v1.Endpoint
-	(*Policy)(nil),              // 29: varve.v1.Policy
-	(*TableStatus)(nil),         // 30: varve.v1.TableStatus
-	(*DumpResponse)(nil),        // 31: varve.v1.DumpResponse
+	(*AuditVerifyRequest)(nil),  // 11: varve.v1.AuditVerifyRequest
+	(*AuditVerifyResponse)(nil), // 12: varve.v1.AuditVerifyResponse
+	(*AuditMismatch)(nil),       // 13: varve.v1.AuditMismatch
+	(*AuditAtRequest)(nil),      // 14: varve.v1.AuditAtRequest
+	(*AuditAtResponse)(nil),     // 15: varve.v1.AuditAtResponse
+	(*AuditCount)(nil),          // 16: varve.v1.AuditCount
+	(*WhyRequest)(nil),          // 17: varve.v1.WhyRequest
+	(*WhyResponse)(nil),         // 18: varve.v1.WhyResponse
+	(*AuditParty)(nil),          // 19: varve.v1.AuditParty
+	(*AuditSide)(nil),           // 20: varve.v1.AuditSide
+	(*AuditEvent)(nil),          // 21: varve.v1.AuditEvent
+	(*AuditFlip)(nil),           // 22: varve.v1.AuditFlip
+	(*BisectRequest)(nil),       // 23: varve.v1.BisectRequest
+	(*BisectResponse)(nil),      // 24: varve.v1.BisectResponse
+	(*Moment)(nil),              // 25: varve.v1.Moment
+	(*eventpb.PolicyRef)(nil),   // 26: varve.event.v1.PolicyRef
+	(*FlowGap)(nil),             // 27: varve.v1.FlowGap
+	(*Namespace)(nil),           // 28: varve.v1.Namespace
+	(*Node)(nil),                // 29: varve.v1.Node
+	(*Identity)(nil),            // 30: varve.v1.Identity
+	(*Endpoint)(nil),            // 31: varve.v1.Endpoint
+	(*Policy)(nil),              // 32: varve.v1.Policy
+	(*TableStatus)(nil),         // 33: varve.v1.TableStatus
+	(*DumpResponse)(nil),        // 34: varve.v1.DumpResponse
 }
 var file_api_varve_v1_audit_proto_depIdxs = []int32{
 	2,  // 0: varve.v1.AuditDiffResponse.span:type_name -> varve.v1.AuditSpan
-	18, // 1: varve.v1.AuditDiffResponse.event:type_name -> varve.v1.AuditEvent
+	21, // 1: varve.v1.AuditDiffResponse.event:type_name -> varve.v1.AuditEvent
 	3,  // 2: varve.v1.AuditDiffResponse.state:type_name -> varve.v1.AuditStateChange
 	4,  // 3: varve.v1.AuditDiffResponse.row:type_name -> varve.v1.AuditRowChange
 	5,  // 4: varve.v1.AuditDiffResponse.count:type_name -> varve.v1.AuditDiffCount
-	22, // 5: varve.v1.AuditSpan.from:type_name -> varve.v1.Moment
-	22, // 6: varve.v1.AuditSpan.to:type_name -> varve.v1.Moment
-	22, // 7: varve.v1.ProvenanceResponse.at:type_name -> varve.v1.Moment
-	18, // 8: varve.v1.ProvenanceResponse.events:type_name -> varve.v1.AuditEvent
-	23, // 9: varve.v1.AuditReplayRequest.delete:type_name -> varve.event.v1.PolicyRef
+	25, // 5: varve.v1.AuditSpan.from:type_name -> varve.v1.Moment
+	25, // 6: varve.v1.AuditSpan.to:type_name -> varve.v1.Moment
+	25, // 7: varve.v1.ProvenanceResponse.at:type_name -> varve.v1.Moment
+	21, // 8: varve.v1.ProvenanceResponse.events:type_name -> varve.v1.AuditEvent
+	26, // 9: varve.v1.AuditReplayRequest.delete:type_name -> varve.event.v1.PolicyRef
 	10, // 10: varve.v1.AuditReplayResponse.groups:type_name -> varve.v1.AuditReplayGroup
-	24, // 11: varve.v1.AuditReplayResponse.gaps:type_name -> varve.v1.FlowGap
-	22, // 12: varve.v1.AuditAtResponse.at:type_name -> varve.v1.Moment
-	13, // 13: varve.v1.AuditAtResponse.counts:type_name -> varve.v1.AuditCount
-	25, // 14: varve.v1.AuditAtResponse.namespaces:type_name -> varve.v1.Namespace
-	26, // 15: varve.v1.AuditAtResponse.nodes:type_name -> varve.v1.Node
-	27, // 16: varve.v1.AuditAtResponse.identities:type_name -> varve.v1.Identity
-	28, // 17: varve.v1.AuditAtResponse.endpoints:type_name -> varve.v1.Endpoint
-	29, // 18: varve.v1.AuditAtResponse.policies:type_name -> varve.v1.Policy
-	30, // 19: varve.v1.AuditAtResponse.tables:type_name -> varve.v1.TableStatus
-	31, // 20: varve.v1.AuditAtResponse.rows:type_name -> varve.v1.DumpResponse
-	16, // 21: varve.v1.WhyResponse.from:type_name -> varve.v1.AuditParty
-	16, // 22: varve.v1.WhyResponse.to:type_name -> varve.v1.AuditParty
-	17, // 23: varve.v1.WhyResponse.sides:type_name -> varve.v1.AuditSide
-	18, // 24: varve.v1.WhyResponse.events:type_name -> varve.v1.AuditEvent
-	19, // 25: varve.v1.WhyResponse.flip:type_name -> varve.v1.AuditFlip
-	18, // 26: varve.v1.AuditFlip.event:type_name -> varve.v1.AuditEvent
-	19, // 27: varve.v1.BisectResponse.flips:type_name -> varve.v1.AuditFlip
-	11, // 28: varve.v1.AuditService.At:input_type -> varve.v1.AuditAtRequest
-	14, // 29: varve.v1.AuditService.Why:input_type -> varve.v1.WhyRequest
-	20, // 30: varve.v1.AuditService.Bisect:input_type -> varve.v1.BisectRequest
-	0,  // 31: varve.v1.AuditService.Diff:input_type -> varve.v1.AuditDiffRequest
-	6,  // 32: varve.v1.AuditService.Provenance:input_type -> varve.v1.ProvenanceRequest
-	8,  // 33: varve.v1.AuditService.Replay:input_type -> varve.v1.AuditReplayRequest
-	12, // 34: varve.v1.AuditService.At:output_type -> varve.v1.AuditAtResponse
-	15, // 35: varve.v1.AuditService.Why:output_type -> varve.v1.WhyResponse
-	21, // 36: varve.v1.AuditService.Bisect:output_type -> varve.v1.BisectResponse
-	1,  // 37: varve.v1.AuditService.Diff:output_type -> varve.v1.AuditDiffResponse
-	7,  // 38: varve.v1.AuditService.Provenance:output_type -> varve.v1.ProvenanceResponse
-	9,  // 39: varve.v1.AuditService.Replay:output_type -> varve.v1.AuditReplayResponse
-	34, // [34:40] is the sub-list for method output_type
-	28, // [28:34] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	27, // 11: varve.v1.AuditReplayResponse.gaps:type_name -> varve.v1.FlowGap
+	13, // 12: varve.v1.AuditVerifyResponse.mismatches:type_name -> varve.v1.AuditMismatch
+	25, // 13: varve.v1.AuditAtResponse.at:type_name -> varve.v1.Moment
+	16, // 14: varve.v1.AuditAtResponse.counts:type_name -> varve.v1.AuditCount
+	28, // 15: varve.v1.AuditAtResponse.namespaces:type_name -> varve.v1.Namespace
+	29, // 16: varve.v1.AuditAtResponse.nodes:type_name -> varve.v1.Node
+	30, // 17: varve.v1.AuditAtResponse.identities:type_name -> varve.v1.Identity
+	31, // 18: varve.v1.AuditAtResponse.endpoints:type_name -> varve.v1.Endpoint
+	32, // 19: varve.v1.AuditAtResponse.policies:type_name -> varve.v1.Policy
+	33, // 20: varve.v1.AuditAtResponse.tables:type_name -> varve.v1.TableStatus
+	34, // 21: varve.v1.AuditAtResponse.rows:type_name -> varve.v1.DumpResponse
+	19, // 22: varve.v1.WhyResponse.from:type_name -> varve.v1.AuditParty
+	19, // 23: varve.v1.WhyResponse.to:type_name -> varve.v1.AuditParty
+	20, // 24: varve.v1.WhyResponse.sides:type_name -> varve.v1.AuditSide
+	21, // 25: varve.v1.WhyResponse.events:type_name -> varve.v1.AuditEvent
+	22, // 26: varve.v1.WhyResponse.flip:type_name -> varve.v1.AuditFlip
+	21, // 27: varve.v1.AuditFlip.event:type_name -> varve.v1.AuditEvent
+	22, // 28: varve.v1.BisectResponse.flips:type_name -> varve.v1.AuditFlip
+	14, // 29: varve.v1.AuditService.At:input_type -> varve.v1.AuditAtRequest
+	11, // 30: varve.v1.AuditService.Verify:input_type -> varve.v1.AuditVerifyRequest
+	17, // 31: varve.v1.AuditService.Why:input_type -> varve.v1.WhyRequest
+	23, // 32: varve.v1.AuditService.Bisect:input_type -> varve.v1.BisectRequest
+	0,  // 33: varve.v1.AuditService.Diff:input_type -> varve.v1.AuditDiffRequest
+	6,  // 34: varve.v1.AuditService.Provenance:input_type -> varve.v1.ProvenanceRequest
+	8,  // 35: varve.v1.AuditService.Replay:input_type -> varve.v1.AuditReplayRequest
+	15, // 36: varve.v1.AuditService.At:output_type -> varve.v1.AuditAtResponse
+	12, // 37: varve.v1.AuditService.Verify:output_type -> varve.v1.AuditVerifyResponse
+	18, // 38: varve.v1.AuditService.Why:output_type -> varve.v1.WhyResponse
+	24, // 39: varve.v1.AuditService.Bisect:output_type -> varve.v1.BisectResponse
+	1,  // 40: varve.v1.AuditService.Diff:output_type -> varve.v1.AuditDiffResponse
+	7,  // 41: varve.v1.AuditService.Provenance:output_type -> varve.v1.ProvenanceResponse
+	9,  // 42: varve.v1.AuditService.Replay:output_type -> varve.v1.AuditReplayResponse
+	36, // [36:43] is the sub-list for method output_type
+	29, // [29:36] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_api_varve_v1_audit_proto_init() }
@@ -2350,7 +2592,7 @@ func file_api_varve_v1_audit_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_varve_v1_audit_proto_rawDesc), len(file_api_varve_v1_audit_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -519,8 +519,10 @@ type ReadRequest struct {
 	Filter *Filter                `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
 	// Moments, as revisions, times or how long ago: records after since, up to until.
 	// Empty: no limit beside first and last.
-	Since         string `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
-	Until         string `protobuf:"bytes,5,opt,name=until,proto3" json:"until,omitempty"`
+	Since string `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
+	Until string `protobuf:"bytes,5,opt,name=until,proto3" json:"until,omitempty"`
+	// Only the last so many, of those that are kept; 0: all.
+	Tail          uint64 `protobuf:"varint,6,opt,name=tail,proto3" json:"tail,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -588,6 +590,13 @@ func (x *ReadRequest) GetUntil() string {
 		return x.Until
 	}
 	return ""
+}
+
+func (x *ReadRequest) GetTail() uint64 {
+	if x != nil {
+		return x.Tail
+	}
+	return 0
 }
 
 // ExportChunk is a piece of the file. The end of the file says that it is whole.
@@ -990,13 +999,14 @@ const file_api_varve_v1_log_proto_rawDesc = "" +
 	"\x06Filter\x12'\n" +
 	"\x0fstream_prefixes\x18\x01 \x03(\tR\x0estreamPrefixes\x12\x14\n" +
 	"\x05kinds\x18\x02 \x03(\tR\x05kinds\x12\x16\n" +
-	"\x06actors\x18\x03 \x03(\tR\x06actors\"\x8d\x01\n" +
+	"\x06actors\x18\x03 \x03(\tR\x06actors\"\xa1\x01\n" +
 	"\vReadRequest\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\x04R\x05first\x12\x12\n" +
 	"\x04last\x18\x02 \x01(\x04R\x04last\x12(\n" +
 	"\x06filter\x18\x03 \x01(\v2\x10.varve.v1.FilterR\x06filter\x12\x14\n" +
 	"\x05since\x18\x04 \x01(\tR\x05since\x12\x14\n" +
-	"\x05until\x18\x05 \x01(\tR\x05until\"!\n" +
+	"\x05until\x18\x05 \x01(\tR\x05until\x12\x12\n" +
+	"\x04tail\x18\x06 \x01(\x04R\x04tail\"!\n" +
 	"\vExportChunk\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\"t\n" +
 	"\x10SubscribeRequest\x12\x14\n" +

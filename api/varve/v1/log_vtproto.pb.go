@@ -474,6 +474,11 @@ func (m *ReadRequest) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
 	}
+	if m.Tail != 0 {
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.Tail))
+		i--
+		dAtA[i] = 0x30
+	}
 	if len(m.Until) > 0 {
 		i -= len(m.Until)
 		copy(dAtA[i:], m.Until)
@@ -1021,6 +1026,9 @@ func (m *ReadRequest) SizeVT() (n int) {
 	l = len(m.Until)
 	if l > 0 {
 		n += 1 + l + protohelpers.SizeOfVarint(uint64(l))
+	}
+	if m.Tail != 0 {
+		n += 1 + protohelpers.SizeOfVarint(uint64(m.Tail))
 	}
 	n += len(m.unknownFields)
 	return n
@@ -2240,6 +2248,25 @@ func (m *ReadRequest) UnmarshalVT(dAtA []byte) error {
 			}
 			m.Until = string(dAtA[iNdEx:postIndex])
 			iNdEx = postIndex
+		case 6:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Tail", wireType)
+			}
+			m.Tail = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Tail |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
 		default:
 			iNdEx = preIndex
 			skippy, err := protohelpers.Skip(dAtA[iNdEx:])

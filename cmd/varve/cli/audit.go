@@ -24,7 +24,7 @@ whoever had it then. Moments are revisions, times or how long ago:
   varve audit diff -1h now --kind policy-set
   varve audit provenance ipcache 10.244.0.5
   varve audit replay lockdown.yaml --since 24h`)
-	cmd.AddCommand(a.auditAt(), a.auditWhy(), a.auditBisect(), a.auditDiff(), a.auditProvenance(), a.auditReplay())
+	cmd.AddCommand(a.auditAt(), a.auditVerify(), a.auditWhy(), a.auditBisect(), a.auditDiff(), a.auditProvenance(), a.auditReplay())
 	return cmd
 }
 

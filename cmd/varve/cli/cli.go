@@ -121,7 +121,7 @@ internal.`, `
 	}
 	add(groupRun, a.agentCommand(), a.dnsProxyCommand(), a.demoCommand(), a.statusCommand())
 	add(groupChange, a.endpointCommand(), a.namespaceCommand(), a.policyCommand())
-	add(groupLook, a.identityCommand(), a.nodeCommand(), a.bpfCommand(), a.monitorCommand(), a.observeCommand(), a.fqdnCommand(), a.logCommand(), a.auditCommand())
+	add(groupLook, a.identityCommand(), a.nodeCommand(), a.bpfCommand(), a.monitorCommand(), a.observeCommand(), a.fqdnCommand(), a.logCommand(), a.snapshotCommand(), a.auditCommand())
 	add(groupOther, a.versionCommand())
 	a.watch(root)
 	return root

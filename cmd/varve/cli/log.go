@@ -164,7 +164,7 @@ func lastRecords(ctx context.Context, c *api.Client, filter *varvev1.Filter, n u
 	}
 	req := &varvev1.ReadRequest{Last: head, Filter: filter}
 	if len(filter.Kinds)+len(filter.StreamPrefixes)+len(filter.Actors) == 0 {
-		req.First = head - min(head, n) + 1
+		req.Tail = n
 	}
 	var last []*varvev1.Record
 	err = readLog(ctx, c, req, func(r *varvev1.Record) error {

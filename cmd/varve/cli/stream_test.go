@@ -64,11 +64,11 @@ func TestTail(t *testing.T) {
 	}{
 		{
 			name: "all", args: []string{"-n", "5"}, shown: []string{"16", "17"},
-			read: &varvev1.ReadRequest{First: 38, Last: 42, Filter: &varvev1.Filter{}},
+			read: &varvev1.ReadRequest{Last: 42, Tail: 5, Filter: &varvev1.Filter{}},
 		},
 		{
 			name: "more than there are", args: []string{"-n", "100"}, shown: []string{"16", "17"},
-			read: &varvev1.ReadRequest{First: 1, Last: 42, Filter: &varvev1.Filter{}},
+			read: &varvev1.ReadRequest{Last: 42, Tail: 100, Filter: &varvev1.Filter{}},
 		},
 		{
 			name: "filtered", args: []string{"-n", "1", "--kind", "policy-set"}, shown: []string{"17"},

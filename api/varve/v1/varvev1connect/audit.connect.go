@@ -38,6 +38,8 @@ const (
 const (
 	// AuditServiceAtProcedure is the fully-qualified name of the AuditService's At RPC.
 	AuditServiceAtProcedure = "/varve.v1.AuditService/At"
+	// AuditServiceVerifyProcedure is the fully-qualified name of the AuditService's Verify RPC.
+	AuditServiceVerifyProcedure = "/varve.v1.AuditService/Verify"
 	// AuditServiceWhyProcedure is the fully-qualified name of the AuditService's Why RPC.
 	AuditServiceWhyProcedure = "/varve.v1.AuditService/Why"
 	// AuditServiceBisectProcedure is the fully-qualified name of the AuditService's Bisect RPC.
@@ -54,6 +56,9 @@ const (
 type AuditServiceClient interface {
 	// At tells the whole state, or all tables of a node, as they were.
 	At(context.Context, *connect.Request[v1.AuditAtRequest]) (*connect.Response[v1.AuditAtResponse], error)
+	// Verify recomputes from the log the tables that this node recorded to have in
+	// force, and compares their digests.
+	Verify(context.Context, *connect.Request[v1.AuditVerifyRequest]) (*connect.Response[v1.AuditVerifyResponse], error)
 	// Why tells whether one party could reach another, the rows and rules that
 	// decided, the events behind them, and the event that last changed the outcome.
 	Why(context.Context, *connect.Request[v1.WhyRequest]) (*connect.Response[v1.WhyResponse], error)
@@ -84,6 +89,13 @@ func NewAuditServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			httpClient,
 			baseURL+AuditServiceAtProcedure,
 			connect.WithSchema(auditServiceMethods.ByName("At")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		verify: connect.NewClient[v1.AuditVerifyRequest, v1.AuditVerifyResponse](
+			httpClient,
+			baseURL+AuditServiceVerifyProcedure,
+			connect.WithSchema(auditServiceMethods.ByName("Verify")),
 			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
@@ -128,6 +140,7 @@ func NewAuditServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 // auditServiceClient implements AuditServiceClient.
 type auditServiceClient struct {
 	at         *connect.Client[v1.AuditAtRequest, v1.AuditAtResponse]
+	verify     *connect.Client[v1.AuditVerifyRequest, v1.AuditVerifyResponse]
 	why        *connect.Client[v1.WhyRequest, v1.WhyResponse]
 	bisect     *connect.Client[v1.BisectRequest, v1.BisectResponse]
 	diff       *connect.Client[v1.AuditDiffRequest, v1.AuditDiffResponse]
@@ -138,6 +151,11 @@ type auditServiceClient struct {
 // At calls varve.v1.AuditService.At.
 func (c *auditServiceClient) At(ctx context.Context, req *connect.Request[v1.AuditAtRequest]) (*connect.Response[v1.AuditAtResponse], error) {
 	return c.at.CallUnary(ctx, req)
+}
+
+// Verify calls varve.v1.AuditService.Verify.
+func (c *auditServiceClient) Verify(ctx context.Context, req *connect.Request[v1.AuditVerifyRequest]) (*connect.Response[v1.AuditVerifyResponse], error) {
+	return c.verify.CallUnary(ctx, req)
 }
 
 // Why calls varve.v1.AuditService.Why.
@@ -169,6 +187,9 @@ func (c *auditServiceClient) Replay(ctx context.Context, req *connect.Request[v1
 type AuditServiceHandler interface {
 	// At tells the whole state, or all tables of a node, as they were.
 	At(context.Context, *connect.Request[v1.AuditAtRequest]) (*connect.Response[v1.AuditAtResponse], error)
+	// Verify recomputes from the log the tables that this node recorded to have in
+	// force, and compares their digests.
+	Verify(context.Context, *connect.Request[v1.AuditVerifyRequest]) (*connect.Response[v1.AuditVerifyResponse], error)
 	// Why tells whether one party could reach another, the rows and rules that
 	// decided, the events behind them, and the event that last changed the outcome.
 	Why(context.Context, *connect.Request[v1.WhyRequest]) (*connect.Response[v1.WhyResponse], error)
@@ -195,6 +216,13 @@ func NewAuditServiceHandler(svc AuditServiceHandler, opts ...connect.HandlerOpti
 		AuditServiceAtProcedure,
 		svc.At,
 		connect.WithSchema(auditServiceMethods.ByName("At")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	auditServiceVerifyHandler := connect.NewUnaryHandler(
+		AuditServiceVerifyProcedure,
+		svc.Verify,
+		connect.WithSchema(auditServiceMethods.ByName("Verify")),
 		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
@@ -237,6 +265,8 @@ func NewAuditServiceHandler(svc AuditServiceHandler, opts ...connect.HandlerOpti
 		switch r.URL.Path {
 		case AuditServiceAtProcedure:
 			auditServiceAtHandler.ServeHTTP(w, r)
+		case AuditServiceVerifyProcedure:
+			auditServiceVerifyHandler.ServeHTTP(w, r)
 		case AuditServiceWhyProcedure:
 			auditServiceWhyHandler.ServeHTTP(w, r)
 		case AuditServiceBisectProcedure:
@@ -258,6 +288,10 @@ type UnimplementedAuditServiceHandler struct{}
 
 func (UnimplementedAuditServiceHandler) At(context.Context, *connect.Request[v1.AuditAtRequest]) (*connect.Response[v1.AuditAtResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("varve.v1.AuditService.At is not implemented"))
+}
+
+func (UnimplementedAuditServiceHandler) Verify(context.Context, *connect.Request[v1.AuditVerifyRequest]) (*connect.Response[v1.AuditVerifyResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("varve.v1.AuditService.Verify is not implemented"))
 }
 
 func (UnimplementedAuditServiceHandler) Why(context.Context, *connect.Request[v1.WhyRequest]) (*connect.Response[v1.WhyResponse], error) {

@@ -1,0 +1,142 @@
+package apiserver
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+	"testing"
+
+	"connectrpc.com/connect"
+
+	varvev1 "github.com/varve-net/varve/api/varve/v1"
+	"github.com/varve-net/varve/fsm"
+	"github.com/varve-net/varve/log/eventpb"
+)
+
+func (k *kit) save(t *testing.T, at string) []byte {
+	t.Helper()
+	stream, err := k.Snapshots.Save(t.Context(), connect.NewRequest(&varvev1.SaveSnapshotRequest{At: at}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stream.Close()
+	var b bytes.Buffer
+	for stream.Receive() {
+		b.Write(stream.Msg().Data)
+	}
+	if err := stream.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+func (k *kit) restore(t *testing.T, file []byte, dryRun bool) (*varvev1.RestoreSnapshotResponse, error) {
+	t.Helper()
+	stream := k.Snapshots.Restore(t.Context())
+	for i := 0; i <= len(file); i += 300 { // in pieces
+		if err := stream.Send(&varvev1.RestoreSnapshotRequest{Data: file[i:min(i+300, len(file))], DryRun: dryRun}); err != nil {
+			break
+		}
+	}
+	resp, err := stream.CloseAndReceive()
+	if err != nil {
+		return nil, err
+	}
+	return resp.Msg, nil
+}
+
+// contents are what a restore is about.
+func (k *kit) contents() string {
+	var out []string
+	for n := range k.log.View().Namespaces() {
+		out = append(out, fmt.Sprint(n.Name, n.Labels))
+	}
+	for p := range k.log.View().Policies() {
+		out = append(out, fmt.Sprint(p.Set))
+	}
+	return strings.Join(out, "\n")
+}
+
+func (k *kit) applyPolicy(t *testing.T, name, app string) {
+	t.Helper()
+	_, err := k.Policies.Apply(t.Context(), connect.NewRequest(&varvev1.ApplyPolicyRequest{Manifest: fmt.Sprintf(
+		`{"apiVersion":"cilium.io/v2","kind":"CiliumNetworkPolicy","metadata":{"name":%q},"spec":{"endpointSelector":{"matchLabels":{"app":%q}},"ingress":[{}]}}`, name, app)}))
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A restore brings policies and namespaces back by events, leaves endpoints alone,
+// and is done when it is done.
+func TestRestore(t *testing.T) {
+	k := newKit(t)
+	k.append(t, namespaceSet("shop", "a"), namespaceSet("mail", "a"))
+	k.applyPolicy(t, "stays", "web")
+	k.applyPolicy(t, "changes", "web")
+	k.applyPolicy(t, "goes", "web")
+	was := k.contents()
+	saved, _ := k.log.Head()
+	file := k.save(t, "")
+
+	k.endpoint(t, "web", "web", "10.1.0.2", 2)
+	k.applyPolicy(t, "changes", "db")
+	k.applyPolicy(t, "new", "db")
+	k.append(t, namespaceSet("shop", "b"), namespaceSet("later", "b"),
+		&eventpb.Event{Payload: &eventpb.Event_NamespaceDeleted{NamespaceDeleted: &eventpb.NamespaceDeleted{Name: "mail"}}},
+		&eventpb.Event{Payload: &eventpb.Event_PolicyDeleted{PolicyDeleted: &eventpb.PolicyDeleted{Ref: &eventpb.PolicyRef{Kind: eventpb.PolicyKind_CILIUM_NETWORK_POLICY, Namespace: "default", Name: "goes"}}}},
+	)
+	changed := k.contents()
+	head, _ := k.log.Head()
+	if again := k.save(t, fmt.Sprint(saved)); len(again) == 0 {
+		t.Error("no snapshot of the past")
+	}
+
+	dry, err := k.restore(t, file, true)
+	if now, _ := k.log.Head(); err != nil || len(dry.Streams) != 6 || now != head || k.contents() != changed {
+		t.Fatalf("dry run: %v, %v, head %d, was %d", dry, err, now, head)
+	}
+	done, err := k.restore(t, file, false)
+	if err != nil || len(done.Streams) != 6 || uint64(saved) != done.SnapshotRevision {
+		t.Fatalf("%v, %v", done, err)
+	}
+	if got := k.contents(); got != was {
+		t.Errorf("restored to\n%s\nwant\n%s", got, was)
+	}
+	if _, ok := k.log.View().Endpoint(fsm.EndpointRef{Namespace: "default", Name: "web"}); !ok {
+		t.Error("the endpoint is gone")
+	}
+	again, err := k.restore(t, file, false)
+	if err != nil || len(again.Streams) != 0 {
+		t.Errorf("again: %v, %v", again, err)
+	}
+}
+
+// What is damaged, cut off, of another log or of a later format is refused, and
+// nothing has changed.
+func TestRestoreRefuses(t *testing.T) {
+	k, other := newKit(t), newKit(t)
+	for _, k := range []*kit{k, other} {
+		k.applyPolicy(t, "p", "web")
+	}
+	other.append(t, namespaceSet("only", "there"))
+	file := k.save(t, "")
+	k.append(t, namespaceSet("shop", "a"), namespaceSet("shop", "b"))
+	before := k.contents()
+	flipped, newer := bytes.Clone(file), bytes.Clone(file)
+	flipped[len(flipped)/2] ^= 0x10
+	newer[8] = 9
+	for name, tt := range map[string]struct {
+		file []byte
+		want string
+	}{
+		"flipped": {flipped, "refused"}, "cut": {file[:len(file)-5], "cut off"}, "empty": {nil, "refused"}, "no snapshot": {bytes.Repeat([]byte("x"), 1000), "refused"},
+		"another log": {other.save(t, ""), "not of this log"}, "newer": {newer, "refused"},
+	} {
+		if _, err := k.restore(t, tt.file, false); err == nil || !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), "nothing was changed") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if k.contents() != before {
+		t.Error("something was changed")
+	}
+}
