@@ -13,7 +13,7 @@ import (
 // whichever node that was: a workload may move before, or without that, its old
 // node says so.
 func (s *State) endpointCreated(c *change, created *eventpb.EndpointCreated) error {
-	e, err := endpointFacts(created)
+	e, err := c.endpointFacts(created)
 	if err != nil {
 		return err
 	}
@@ -38,7 +38,7 @@ func (s *State) endpointCreated(c *change, created *eventpb.EndpointCreated) err
 	if replaces {
 		held = old.Identity
 	}
-	if e.Identity, err = s.exchange(c, held, s.needOf(&e)); err != nil {
+	if e.Identity, err = s.exchange(c, held, s.needOf(e)); err != nil {
 		return fmt.Errorf("endpoint %s: %w", e.Ref, err)
 	}
 	e.ID = node.NextEndpointID
@@ -47,8 +47,8 @@ func (s *State) endpointCreated(c *change, created *eventpb.EndpointCreated) err
 	if replaces {
 		s.disown(old)
 	}
-	s.own(&e)
-	s.putEndpoint(key, e)
+	s.own(e)
+	s.putEndpoint(key, *e)
 	return nil
 }
 

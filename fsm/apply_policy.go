@@ -10,7 +10,7 @@ import (
 // policySet stores a policy, new or in place of the one of that name. Setting
 // what is there already moves the revision too, as a put does in etcd.
 func (s *State) policySet(c *change, set *eventpb.PolicySet) error {
-	compiled, err := policy.Compile(set)
+	compiled, err := c.compile(set)
 	if err != nil {
 		return err
 	}

@@ -21,7 +21,7 @@ type request struct {
 
 // remember adds to the window and lets the oldest go.
 func (s *State) remember(r request) {
-	s.requestByID[r.id] = put(s, s.requests, &s.write.request, r.revision, r)
+	s.requestByID[r.id] = add(s, s.requests, &s.write.request, r.revision, r)
 	for s.requests.Len() > requestWindow {
 		_, oldest, _ := s.requests.PopMin()
 		drop(s, oldest)

@@ -105,14 +105,21 @@ func later[T any](s *State, w *rows[T], c *cell[T]) {
 	w.unhashed = append(w.unhashed, c)
 }
 
+// add stores a row whose key the table does not have.
+func add[K cmp.Ordered, T any](s *State, t *table[K, T], w *rows[T], key K, row T) *T {
+	c := &cell[T]{row: row, born: s.epoch}
+	t.Set(key, c)
+	later(s, w, c)
+	return &c.row
+}
+
 // put stores a row in place of the one that has its key, in table and digest. Rows
 // that were found before by that key may change with it.
 func put[K cmp.Ordered, T any](s *State, t *table[K, T], w *rows[T], key K, row T) *T {
 	c, ok := t.Get(key)
 	switch {
 	case !ok:
-		c = &cell[T]{row: row, born: s.epoch}
-		t.Set(key, c)
+		return add(s, t, w, key, row)
 	case c.born != s.epoch:
 		s.rows.Remove(c.hash)
 		c = &cell[T]{row: row, born: s.epoch}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/varve-net/varve/log"
 	"github.com/varve-net/varve/log/eventpb"
+	"github.com/varve-net/varve/policy"
 )
 
 // maxReason bounds the reason of a rejection, in bytes: it may quote an event.
@@ -77,6 +78,25 @@ type change struct {
 	authorized bool
 	// tookEndpointID: the event used the NextEndpointID of its node.
 	tookEndpointID bool
+	// ahead is what was found out when the event was decoded; nil for Fold.
+	ahead *Decoded
+}
+
+// compile is policy.Compile of the event's policy.
+func (c *change) compile(set *eventpb.PolicySet) (*policy.Policy, error) {
+	if c.ahead != nil {
+		return c.ahead.policy, c.ahead.payloadErr
+	}
+	return policy.Compile(set)
+}
+
+// endpointFacts is that of the event's endpoint. The row is the caller's.
+func (c *change) endpointFacts(created *eventpb.EndpointCreated) (*Endpoint, error) {
+	if c.ahead != nil {
+		return c.ahead.endpoint, c.ahead.payloadErr
+	}
+	row, err := endpointFacts(created)
+	return &row, err
 }
 
 // Apply folds one event, as its bytes stand in the log, into the state. What it
@@ -112,6 +132,15 @@ type Decoded struct {
 	leaf        log.Hash
 	fingerprint log.Hash // zero if the request id is not to be remembered
 	err         error
+
+	// What of the checks depends on the event alone, in the order in which an event
+	// is rejected: by its envelope, then by its payload.
+	kind       log.Kind
+	role       error // what it is and who may append it
+	stream     error // its stream and journal sequence number
+	policy     *policy.Policy
+	endpoint   *Endpoint
+	payloadErr error
 }
 
 // Decode does what of Apply does not depend on the state, which is half of its
@@ -125,7 +154,28 @@ func Decode(event []byte) Decoded {
 	if remembered(d.event) {
 		d.fingerprint = log.Fingerprint(event, d.event)
 	}
+	d.check()
 	return d
+}
+
+// check does the checks that need no state.
+func (d *Decoded) check() {
+	e := d.event
+	if d.kind, d.role = checkRole(e); d.role != nil {
+		return
+	}
+	if d.stream = checkStream(e, d.kind); d.stream != nil {
+		return
+	}
+	switch p := e.Payload.(type) {
+	case *eventpb.Event_PolicySet:
+		d.policy, d.payloadErr = policy.Compile(p.PolicySet)
+	case *eventpb.Event_EndpointCreated:
+		var row Endpoint
+		if row, d.payloadErr = endpointFacts(p.EndpointCreated); d.payloadErr == nil {
+			d.endpoint = &row
+		}
+	}
 }
 
 // remembered tells whether an event's request id is kept to find its repeats.
@@ -151,6 +201,7 @@ func (s *State) ApplyDecoded(d Decoded) (log.Record, log.Result, error) {
 			return log.Record{}, s.seen(e, first, d.fingerprint), nil
 		}
 	}
+	c.ahead = &d
 	rejection := s.admit(&c)
 	if rejection == nil {
 		if r, ok := s.ordered(&c); !ok {
@@ -195,21 +246,30 @@ func (s *State) seen(e *eventpb.Event, first *request, fingerprint log.Hash) log
 
 // admit checks the envelope: an error rejects the event.
 func (s *State) admit(c *change) error {
-	e := c.event
-	if len(e.RequestId) > maxRequestID {
-		return fmt.Errorf("request_id: %d bytes, the most is %d", len(e.RequestId), maxRequestID)
+	d := c.ahead
+	if c.kind = d.kind; d.role != nil {
+		return d.role
 	}
-	var err error
-	if c.kind, err = log.KindOf(e); err != nil {
-		return err
-	}
-	if err := log.Authorize(e); err != nil {
-		return err
-	}
-	if of := e.GetOrigin().GetCluster(); of != s.cluster {
+	if of := c.event.GetOrigin().GetCluster(); of != s.cluster {
 		return fmt.Errorf("%w: origin.cluster: %.80q, this log is of cluster %q", log.ErrForbidden, of, s.cluster)
 	}
 	c.authorized = true
+	return d.stream
+}
+
+// checkRole tells what an event is, and whether its actor may append that.
+func checkRole(e *eventpb.Event) (log.Kind, error) {
+	if len(e.RequestId) > maxRequestID {
+		return 0, fmt.Errorf("request_id: %d bytes, the most is %d", len(e.RequestId), maxRequestID)
+	}
+	kind, err := log.KindOf(e)
+	if err != nil {
+		return 0, err
+	}
+	return kind, log.Authorize(e)
+}
+
+func checkStream(e *eventpb.Event, kind log.Kind) error {
 	stream, err := log.StreamOf(e)
 	if err != nil {
 		return err
@@ -217,8 +277,8 @@ func (s *State) admit(c *change) error {
 	if e.Stream != stream {
 		return fmt.Errorf("stream: %.300q, but the payload is of stream %.300q", e.Stream, stream)
 	}
-	if e.JournalSeq != 0 && !c.kind.IsNodeFact() {
-		return fmt.Errorf("journal_seq: %d, but only facts of a node are numbered, and %s is none", e.JournalSeq, c.kind)
+	if e.JournalSeq != 0 && !kind.IsNodeFact() {
+		return fmt.Errorf("journal_seq: %d, but only facts of a node are numbered, and %s is none", e.JournalSeq, kind)
 	}
 	return nil
 }
