@@ -81,10 +81,26 @@ func (w *walker) ciliumSpecs(o object, ref Ref) []*eventpb.PolicySpec {
 			out = append(out, w.ciliumSpec(s, index(ps, i), ref))
 		}
 	}
+	w.warnUnlearned(out, o)
 	if spec == nil && (specs == nil || specs.kind == kindList && len(specs.items) == 0) {
 		w.invalid(o.v.line, p, "missing", "give spec or specs")
 	}
 	return out
+}
+
+// warnUnlearned warns of names that a policy allows and lets nobody ask the proxy for:
+// without an answer there is no address.
+func (w *walker) warnUnlearned(specs []*eventpb.PolicySpec, o object) {
+	named, asks := false, false
+	for _, s := range specs {
+		for _, r := range s.Egress {
+			named = named || slices.ContainsFunc(r.Peers, func(p *eventpb.Peer) bool { return p.GetFqdn() != nil })
+			asks = asks || slices.ContainsFunc(r.Ports, func(p *eventpb.Port) bool { return p.Dns != nil })
+		}
+	}
+	if named && !asks {
+		w.warn(o.v.line, o.path, "toFQDNs without rules.dns on port 53: unless another policy has it, no address is learned and nothing is allowed")
+	}
 }
 
 func (w *walker) ciliumSpec(v *value, path string, ref Ref) *eventpb.PolicySpec {

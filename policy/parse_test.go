@@ -134,17 +134,19 @@ func TestParseBounds(t *testing.T) {
 
 func TestWarnings(t *testing.T) {
 	for in, want := range map[string]string{
-		np("podSelector: {}\npolicyTypes: [Ingress]\negress: [{}]"):                                                     "f:7: spec.egress: ignored: policyTypes does not name Egress",
-		np("policyTypes: [Ingress]"):                                                                                    "f:5: spec.podSelector: missing: the policy selects every pod of its namespace, as podSelector: {} does",
-		cnp("endpointSelector: {matchLabels: {\"k8s:io.kubernetes.pod.namespace\": beta}}\ningress: [{}]"):              "f:5: spec.endpointSelector.matchLabels.k8s:io.kubernetes.pod.namespace: the policy selects in its own namespace, alpha, only",
-		cnp("endpointSelector: {}\nenableDefaultDeny: {egress: true}\ningress: [{}]"):                                   "f:6: spec.enableDefaultDeny.egress: without a rule of that direction this isolates nothing; write egress: [{}] to deny all",
-		cnp("endpointSelector: {}\negress: [{toCIDR: [10.0.0.1/8]}]"):                                                   "f:6: spec.egress[0].toCIDR[0]: 10.0.0.1/8 has host bits set and is taken as 10.0.0.0/8",
-		cnp("endpointSelector: {}\ningress: [{toPorts: [{ports: [{port: \"90\", endPort: 80}]}]}]"):                     "f:6: spec.ingress[0].toPorts[0].ports[0].endPort: below port: the rule is for port 90 alone",
-		cnp("endpointSelector: {}\ningress: [{fromEndpoints: [{matchLabels: {\"container:a\": b}}]}]"):                  "f:6: spec.ingress[0].fromEndpoints[0].matchLabels.container:a: no endpoint has labels of source \"container\"",
-		cnp("endpointSelector: {}\ningress: [{toPorts: [{ports: [{port: 80}]}]}]"):                                      "f:6: spec.ingress[0].toPorts[0].ports[0].port: a number; Kubernetes wants a string: \"80\"",
-		cnp("endpointSelector: {}\negress: [{toCIDR: [], toEntities: [all]}]"):                                          "f:6: spec.egress[0].toCIDR: an empty list selects no one, whoever the rule's other list names",
-		cnp("endpointSelector: {matchLabels: {io.kubernetes.pod.namespace: beta}}\ningress: [{}]"):                      "f:5: spec.endpointSelector.matchLabels.io.kubernetes.pod.namespace: selects nothing: the policy selects in its own namespace, alpha, only",
-		cnp("endpointSelector: {}\ndescription: nothing to warn of\nlabels: [{key: a, value: b}]\ningressDeny: [{}]\n"): "",
+		np("podSelector: {}\npolicyTypes: [Ingress]\negress: [{}]"):                                                                                          "f:7: spec.egress: ignored: policyTypes does not name Egress",
+		np("policyTypes: [Ingress]"):                                                                                                                         "f:5: spec.podSelector: missing: the policy selects every pod of its namespace, as podSelector: {} does",
+		cnp("endpointSelector: {matchLabels: {\"k8s:io.kubernetes.pod.namespace\": beta}}\ningress: [{}]"):                                                   "f:5: spec.endpointSelector.matchLabels.k8s:io.kubernetes.pod.namespace: the policy selects in its own namespace, alpha, only",
+		cnp("endpointSelector: {}\nenableDefaultDeny: {egress: true}\ningress: [{}]"):                                                                        "f:6: spec.enableDefaultDeny.egress: without a rule of that direction this isolates nothing; write egress: [{}] to deny all",
+		cnp("endpointSelector: {}\negress: [{toCIDR: [10.0.0.1/8]}]"):                                                                                        "f:6: spec.egress[0].toCIDR[0]: 10.0.0.1/8 has host bits set and is taken as 10.0.0.0/8",
+		cnp("endpointSelector: {}\ningress: [{toPorts: [{ports: [{port: \"90\", endPort: 80}]}]}]"):                                                          "f:6: spec.ingress[0].toPorts[0].ports[0].endPort: below port: the rule is for port 90 alone",
+		cnp("endpointSelector: {}\ningress: [{fromEndpoints: [{matchLabels: {\"container:a\": b}}]}]"):                                                       "f:6: spec.ingress[0].fromEndpoints[0].matchLabels.container:a: no endpoint has labels of source \"container\"",
+		cnp("endpointSelector: {}\ningress: [{toPorts: [{ports: [{port: 80}]}]}]"):                                                                           "f:6: spec.ingress[0].toPorts[0].ports[0].port: a number; Kubernetes wants a string: \"80\"",
+		cnp("endpointSelector: {}\negress: [{toCIDR: [], toEntities: [all]}]"):                                                                               "f:6: spec.egress[0].toCIDR: an empty list selects no one, whoever the rule's other list names",
+		cnp("endpointSelector: {matchLabels: {io.kubernetes.pod.namespace: beta}}\ningress: [{}]"):                                                           "f:5: spec.endpointSelector.matchLabels.io.kubernetes.pod.namespace: selects nothing: the policy selects in its own namespace, alpha, only",
+		cnp("endpointSelector: {}\negress: [{toFQDNs: [{matchName: a.io}]}]"):                                                                                "f:1: toFQDNs without rules.dns on port 53: unless another policy has it, no address is learned and nothing is allowed",
+		cnp("endpointSelector: {}\negress: [{toFQDNs: [{matchName: a.io}]}, {toPorts: [{ports: [{port: \"53\"}], rules: {dns: [{matchPattern: \"*\"}]}}]}]"): "",
+		cnp("endpointSelector: {}\ndescription: nothing to warn of\nlabels: [{key: a, value: b}]\ningressDeny: [{}]\n"):                                      "",
 	} {
 		_, warnings, err := Parse("f", []byte(in), Options{})
 		if err != nil {
