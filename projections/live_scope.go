@@ -31,6 +31,8 @@ type liveClass struct {
 	sig     string
 	members int
 	cause   Cause
+	// recaused tells, while a scope is settled, that cause was another before.
+	recaused bool
 }
 
 func newLiveScope(s *scope) *liveScope {
@@ -55,10 +57,14 @@ func (x *live) settleScope(s *liveScope) {
 	s.causes = causes
 	//purity:ordered a class has a cause of its own
 	for _, c := range s.classes {
-		c.cause = s.causeOf(c.class)
+		cause := s.causeOf(c.class)
+		c.recaused = !sameCause(c.cause, cause)
+		c.cause = cause
 	}
 	for _, row := range x.classRows(s.id) {
-		x.classes.recause(row, x.classCause(s.classes[row.Value.Class], row.Key.Peer))
+		if c := s.classes[row.Value.Class]; c.recaused {
+			x.classes.recause(row, x.classCause(c, row.Key.Peer))
+		}
 	}
 }
 
