@@ -93,17 +93,17 @@ func (q Question) resolve(view fsm.View) (verdict.Question, error) {
 	var out verdict.Question
 	var err error
 	if out.From, err = verdict.ParseParty(view, q.From); err != nil {
-		return out, fmt.Errorf("%w: from: %w", ErrAbsent, err)
+		return out, absent{fmt.Errorf("from: %w", err)}
 	}
 	if out.To, err = verdict.ParseParty(view, q.To); err != nil {
-		return out, fmt.Errorf("%w: to: %w", ErrAbsent, err)
+		return out, absent{fmt.Errorf("to: %w", err)}
 	}
 	out.Protocol, out.Port = q.Port.Protocol, q.Port.Number
 	if q.Port.Name == "" {
 		return out, nil
 	}
 	if out.To.Endpoint == nil {
-		return out, fmt.Errorf("%w: port %s: only an endpoint has named ports, and %s is none at revision %d", ErrAbsent, q.Port, q.To, view.Revision())
+		return out, absent{fmt.Errorf("port %s: only an endpoint has named ports, and %s is none at revision %d", q.Port, q.To, view.Revision())}
 	}
 	for _, p := range out.To.Endpoint.NamedPorts {
 		if p.Name == q.Port.Name && (q.Port.Protocol == 0 || q.Port.Protocol == p.Protocol) {
@@ -111,8 +111,15 @@ func (q Question) resolve(view fsm.View) (verdict.Question, error) {
 			return out, nil
 		}
 	}
-	return out, fmt.Errorf("%w: port %s: endpoint %s has none of that name at revision %d", ErrAbsent, q.Port, out.To.Endpoint.Ref, view.Revision())
+	return out, absent{fmt.Errorf("port %s: endpoint %s has none of that name at revision %d", q.Port, out.To.Endpoint.Ref, view.Revision())}
 }
+
+// absent is an error that says who or what does not exist: it is an ErrAbsent.
+type absent struct{ error }
+
+func (absent) Is(target error) bool { return target == ErrAbsent }
+
+func (a absent) Unwrap() error { return a.error }
 
 // ask answers the question at a View, which may be an excerpt.
 func (a *Auditor) ask(view fsm.View, q Question) (*verdict.Answer, error) {
@@ -122,7 +129,7 @@ func (a *Auditor) ask(view fsm.View, q Question) (*verdict.Answer, error) {
 	}
 	answer, err := verdict.Ask(view, verdict.Projected(view, a.Options), at)
 	if errors.Is(err, verdict.ErrFamily) {
-		return nil, fmt.Errorf("%w: %w", ErrAbsent, err)
+		return nil, absent{err}
 	}
 	return answer, err
 }

@@ -43,8 +43,7 @@ func (e *AbsentError) Error() string {
 	if e.LastSeen == 0 {
 		return fmt.Sprintf("%v; nor at any revision before that is kept", e.Err)
 	}
-	return fmt.Sprintf("%v; the question last had an answer at revision %d, before revision %d %s: ask with --at %d",
-		e.Err, e.LastSeen, e.Gone.Revision, e.Gone.Text, e.LastSeen)
+	return fmt.Sprintf("%v; ask with --at %d, the last revision before one (%d) that %s", e.Err, e.LastSeen, e.Gone.Revision, e.Gone.Text)
 }
 
 func (e *AbsentError) Unwrap() error { return e.Err }
@@ -78,7 +77,7 @@ func (a *Auditor) Why(ctx context.Context, q Question, at log.Revision) (*Why, e
 	chain := chain{causes: causes{}, view: part, tables: map[fsm.EndpointRef]*projections.Tables{}}
 	answer, err := verdict.Ask(part, chain.remember(verdict.Projected(part, a.Options)), resolved)
 	if errors.Is(err, verdict.ErrFamily) {
-		return nil, a.absent(ctx, fmt.Errorf("%w: %w", ErrAbsent, err), at, flip)
+		return nil, a.absent(ctx, absent{err}, at, flip)
 	}
 	if err != nil {
 		return nil, err

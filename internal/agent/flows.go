@@ -92,6 +92,8 @@ func flowOf(e dataplane.Event) (flows.Flow, bool) {
 		return f, false
 	case e.Type == abi.EventNewFlow:
 		f.Verdict = flows.Forwarded
+	case e.Type == abi.EventAudited:
+		f.Verdict, f.Reason = flows.Audited, e.Reason
 	case e.Type == abi.EventDrop:
 		f.Verdict, f.Reason = flows.Dropped, e.Reason
 	default:

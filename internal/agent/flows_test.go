@@ -156,6 +156,7 @@ spec: {endpointSelector: {matchLabels: {app: db}}, ingressDeny: [{fromEntities: 
 		{Type: abi.EventDrop, Reason: abi.PolicyDenied, Direction: abi.Ingress, SinceBoot: 103 * time.Second, Protocol: 1, SrcPort: 8, DstPort: 0, Src: world, Dst: db, SrcPeer: uint64(abi.IdentityWorldIPv4), DstPeer: 256, Row: row},
 		{Type: abi.EventDrop, Drift: &dataplane.Drift{}},
 		{Type: abi.EventClosed, Src: world, Dst: db},
+		{Type: abi.EventAudited, Reason: abi.PolicyDefaultDeny, Direction: abi.Ingress, SinceBoot: 104 * time.Second, Protocol: 6, SrcPort: 4000, DstPort: 80, Src: world, Dst: db, SrcPeer: uint64(abi.IdentityWorldIPv4), DstPeer: 256},
 	} {
 		r.observe(e)
 	}
@@ -169,6 +170,12 @@ spec: {endpointSelector: {matchLabels: {app: db}}, ingressDeny: [{fromEntities: 
 			Verdict: flows.Dropped, Reason: abi.PolicyDenied, Direction: abi.Ingress, Row: row,
 		},
 		Rules: []string{"cnp/default/guard ingressDeny[0]"}, Count: 2, FirstNS: 1_000_000_000_000, LastNS: 1_003_000_000_000, FirstRevision: 3, LastRevision: 3,
+	}, {
+		Key: flows.Key{
+			Src: world, Dst: db, DstName: "default/db", SrcIdentity: abi.IdentityWorldIPv4, DstIdentity: 256, Protocol: 6, Port: 80,
+			Verdict: flows.Audited, Reason: abi.PolicyDefaultDeny, Direction: abi.Ingress,
+		},
+		Count: 1, FirstNS: 1_004_000_000_000, LastNS: 1_004_000_000_000, FirstRevision: 3, LastRevision: 3,
 	}}
 	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

@@ -128,7 +128,7 @@ func FlowProto(node string, f *flows.Flow) *varvev1.Flow {
 	if f.Dst.IsValid() {
 		out.Destination.Address = f.Dst.String()
 	}
-	if f.Verdict == flows.Dropped {
+	if f.Verdict != flows.Forwarded {
 		out.DropReason = f.Reason.String()
 	}
 	return out

@@ -118,13 +118,25 @@ func (p *diffPrinter) part(r *varvev1.AuditDiffResponse) error {
 	case *varvev1.AuditDiffResponse_State:
 		s := part.State
 		sign, text := p.sign(s.Was, s.Is)
-		p.under("State", "", "KIND", "NAME", "ROW", "REVISION").add(sign, s.Kind, s.Name, text, number(s.Revision))
+		p.under("State", "", "KIND", "NAME", "ROW", "REVISION").add(sign, s.Kind, s.Name, derived.Replace(text), number(s.Revision))
 	case *varvev1.AuditDiffResponse_Row:
 		row := part.Row
 		sign, text := p.sign(row.Was, row.Is)
-		p.under("Map "+row.Map, "", "KEY", "ROW", "BEHIND IT").add(sign, derived.Replace(row.Key), derived.Replace(text), dash(ruleList(row.Rules, row.Revisions)))
+		p.under("Map "+row.Map, "", "KEY", "ROW", "BEHIND IT").add(sign, derived.Replace(row.Key), derived.Replace(text), behind(row))
 	}
 	return nil
+}
+
+// behind is the rules and revisions that a row follows from.
+func behind(row *varvev1.AuditRowChange) string {
+	if len(row.Rules) > 0 || len(row.Revisions) == 0 {
+		return dash(ruleList(row.Rules, row.Revisions))
+	}
+	var out []string
+	for _, r := range row.Revisions {
+		out = append(out, number(r))
+	}
+	return "revision " + strings.Join(out, ", ")
 }
 
 // sign is how a row changed, and what it was and is.

@@ -122,7 +122,14 @@ func (a *app) showGaps(gaps []*varvev1.FlowGap) {
 		}
 		lost += g.Lost + g.Overflowed
 	}
-	fmt.Fprintf(a.stdout, "The record lacks: %s in which nobody watched, and %s that were lost\n", duration(blind), plural(int(lost), "event"))
+	var lacks []string
+	if blind > 0 {
+		lacks = append(lacks, duration(blind)+" in which nobody watched")
+	}
+	if lost > 0 {
+		lacks = append(lacks, plural(int(lost), "event")+" that were lost")
+	}
+	fmt.Fprintf(a.stdout, "The record lacks %s:\n", strings.Join(lacks, ", and "))
 	for i, g := range gaps {
 		if i == 10 {
 			fmt.Fprintf(a.stdout, "  and %s more; -o json lists them\n", plural(len(gaps)-i, "gap"))

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -38,7 +39,7 @@ func (a *app) dialArchive() (*api.Client, error) {
 func momentArgs(args []string) []string {
 	out := slices.Clone(args)
 	for i, arg := range out {
-		if len(arg) > 1 && arg[0] == '-' && arg[1] >= '0' && arg[1] <= '9' {
+		if len(arg) > 2 && arg[0] == '-' && arg[1] >= '0' && arg[1] <= '9' && strings.ContainsAny(arg[len(arg)-1:], "dhms") {
 			out[i] = " " + arg
 		}
 	}
