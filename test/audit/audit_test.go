@@ -305,7 +305,7 @@ var vary = []struct {
 }{
 	{regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)`), "TIME"},
 	{regexp.MustCompile(`pid=\d+`), "pid=N"},
-	{regexp.MustCompile(`\b\d+(\.\d+)?(ms|µs|s|m\d+s)\b`), "DURATION"},
+	{regexp.MustCompile(`\b(\d+h)?(\d+m)?\d+(\.\d+)?(ms|µs|s)\b`), "DURATION"},
 	{regexp.MustCompile(`[0-9a-f]{2}(:[0-9a-f]{2}){5}`), "MAC"},
 	{regexp.MustCompile(`x\d+(/DURATION)?`), "xN"},
 	{regexp.MustCompile(`(seen|SEEN) \d+ times`), "seen N times"},
