@@ -43,7 +43,6 @@ func defaultAgentConfig() agent.Config {
 		Cluster: agent.DefaultCluster, IPv4Range: agent.DefaultIPv4Range, IPv6Range: agent.DefaultIPv6Range, MTU: agent.DefaultMTU,
 		DriftInterval: agent.DefaultDriftInterval, SnapshotThreshold: agent.DefaultSnapshotThreshold, CheckpointEvents: agent.DefaultCheckpointEvents,
 		FlowStoreMaxBytes: flows.DefaultMaxBytes, FlowStoreMaxAge: flows.DefaultMaxAge,
-		CheckpointEvents: agent.DefaultCheckpointEvents,
 	}
 }
 
