@@ -32,6 +32,7 @@ func newSieve(endpoints []fsm.EndpointRef) *sieve {
 	s := &sieve{endpoints: endpoints, streams: map[string]bool{}, namespaces: map[string]bool{}}
 	for _, ref := range endpoints {
 		s.streams["endpoint/"+ref.String()] = true
+		s.streams["dns/"+ref.String()] = true
 		s.streams["namespace/"+ref.Namespace] = true
 		s.namespaces[ref.Namespace] = true
 	}

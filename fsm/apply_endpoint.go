@@ -46,6 +46,7 @@ func (s *State) endpointCreated(c *change, created *eventpb.EndpointCreated) err
 	e.Created, e.Revision, e.IdentityRevision = c.rev, c.rev, c.rev
 	if replaces {
 		s.disown(old)
+		s.forgetNames(key)
 	}
 	s.own(e)
 	s.putEndpoint(key, *e)
@@ -114,6 +115,7 @@ func (s *State) live(c *change, pb *eventpb.EndpointRef, incarnation uint64) (st
 func (s *State) removeEndpoint(c *change, key string, e *Endpoint) {
 	s.release(e.Identity, c.rev, c.now)
 	s.disown(e)
+	s.forgetNames(key)
 	s.note(Change{Kind: ChangeEndpoint, namespace: e.Ref.Namespace, name: e.Ref.Name})
 	remove(s, s.endpoints, key)
 }

@@ -71,7 +71,7 @@ func (s *State) setNode(c *change, n Node) error {
 	}
 	n.NextEndpointID = 1
 	if old, ok := lookup(s.nodes, n.Name); ok {
-		n.JournalSeq, n.NextEndpointID = old.JournalSeq, old.NextEndpointID
+		n.JournalSeq, n.DNSSeq, n.NextEndpointID = old.JournalSeq, old.DNSSeq, old.NextEndpointID
 		if !old.Left {
 			for _, a := range old.Addresses {
 				delete(s.owners, a)

@@ -80,7 +80,27 @@ func canonNode(b []byte, n *Node) []byte {
 	if n.AuditMode {
 		b = append(b, 5)
 	}
+	if n.DNSSeq > 0 {
+		b = appendUint(append(b, 6), n.DNSSeq)
+	}
 	return b
+}
+
+func canonName(b []byte, n *Name) []byte {
+	b = appendString(b, n.Endpoint.Namespace)
+	b = appendString(b, n.Endpoint.Name)
+	b = appendString(b, n.Name)
+	b = appendUint(b, uint64(len(n.Addresses)))
+	for _, a := range n.Addresses {
+		b = appendAddr(b, a.Addr)
+		b = appendUint(b, uint64(a.ExpiresNS))
+		b = appendUint(b, uint64(a.Revision))
+	}
+	b = appendUint(b, uint64(len(n.Chain)))
+	for _, c := range n.Chain {
+		b = appendString(b, c)
+	}
+	return appendUint(b, uint64(n.Revision))
 }
 
 // canonIdentity leaves Refs out: the endpoints say it.

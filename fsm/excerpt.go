@@ -9,7 +9,7 @@ import (
 )
 
 // Excerpt returns a State with some rows of a View: the named endpoints that
-// exist and their identities, the policies that keep says, and every namespace and
+// exist with their names and their identities, the policies that keep says, and every namespace and
 // node. The rows are the View's own. What else the log holds is as if it had never
 // been, so the State must only Fold, never Apply: it would answer repeats,
 // conflicts and the numbers of identities wrongly.
@@ -40,6 +40,11 @@ func (v View) Excerpt(endpoints []EndpointRef, keep func(policy.Ref) bool) *Stat
 		}
 		s.rows.Add(c.hash)
 		s.own(&c.row)
+		namesOf(from.names, ref.key(), func(key string, n *Name) bool {
+			s.putName(key, *n)
+			s.learned[ref.key()] += len(n.Addresses)
+			return true
+		})
 		refs[c.row.Identity]++
 	}
 	for e := range all(s.endpoints) {

@@ -15,6 +15,7 @@ const (
 	ChangeIdentity
 	ChangeEndpoint
 	ChangePolicy
+	ChangeName
 )
 
 // Change names a row that an event made, changed or removed. What it was and is
@@ -27,10 +28,15 @@ type Change struct {
 	identity   uint32
 	namespace  string
 	name       string
+	dns        string
 }
 
-// Endpoint is the row's name if it is an endpoint.
+// Endpoint is the row's name if it is an endpoint, and the endpoint that asked if
+// it is a name.
 func (c Change) Endpoint() EndpointRef { return EndpointRef{c.namespace, c.name} }
+
+// DNSName is the row's name, beside its Endpoint, if it is one that was asked for.
+func (c Change) DNSName() string { return c.dns }
 
 // Policy is the row's name if it is a policy.
 func (c Change) Policy() policy.Ref {

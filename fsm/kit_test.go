@@ -155,6 +155,28 @@ func leave(node string, options ...option) *eventpb.Event {
 	return fact(node, &eventpb.Event{Payload: &eventpb.Event_NodeLeft{NodeLeft: &eventpb.NodeLeft{Name: node}}}, options)
 }
 
+// observe says that an endpoint was told addresses, which expire at these seconds.
+func observe(node, namespace, name string, incarnation uint64, asked string, told map[string]int64, options ...option) *eventpb.Event {
+	o := &eventpb.DnsObserved{Node: node, Ref: &eventpb.EndpointRef{Namespace: namespace, Name: name}, Incarnation: incarnation, Name: asked}
+	var addrs []netip.Addr
+	for a := range told {
+		addrs = append(addrs, netip.MustParseAddr(a))
+	}
+	slices.SortFunc(addrs, netip.Addr.Compare)
+	for _, a := range addrs {
+		o.Addresses = append(o.Addresses, &eventpb.DnsAddress{Address: a.AsSlice(), ExpiresUnixNs: told[a.String()] * second})
+	}
+	return fact(node, &eventpb.Event{Payload: &eventpb.Event_DnsObserved{DnsObserved: o}}, options)
+}
+
+func collected(node, namespace, name string, incarnation uint64, asked string, gone []string, options ...option) *eventpb.Event {
+	o := &eventpb.DnsCollected{Node: node, Ref: &eventpb.EndpointRef{Namespace: namespace, Name: name}, Incarnation: incarnation, Name: asked}
+	for _, a := range gone {
+		o.Addresses = append(o.Addresses, ip(a))
+	}
+	return fact(node, &eventpb.Event{Payload: &eventpb.Event_DnsCollected{DnsCollected: o}}, options)
+}
+
 func marshal(t testing.TB, e *eventpb.Event) []byte {
 	t.Helper()
 	b, err := log.Marshal(e)
@@ -217,6 +239,7 @@ type contents struct {
 	Identities []*Identity
 	Endpoints  []*Endpoint
 	Policies   []*Policy
+	Names      []*Name
 	Requests   []*request
 	Next       uint32
 }
@@ -225,7 +248,7 @@ func contentsOf(v View) contents {
 	return contents{
 		v.Revision(), v.Chain(), v.TimeNS(), v.Cluster(), v.Digest(),
 		slices.Collect(v.Namespaces()), slices.Collect(v.Nodes()), slices.Collect(v.Identities()),
-		slices.Collect(v.Endpoints()), slices.Collect(v.Policies()), slices.Collect(all(v.tables().requests)),
+		slices.Collect(v.Endpoints()), slices.Collect(v.Policies()), slices.Collect(v.Names()), slices.Collect(all(v.tables().requests)),
 		v.tables().nextIdentity,
 	}
 }
@@ -262,6 +285,9 @@ func digestFromScratch(v View) log.Hash {
 	}
 	for p := range v.Policies() {
 		s.putPolicy(*p)
+	}
+	for n := range v.Names() {
+		s.putName(nameKey(n.Endpoint.key(), n.Name), *n)
 	}
 	for r := range all(v.tables().requests) {
 		s.remember(*r)

@@ -38,7 +38,7 @@ func drawEvent(t *rapid.T, v View) *eventpb.Event {
 		ref = &eventpb.PolicyRef{Kind: policy.KindCiliumClusterwideNetworkPolicy, Name: name}
 	}
 	var e *eventpb.Event
-	switch rapid.IntRange(0, 16).Draw(t, "kind") {
+	switch rapid.IntRange(0, 20).Draw(t, "kind") {
 	case 0, 1:
 		e = setPolicy(ref, pick("app", "a", "b"))
 	case 2:
@@ -68,6 +68,14 @@ func drawEvent(t *rapid.T, v View) *eventpb.Event {
 		if small("addressed", 1) == 1 {
 			e = join(node, []string{addr(int(small("address", 3)) + 1)})
 		}
+	case 16, 17, 18:
+		told := map[string]int64{}
+		for range small("told", 2) + 1 {
+			told[addr(int(small("answer", 5)))] = int64(small("expires", 9))
+		}
+		e = observe(node, namespace, name, incarnation, pick("asked", "a.io.", "b.io.", "B"), told)
+	case 19:
+		e = collected(node, namespace, name, incarnation, pick("asked", "a.io.", "b.io."), []string{addr(int(small("answer", 5)))})
 	case 15:
 		e = updateNode(node, nil, []string{"10.0.0.0/24"})
 	default:
@@ -85,7 +93,11 @@ func drawEvent(t *rapid.T, v View) *eventpb.Event {
 	}
 	if e.Actor.Role == eventpb.Role_ROLE_NODE && small("journal", 1) == 1 {
 		if n, ok := v.Node(e.Origin.Node); ok {
-			e.JournalSeq = n.JournalSeq + small("sequence", 2)
+			kind, err := log.KindOf(e)
+			if err != nil {
+				t.Fatal(err)
+			}
+			e.JournalSeq = *n.seqOf(kind) + small("sequence", 2)
 		}
 	}
 	if small("forge", 15) == 15 {

@@ -70,6 +70,8 @@ func (l *loader) add(r *eventpb.SnapshotRecord) error {
 		return named("policy", p.Policy.GetSet().GetRef().GetName(), l.policy(p.Policy))
 	case *eventpb.SnapshotRecord_Request:
 		return named("request", p.Request.GetId(), l.request(p.Request))
+	case *eventpb.SnapshotRecord_Name:
+		return named("name", p.Name.GetName(), l.name(p.Name))
 	default:
 		return corruptf("empty")
 	}
@@ -90,6 +92,7 @@ const (
 	sectionEndpoints
 	sectionPolicies
 	sectionRequests
+	sectionNames
 )
 
 // next checks the order of records. key is never empty.
@@ -144,7 +147,7 @@ func (l *loader) node(pb *eventpb.SnapshotNode) error {
 	if err := l.next(sectionNodes, n.Name); err != nil {
 		return err
 	}
-	n.Left, n.JournalSeq, n.NextEndpointID = pb.Left, pb.JournalSeq, pb.NextEndpointId
+	n.Left, n.JournalSeq, n.DNSSeq, n.NextEndpointID = pb.Left, pb.JournalSeq, pb.DnsSeq, pb.NextEndpointId
 	n.Revision = log.Revision(pb.Revision)
 	if !n.Left {
 		for _, a := range n.Addresses {
@@ -295,6 +298,43 @@ func (l *loader) request(pb *eventpb.SnapshotRequest) error {
 	}
 	l.s.remember(r)
 	return l.revisions(pb.Revision)
+}
+
+func (l *loader) name(pb *eventpb.SnapshotName) error {
+	n := Name{Endpoint: EndpointRef{pb.GetRef().GetNamespace(), pb.GetRef().GetName()}, Name: pb.Name, Chain: pb.Chain, Revision: log.Revision(pb.Revision)}
+	if err := checkNames(n.Name, n.Chain); err != nil {
+		return err
+	}
+	if len(pb.Addresses) == 0 {
+		return errors.New("without an address")
+	}
+	key := n.Endpoint.key()
+	e, ok := lookup(l.s.endpoints, key)
+	if !ok {
+		return fmt.Errorf("endpoint %s does not exist", n.Endpoint)
+	}
+	revisions := []uint64{pb.Revision}
+	for i, x := range pb.Addresses {
+		a, err := address(x.Address)
+		if err != nil {
+			return fmt.Errorf("addresses[%d]: %w", i, err)
+		}
+		if i > 0 && n.Addresses[i-1].Addr.Compare(a) >= 0 {
+			return fmt.Errorf("addresses[%d]: out of order", i)
+		}
+		if x.ExpiresUnixNs <= 0 || x.Revision > pb.Revision || log.Revision(x.Revision) < e.Created {
+			return fmt.Errorf("addresses[%d]: expires at %d, of revision %d", i, x.ExpiresUnixNs, x.Revision)
+		}
+		n.Addresses = append(n.Addresses, NameAddress{a, x.ExpiresUnixNs, log.Revision(x.Revision)})
+	}
+	if l.s.learned[key] += len(n.Addresses); l.s.learned[key] > maxLearned {
+		return fmt.Errorf("more than %d addresses", maxLearned)
+	}
+	if err := l.next(sectionNames, nameKey(key, n.Name)); err != nil {
+		return err
+	}
+	l.s.putName(nameKey(key, n.Name), n)
+	return l.revisions(revisions...)
 }
 
 // finish checks what only the whole can tell.

@@ -28,5 +28,8 @@ func Resume(v View) *State {
 	for e := range all(s.endpoints) {
 		s.own(e)
 	}
+	for n := range all(s.names) {
+		s.learned[n.Endpoint.key()] += len(n.Addresses)
+	}
 	return s
 }

@@ -42,6 +42,7 @@ type writers struct {
 	identity  rows[Identity]
 	endpoint  rows[Endpoint]
 	policy    rows[Policy]
+	name      rows[Name]
 	request   rows[request]
 }
 
@@ -52,6 +53,7 @@ func newWriters() writers {
 		identity:  rows[Identity]{name: "identity", canon: canonIdentity},
 		endpoint:  rows[Endpoint]{name: "endpoint", canon: canonEndpoint},
 		policy:    rows[Policy]{name: "policy", canon: canonPolicy},
+		name:      rows[Name]{name: "name", canon: canonName},
 		request:   rows[request]{name: "request", canon: canonRequest},
 	}
 }
@@ -63,6 +65,7 @@ func (s *State) settle() {
 	settle(s, &s.write.identity)
 	settle(s, &s.write.endpoint)
 	settle(s, &s.write.policy)
+	settle(s, &s.write.name)
 	settle(s, &s.write.request)
 }
 
@@ -180,6 +183,11 @@ func (s *State) putIdentity(i Identity) {
 func (s *State) putEndpoint(key string, e Endpoint) {
 	s.note(Change{Kind: ChangeEndpoint, namespace: e.Ref.Namespace, name: e.Ref.Name})
 	put(s, s.endpoints, &s.write.endpoint, key, e)
+}
+
+func (s *State) putName(key string, n Name) {
+	s.note(Change{Kind: ChangeName, namespace: n.Endpoint.Namespace, name: n.Endpoint.Name, dns: n.Name})
+	put(s, s.names, &s.write.name, key, n)
 }
 
 func (s *State) putPolicy(p Policy) {

@@ -17,7 +17,7 @@ import (
 //	magic    8 bytes  snapshotMagic
 //	header   frame    eventpb.SnapshotHeader
 //	records  frames   eventpb.SnapshotRecord: namespaces, nodes, identities,
-//	                  endpoints, policies, requests, each in the order of keys
+//	                  endpoints, policies, requests, names, each in the order of keys
 //	end      1 byte   0, as a length that no frame has
 //	count    8 bytes  of records, little endian
 //	sum      32 bytes SHA-256 of all before it
@@ -69,6 +69,9 @@ func (v View) WriteSnapshot(w io.Writer) error {
 	}
 	for r := range all(t.requests) {
 		sw.record(&eventpb.SnapshotRecord{Record: &eventpb.SnapshotRecord_Request{Request: requestPB(r)}})
+	}
+	for n := range all(t.names) {
+		sw.record(&eventpb.SnapshotRecord{Record: &eventpb.SnapshotRecord_Name{Name: namePB(n)}})
 	}
 	sw.write([]byte{0})
 	sw.write(binary.LittleEndian.AppendUint64(nil, sw.count))
@@ -138,7 +141,23 @@ func nodePB(n *Node) *eventpb.SnapshotNode {
 		JournalSeq:     n.JournalSeq,
 		NextEndpointId: n.NextEndpointID,
 		Left:           n.Left,
+		DnsSeq:         n.DNSSeq,
 	}
+}
+
+func namePB(n *Name) *eventpb.SnapshotName {
+	pb := &eventpb.SnapshotName{
+		Ref:      &eventpb.EndpointRef{Namespace: n.Endpoint.Namespace, Name: n.Endpoint.Name},
+		Name:     n.Name,
+		Chain:    n.Chain,
+		Revision: uint64(n.Revision),
+	}
+	for _, a := range n.Addresses {
+		pb.Addresses = append(pb.Addresses, &eventpb.SnapshotNameAddress{
+			Address: a.Addr.AsSlice(), ExpiresUnixNs: a.ExpiresNS, Revision: uint64(a.Revision),
+		})
+	}
+	return pb
 }
 
 func identityPB(i *Identity) *eventpb.SnapshotIdentity {

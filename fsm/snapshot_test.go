@@ -36,6 +36,14 @@ func rich(t testing.TB) *fold {
 		leave("n3"),
 	)
 	f.do(deleteNamespace("none", id("r3"))) // a rejection in the window
+	f.ok(
+		observe("n1", "default", "db", 1, "api.example.com.", map[string]int64{"203.0.113.7": 60, "2001:db8::7": 90}, seq(1)),
+		observe("n1", "default", "db", 1, "api.example.com.", map[string]int64{"203.0.113.8": 70, "2001:db8::7": 80}, seq(2), func(e *eventpb.Event) {
+			e.GetDnsObserved().Chain = []string{"edge.example.net."}
+		}),
+		observe("n1", "default", "db", 1, "old.example.com.", map[string]int64{"203.0.113.9": 10}, seq(3)),
+		collected("n1", "default", "db", 1, "old.example.com.", []string{"203.0.113.9"}, seq(4)),
+	)
 	return f
 }
 
@@ -156,6 +164,7 @@ func (p parsed) identity() *eventpb.SnapshotIdentity   { return p.find("identity
 func (p parsed) endpoint() *eventpb.SnapshotEndpoint   { return p.find("endpoint").GetEndpoint() }
 func (p parsed) policy() *eventpb.SnapshotPolicy       { return p.find("policy").GetPolicy() }
 func (p parsed) request() *eventpb.SnapshotRequest     { return p.find("request").GetRequest() }
+func (p parsed) name() *eventpb.SnapshotName           { return p.find("name").GetName() }
 
 // find is the first record of a kind.
 func (p parsed) find(kind string) *eventpb.SnapshotRecord {
@@ -189,7 +198,7 @@ func TestSnapshotForgery(t *testing.T) {
 		"revision":            {func(p *parsed) { p.header.Revision = 1 }, "revision"},
 		"cluster":             {func(p *parsed) { p.header.Cluster = "other" }, "identity"},
 		"a row less":          {func(p *parsed) { p.records = p.records[:len(p.records)-1] }, "digest"},
-		"a row twice":         {func(p *parsed) { p.records = append(p.records, p.records[len(p.records)-1]) }, "twice"},
+		"a row twice":         {func(p *parsed) { p.records = append(p.records, p.records[len(p.records)-1]) }, "order"},
 		"order of rows":       {func(p *parsed) { p.records[1], p.records[2] = p.records[2], p.records[1] }, "order"},
 		"order of sections":   {func(p *parsed) { p.records[0], p.records[1] = p.records[1], p.records[0] }, "order"},
 		"empty record":        {func(p *parsed) { p.records[0].Record = nil }, "count"},
@@ -244,6 +253,12 @@ func TestSnapshotForgery(t *testing.T) {
 		"request huge outcome": {func(p *parsed) { p.request().Outcome = 257 }, "outcome"},
 		"request reason":       {func(p *parsed) { p.request().Reason = "x" }, "reason"},
 		"request revision":     {func(p *parsed) { p.request().Revision = 0 }, "revision 0"},
+		"name without dot":     {func(p *parsed) { p.name().Name = "a" }, "dot"},
+		"name of nobody":       {func(p *parsed) { p.name().Ref.Name = "none" }, "does not exist"},
+		"name empty":           {func(p *parsed) { p.name().Addresses = nil }, "without"},
+		"name order":           {func(p *parsed) { a := p.name().Addresses; a[0], a[1] = a[1], a[0] }, "order"},
+		"name expiry":          {func(p *parsed) { p.name().Addresses[0].ExpiresUnixNs++ }, "digest"},
+		"name revisions":       {func(p *parsed) { p.name().Addresses[0].Revision = 99 }, "revision"},
 		"request order":        {func(p *parsed) { p.request().Revision = 12 }, "order"},
 	} {
 		t.Run(name, func(t *testing.T) {

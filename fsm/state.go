@@ -21,9 +21,10 @@ type State struct {
 	tables
 	identityIndex
 
-	// Both follow from the tables and are rebuilt from a snapshot.
+	// They follow from the tables and are rebuilt from a snapshot.
 	requestByID map[string]*request
 	owners      map[netip.Addr]owner
+	learned     map[string]int // addresses under all names of an endpoint, by its key
 
 	write   writers
 	epoch   *epoch // since the last View
@@ -56,6 +57,7 @@ func New(cluster string) *State {
 		owners:        map[netip.Addr]owner{},
 		write:         newWriters(),
 		epoch:         new(epoch),
+		learned:       map[string]int{},
 	}
 }
 
@@ -288,11 +290,12 @@ func checkStream(e *eventpb.Event, kind log.Kind) error {
 func (s *State) ordered(c *change) (log.Result, bool) {
 	e := c.event
 	if e.JournalSeq != 0 {
-		if n, ok := lookup(s.nodes, e.Origin.Node); ok && e.JournalSeq <= n.JournalSeq {
+		n, ok := lookup(s.nodes, e.Origin.Node)
+		if ok && e.JournalSeq <= *n.seqOf(c.kind) {
 			return log.Result{
 				Outcome: log.OutcomeRepeat,
 				Head:    s.revision,
-				Reason:  fmt.Sprintf("journal_seq %d of node %s: seen before, it is at %d", e.JournalSeq, n.Name, n.JournalSeq),
+				Reason:  fmt.Sprintf("journal_seq %d of node %s: seen before, it is at %d", e.JournalSeq, n.Name, *n.seqOf(c.kind)),
 			}, false
 		}
 	}
@@ -333,6 +336,10 @@ func (s *State) apply(c *change) error {
 		return s.nodeUpdated(c, p.NodeUpdated)
 	case *eventpb.Event_NodeLeft:
 		return s.nodeLeft(c, p.NodeLeft)
+	case *eventpb.Event_DnsObserved:
+		return s.dnsObserved(c, p.DnsObserved)
+	case *eventpb.Event_DnsCollected:
+		return s.dnsCollected(c, p.DnsCollected)
 	default:
 		return fmt.Errorf("%w: payload: none is set", log.ErrInvalid)
 	}
@@ -349,11 +356,20 @@ func (s *State) countNodeFact(c *change) {
 		return
 	}
 	row := *n
-	row.JournalSeq = max(row.JournalSeq, seq)
+	at := row.seqOf(c.kind)
+	*at = max(*at, seq)
 	if c.tookEndpointID {
 		row.NextEndpointID++
 	}
 	s.putNode(row)
+}
+
+// seqOf is the counter that facts of a kind move.
+func (n *Node) seqOf(k log.Kind) *uint64 {
+	if k.IsDNSFact() {
+		return &n.DNSSeq
+	}
+	return &n.JournalSeq
 }
 
 // clip cuts a reason to maxReason bytes, at the boundary of a character.

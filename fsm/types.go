@@ -78,9 +78,31 @@ type Node struct {
 	Left          bool
 	// JournalSeq is the highest sequence number applied of the node's own facts.
 	JournalSeq uint64
+	// DNSSeq is the same of the facts of its DNS proxy, which numbers them itself.
+	DNSSeq uint64
 	// NextEndpointID is the id its next endpoint gets.
 	NextEndpointID uint32
 	Revision       log.Revision
+}
+
+// Name is a name that an endpoint asked for, with what it was told. It goes with
+// its endpoint.
+type Name struct {
+	Endpoint  EndpointRef
+	Name      string        // lower case, with a dot at its end
+	Addresses []NameAddress // ascending, not empty
+	Chain     []string      // the names that led to them, as told last
+	Revision  log.Revision
+}
+
+// NameAddress is an address of a name.
+type NameAddress struct {
+	Addr netip.Addr
+	// ExpiresNS is when a new connection may no longer be made to it on the ground
+	// of the name, in nanoseconds since the Unix epoch. It is still there then, until
+	// an event takes it away.
+	ExpiresNS int64
+	Revision  log.Revision // of the event that gave it its expiry
 }
 
 // Policy is a policy in force.
@@ -109,4 +131,6 @@ type Policy struct {
 //	func (v View) Nodes() iter.Seq[*Node]
 //	func (v View) Policy(policy.Ref) (*Policy, bool)
 //	func (v View) Policies() iter.Seq[*Policy]                 // by kind, namespace, name
+//	func (v View) Names() iter.Seq[*Name]                      // by endpoint, name
+//	func (v View) NamesOf(EndpointRef) iter.Seq[*Name]         // by name
 //	func (v View) StreamRevision(stream string) log.Revision   // 0: does not exist

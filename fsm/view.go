@@ -27,6 +27,7 @@ type tables struct {
 	identities *table[uint32, Identity]
 	endpoints  *table[string, Endpoint] // by EndpointRef.key
 	policies   *table[string, Policy]   // by policyKey
+	names      *table[string, Name]     // by nameKey
 	requests   *table[log.Revision, request]
 
 	journal
@@ -47,6 +48,7 @@ func newTables(cluster string) tables {
 		identities:   new(table[uint32, Identity]),
 		endpoints:    btree.NewMap[string, *cell[Endpoint]](endpointDegree),
 		policies:     new(table[string, Policy]),
+		names:        new(table[string, Name]),
 		requests:     new(table[log.Revision, request]),
 		journal:      newJournal(),
 	}
@@ -60,6 +62,7 @@ func (t *tables) freeze() *tables {
 	c.identities = t.identities.Copy()
 	c.endpoints = t.endpoints.Copy()
 	c.policies = t.policies.Copy()
+	c.names = t.names.Copy()
 	c.requests = t.requests.Copy()
 	return &c
 }
@@ -80,6 +83,9 @@ const keySep = "\x00"
 func policyKey(r policy.Ref) string {
 	return string([]byte{byte(r.Kind)}) + r.Namespace + keySep + r.Name
 }
+
+// nameKey has the names of an endpoint follow each other, in order.
+func nameKey(endpoint, name string) string { return endpoint + keySep + name }
 
 // View is the state as it was at one revision. It is immutable, costs O(1) to
 // take, and may be read by any number of goroutines. The zero View is that of an
@@ -148,6 +154,29 @@ func (v View) Policy(ref policy.Ref) (*Policy, bool) {
 // Policies yields every policy, by kind, namespace and name.
 func (v View) Policies() iter.Seq[*Policy] { return all(v.tables().policies) }
 
+// Names yields every name that some endpoint asked for, by endpoint and name.
+func (v View) Names() iter.Seq[*Name] { return all(v.tables().names) }
+
+// NamesOf yields the names that an endpoint asked for, in order.
+func (v View) NamesOf(ref EndpointRef) iter.Seq[*Name] {
+	return func(yield func(*Name) bool) {
+		namesOf(v.tables().names, ref.key(), func(_ string, n *Name) bool { return yield(n) })
+	}
+}
+
+// NameOf finds a name that an endpoint asked for.
+func (v View) NameOf(ref EndpointRef, name string) (*Name, bool) {
+	return lookup(v.tables().names, nameKey(ref.key(), name))
+}
+
+// namesOf calls fn for the names of an endpoint until it returns false.
+func namesOf(t *table[string, Name], endpoint string, fn func(key string, n *Name) bool) {
+	from := nameKey(endpoint, "")
+	t.Ascend(from, func(key string, c *cell[Name]) bool {
+		return strings.HasPrefix(key, from) && fn(key, &c.row)
+	})
+}
+
 // StreamRevision is the revision of the last event that changed a stream's
 // subject, the one to give as Event.expected_revision: for an endpoint this may
 // be its namespace's relabel. It is 0 if the subject does not exist, which is so
@@ -176,6 +205,14 @@ func (t *tables) streamRevision(stream string) log.Revision {
 		if e, ok := lookup(t.endpoints, EndpointRef{namespace, name}.key()); ok {
 			return e.Revision
 		}
+	case "dns":
+		namespace, name, _ := strings.Cut(rest, "/")
+		var newest log.Revision
+		namesOf(t.names, EndpointRef{namespace, name}.key(), func(_ string, n *Name) bool {
+			newest = max(newest, n.Revision)
+			return true
+		})
+		return newest
 	case "node":
 		if n, ok := lookup(t.nodes, rest); ok && !n.Left {
 			return n.Revision

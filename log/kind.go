@@ -156,6 +156,10 @@ func (k Kind) IsNodeFact() bool {
 	return info != nil && info.role == eventpb.Role_ROLE_NODE
 }
 
+// IsDNSFact reports whether the kind is a fact of a node's DNS proxy. Their sequence
+// numbers are the proxy's, apart from those of all other facts of the node.
+func (k Kind) IsDNSFact() bool { return k == KindDNSObserved || k == KindDNSCollected }
+
 // KindOf returns the kind of an event's payload: ErrUpgradeNeeded if it is of a
 // kind that this version does not know, ErrInvalid if there is none.
 func KindOf(e *eventpb.Event) (Kind, error) {

@@ -3069,6 +3069,7 @@ type SnapshotName struct {
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Addresses     []*SnapshotNameAddress `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`
 	Chain         []string               `protobuf:"bytes,4,rep,name=chain,proto3" json:"chain,omitempty"`
+	Revision      uint64                 `protobuf:"varint,5,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3129,6 +3130,13 @@ func (x *SnapshotName) GetChain() []string {
 		return x.Chain
 	}
 	return nil
+}
+
+func (x *SnapshotName) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
 }
 
 type SnapshotNameAddress struct {
@@ -3667,12 +3675,13 @@ const file_log_eventpb_event_proto_rawDesc = "" +
 	"\brevision\x18\x03 \x01(\x04R\brevision\x12\x0e\n" +
 	"\x02id\x18\x04 \x01(\rR\x02id\x12\x1a\n" +
 	"\bidentity\x18\x05 \x01(\rR\bidentity\x12+\n" +
-	"\x11identity_revision\x18\x06 \x01(\x04R\x10identityRevision\"\xaa\x01\n" +
+	"\x11identity_revision\x18\x06 \x01(\x04R\x10identityRevision\"\xc6\x01\n" +
 	"\fSnapshotName\x12-\n" +
 	"\x03ref\x18\x01 \x01(\v2\x1b.varve.event.v1.EndpointRefR\x03ref\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12A\n" +
 	"\taddresses\x18\x03 \x03(\v2#.varve.event.v1.SnapshotNameAddressR\taddresses\x12\x14\n" +
-	"\x05chain\x18\x04 \x03(\tR\x05chain\"s\n" +
+	"\x05chain\x18\x04 \x03(\tR\x05chain\x12\x1a\n" +
+	"\brevision\x18\x05 \x01(\x04R\brevision\"s\n" +
 	"\x13SnapshotNameAddress\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12&\n" +
 	"\x0fexpires_unix_ns\x18\x02 \x01(\x03R\rexpiresUnixNs\x12\x1a\n" +
