@@ -59,6 +59,12 @@ func (s *subject) ref() abi.PolicyRef {
 	if s.audited {
 		r.Flags |= abi.PolicyAuditDefault
 	}
+	if s.table.byName {
+		r.Flags |= abi.PolicyFQDN
+	}
+	if s.table.asksDNS {
+		r.Flags |= abi.PolicyAsks
+	}
 	return r
 }
 

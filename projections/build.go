@@ -104,7 +104,14 @@ func build(f facts, node string, opts Options) (*Tables, error) {
 	if out.Classes, err = NewClasses(b.classRows()); err != nil {
 		return nil, err
 	}
-	if out.Policy, err = NewPolicy(b.policyRows()); err != nil {
+	policies, questions, learned := b.policyRows()
+	if out.Policy, err = NewPolicy(policies); err != nil {
+		return nil, err
+	}
+	if out.Questions, err = NewQuestions(questions); err != nil {
+		return nil, err
+	}
+	if out.Learned, err = NewLearned(learned); err != nil {
 		return nil, err
 	}
 	return out, b.ids.err
@@ -250,12 +257,23 @@ func (b *builder) variants() []variant {
 	return slices.CompactFunc(out, func(a, b variant) bool { return a.number == b.number })
 }
 
-func (b *builder) policyRows() []*PolicyRow {
-	var rows []*PolicyRow
+// policyRows is the rows of all tables, and the names that belong to them.
+func (b *builder) policyRows() (rows []*PolicyRow, questions []*questionRow, learned []*learnedRow) {
 	for _, id := range slices.Sorted(maps.Keys(b.tables)) {
-		rows = append(rows, b.tables[id].rows(b.ids)...)
+		t := b.tables[id]
+		for _, r := range t.rows(b.ids) {
+			rows = append(rows, r.PolicyRow)
+			if r.Value.Flags&abi.PolicyDNS != 0 {
+				questions = append(questions, r.question())
+			}
+		}
+		for _, s := range t.learnedSets() {
+			class := b.ids.learnedClass(s)
+			b.names[class] = s.String()
+			learned = append(learned, &learnedRow{Key: LearnedKey{t.id, class}, Value: s, Cause: t.learnedCause(s)})
+		}
 	}
-	return rows
+	return rows, questions, learned
 }
 
 func (b *builder) classRows() []*Row[abi.ClassKey, abi.ClassValue] {

@@ -24,6 +24,9 @@ type class struct {
 	id     uint64
 	base   uint64
 	tokens []token // sorted; none: a base class
+	// learned, if set, is the names by which the addresses of the class are known;
+	// then there are no tokens and the base is abi.ClassAny.
+	learned NameSet
 }
 
 type member struct {

@@ -28,9 +28,11 @@ type Delta struct {
 	IPCache   Changes[Prefix, abi.IPCacheValue]
 	Classes   Changes[abi.ClassKey, abi.ClassValue]
 	Policy    Changes[abi.PolicyKey, abi.PolicyValue]
+	Questions Changes[QuestionKey, NameSet]
+	Learned   Changes[LearnedKey, NameSet]
 }
 
-// Len is the number of rows of all tables.
+// Len is the number of rows of all tables that BPF maps hold.
 func (d *Delta) Len() int {
 	return d.Endpoints.Len() + d.IPCache.Len() + d.Classes.Len() + d.Policy.Len()
 }

@@ -96,7 +96,7 @@ func (h *history) drawEvent(t *rapid.T) {
 	live := func(ns, name string) (*fsm.Endpoint, bool) {
 		return h.state.View().Endpoint(fsm.EndpointRef{Namespace: ns, Name: name})
 	}
-	switch rapid.IntRange(0, 15).Draw(t, "event") {
+	switch rapid.IntRange(0, 17).Draw(t, "event") {
 	case 0, 1, 2, 3:
 		ns, name := pod()
 		h.incarnation++
@@ -145,6 +145,30 @@ func (h *history) drawEvent(t *rapid.T) {
 		name := fmt.Sprintf("p%d", rapid.IntRange(0, 5).Draw(t, "again"))
 		if p, ok := h.state.View().Policy(policy.Ref{Kind: policy.KindCiliumClusterwideNetworkPolicy, Name: name}); ok {
 			h.admin(&eventpb.Event{Payload: &eventpb.Event_PolicySet{PolicySet: p.Set}})
+		}
+	case 13, 14: // names
+		selectors := func(what string) []*eventpb.FqdnSelector {
+			var out []*eventpb.FqdnSelector
+			for _, name := range []string{"a.io.", "b.io."} {
+				if rapid.Bool().Draw(t, what+name) {
+					out = append(out, &eventpb.FqdnSelector{MatchName: name})
+				}
+			}
+			return append(out, &eventpb.FqdnSelector{MatchPattern: "*.c.io."})
+		}
+		web := &eventpb.Rule{Ports: []*eventpb.Port{{Protocol: 6, First: 443, Last: uint32(rapid.IntRange(443, 445).Draw(t, "last"))}}}
+		for _, s := range selectors("to ") {
+			web.Peers = append(web.Peers, &eventpb.Peer{Peer: &eventpb.Peer_Fqdn{Fqdn: s}})
+		}
+		ask := &eventpb.Rule{
+			Peers: []*eventpb.Peer{{Peer: &eventpb.Peer_Entity{Entity: rapid.SampledFrom([]string{"cluster", "world", "host"}).Draw(t, "server")}}},
+			Ports: []*eventpb.Port{{Protocol: 17, First: 53, Last: 53, Dns: &eventpb.DnsRules{Names: selectors("ask ")}}},
+		}
+		set := &eventpb.PolicySet{Ref: drawnRef(fmt.Sprintf("p%d", rapid.IntRange(0, 5).Draw(t, "set"))), Specs: []*eventpb.PolicySpec{{
+			Subject: &eventpb.Selector{}, DefaultDenyEgress: rapid.Bool().Draw(t, "deny"), Egress: []*eventpb.Rule{ask, web},
+		}}}
+		if got := h.admin(&eventpb.Event{Payload: &eventpb.Event_PolicySet{PolicySet: set}}); got != log.OutcomeApplied {
+			t.Fatalf("policy of names: outcome %d", got)
 		}
 	default:
 		for _, p := range drawPolicies(t) {
@@ -268,6 +292,8 @@ func sameTables(t testing.TB, want, got *Tables) {
 	sameTable(t, "ipcache", &want.IPCache, &got.IPCache)
 	sameTable(t, "classes", &want.Classes, &got.Classes)
 	sameTable(t, "policy", &want.Policy, &got.Policy)
+	sameTable(t, "questions", &want.Questions, &got.Questions)
+	sameTable(t, "learned", &want.Learned, &got.Learned)
 	if diff := cmp.Diff(want.Names, got.Names); diff != "" {
 		t.Fatalf("names, -from scratch +incremental:\n%s", diff)
 	}
@@ -381,6 +407,7 @@ func (x *live) checkNoLeaks(t testing.TB) {
 	}
 	want := map[string]int{
 		"scope": len(x.scopes), "table": len(x.tables), "class": len(x.classUsers), "cidr": len(x.cidrs), "row": x.policy.tree.Len(), "peer": numbered,
+		"learned": len(x.learnedBy),
 	}
 	maps.DeleteFunc(want, func(_ string, n int) bool { return n == 0 })
 	if diff := cmp.Diff(want, kinds); diff != "" {

@@ -31,6 +31,8 @@ type live struct {
 	ipcache   *editor[Prefix, abi.IPCacheValue]
 	classes   *editor[abi.ClassKey, abi.ClassValue]
 	policy    *editor[abi.PolicyKey, abi.PolicyValue]
+	questions *editor[QuestionKey, NameSet]
+	learned   *editor[LearnedKey, NameSet]
 
 	names      map[uint64]string
 	namesTaken bool // by Tables: to be copied before the next change
@@ -38,6 +40,7 @@ type live struct {
 	peers
 	scopes     map[uint64]*liveScope
 	classUsers map[uint64]int // scopes that have the class
+	learnedBy  map[uint64]int // tables that have the class of a set of names
 	tables     map[uint64]*liveTable
 	subjects   map[subjectKey]*liveSubject
 	identities map[uint32]*localIdentity
@@ -59,9 +62,11 @@ func newLive(cluster string, self *fsm.Node, opts Options) *live {
 		env: env{hostServesAPI: self.KubeAPIServer, auditMode: self.AuditMode}, opts: opts, ids: newIDs(cluster), node: self.Name,
 		endpoints: newEditor(&endpointCodec), ipcache: newEditor(&ipcacheCodec),
 		classes: newEditor(&classCodec), policy: newEditor(&policyCodec),
+		questions: newEditor(&questionCodec), learned: newEditor(&learnedCodec),
 		names:      make(map[uint64]string),
 		scopes:     make(map[uint64]*liveScope),
 		classUsers: make(map[uint64]int),
+		learnedBy:  make(map[uint64]int),
 		tables:     make(map[uint64]*liveTable),
 		subjects:   make(map[subjectKey]*liveSubject),
 		identities: make(map[uint32]*localIdentity),
@@ -171,6 +176,8 @@ func (x *live) freeze(revision log.Revision) (*Tables, Delta) {
 	t.IPCache, d.IPCache = x.ipcache.freeze()
 	t.Classes, d.Classes = x.classes.freeze()
 	t.Policy, d.Policy = x.policy.freeze()
+	t.Questions, d.Questions = x.questions.freeze()
+	t.Learned, d.Learned = x.learned.freeze()
 	return t, d
 }
 

@@ -223,12 +223,17 @@ func (x *live) dropTable(t *liveTable) {
 		x.dirtyScopes[t.in] = struct{}{}
 	}
 	x.dropRows(t.id, func(abi.PolicyKey) bool { return true }, abi.PolicyKey{Table: t.id})
+	for _, row := range x.learned.while(LearnedKey{Table: t.id}, func(k LearnedKey) bool { return k.Table == t.id }) {
+		x.learned.remove(row.Key)
+		x.dropLearned(row.Key.Class)
+	}
 }
 
 // dropRows removes the rows of a table from the first on as long as more holds.
 func (x *live) dropRows(table uint64, more func(abi.PolicyKey) bool, first abi.PolicyKey) {
 	for _, row := range x.policy.while(first, func(k abi.PolicyKey) bool { return k.Table == table && more(k) }) {
 		x.policy.remove(row.Key)
+		x.questions.remove(QuestionKey{row.Value.Row})
 		x.ids.release("row", row.Value.Row)
 	}
 }
@@ -238,6 +243,7 @@ func (x *live) settleRows(t *liveTable) {
 	if t.gone || (t.filled && !t.recaused) {
 		return
 	}
+	x.putLearned(t)
 	t.filled, t.recaused = true, false
 	x.putRows(t, abi.ClassAny, t.anyRows())
 	for _, base := range bases {
@@ -254,11 +260,42 @@ func (x *live) settleRows(t *liveTable) {
 
 func (x *live) putRows(t *liveTable, class uint64, decisions []decision) {
 	for _, row := range t.keyed(class, decisions, x.ids) {
-		if have, ok := x.policy.get(row.Key); ok && have.Value == row.Value {
-			x.policy.recause(have, row.Cause)
-		} else {
-			x.policy.set(row.Key, row.Value, row.Cause)
+		putRow(x.policy, row.PolicyRow)
+		if row.Value.Flags&abi.PolicyDNS != 0 {
+			putRow(x.questions, row.question())
 		}
+	}
+}
+
+// putRow gives a row that is there its cause, or brings it.
+func putRow[K, V comparable](e *editor[K, V], row *Row[K, V]) {
+	if have, ok := e.get(row.Key); ok && have.Value == row.Value {
+		e.recause(have, row.Cause)
+	} else {
+		e.set(row.Key, row.Value, row.Cause)
+	}
+}
+
+// putLearned gives a table the rows of names, or those that it has their causes.
+func (x *live) putLearned(t *liveTable) {
+	for _, s := range t.learnedSets() {
+		class := x.ids.learnedClass(s)
+		if !t.filled {
+			if x.learnedBy[class]++; x.learnedBy[class] == 1 {
+				x.name(class, s.String())
+			}
+		}
+		putRow(x.learned, &learnedRow{Key: LearnedKey{t.id, class}, Value: s, Cause: t.learnedCause(s)})
+		x.putRows(t, class, t.learnedRows(s))
+	}
+}
+
+// dropLearned forgets the class of a set of names with the last table that has it.
+func (x *live) dropLearned(class uint64) {
+	if x.learnedBy[class]--; x.learnedBy[class] == 0 {
+		delete(x.learnedBy, class)
+		x.name(class, "")
+		x.ids.release("learned", class)
 	}
 }
 

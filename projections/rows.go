@@ -20,6 +20,7 @@ type table struct {
 	baseLens  uint32 // of rules that name peers by base classes
 	anyLens   uint32
 	asksDNS   bool // some rule does
+	byName    bool // some rule opens addresses by names
 	// byItem has the indexes of the rules that use an item, once somebody asked.
 	byItem map[string][]int
 }
@@ -35,11 +36,12 @@ func (e env) newTable(rs *ruleSet, s *scope, ids *ids) *table {
 	for _, r := range t.rules {
 		r.describe(&c)
 		t.asksDNS = t.asksDNS || r.asksDNS()
+		t.byName = t.byName || r.learned != ""
 		for _, n := range r.nodes {
 			if r.bases != 0 {
 				t.baseLens |= n.lens()
 			}
-			if len(r.items) > 0 {
+			if len(r.items) > 0 || r.learned != "" {
 				t.classLens |= n.lens()
 			}
 		}
@@ -72,10 +74,7 @@ func (r *rule) describe(c *content) {
 	for _, key := range r.named {
 		c.str(key)
 	}
-	c.num(uint64(len(r.fqdns)))
-	for _, key := range r.fqdns {
-		c.str(key)
-	}
+	c.str(string(r.learned))
 	if r.from == nil {
 		return
 	}
@@ -150,7 +149,9 @@ func (t *table) rulesOf(c *class) []int {
 }
 
 // takes tells whether the rule, if it is not for every peer, is for those of c.
-func (r *rule) takes(c *class) bool { return r.bases.has(c.base) || r.names(c) }
+func (r *rule) takes(c *class) bool {
+	return r.bases.has(c.base) || r.names(c) || c.learned != "" && c.learned == r.learned
+}
 
 // names tells whether one of the rule's items is for peers of c.
 func (r *rule) names(c *class) bool { return slices.ContainsFunc(r.items, c.has) }
@@ -163,7 +164,7 @@ func (r *rule) claimNodes(claims []claim, index int) []claim {
 }
 
 // rows is all policy rows of t.
-func (t *table) rows(ids *ids) []*PolicyRow {
+func (t *table) rows(ids *ids) []namedRow {
 	out := t.keyed(abi.ClassAny, t.anyRows(), ids)
 	for _, base := range bases {
 		out = append(out, t.keyed(base, t.baseRows(base), ids)...)
@@ -171,18 +172,37 @@ func (t *table) rows(ids *ids) []*PolicyRow {
 	for _, c := range t.scope.classes {
 		out = append(out, t.keyed(c.id, t.classRows(c), ids)...)
 	}
+	for _, s := range t.learnedSets() {
+		out = append(out, t.keyed(ids.learnedClass(s), t.learnedRows(s), ids)...)
+	}
 	return out
 }
 
-func (t *table) keyed(class uint64, decisions []decision, ids *ids) []*PolicyRow {
-	out := make([]*PolicyRow, 0, len(decisions))
+// namedRow is a policy row and, if it admits DNS questions, the names.
+type namedRow struct {
+	*PolicyRow
+	names NameSet
+}
+
+// question is the row for the names.
+func (r namedRow) question() *questionRow {
+	return &questionRow{Key: QuestionKey{r.Value.Row}, Value: r.names, Cause: r.Cause}
+}
+
+func (t *table) keyed(class uint64, decisions []decision, ids *ids) []namedRow {
+	out := make([]namedRow, 0, len(decisions))
 	for _, d := range decisions {
 		key := policyKey(t.id, class, d.node)
-		out = append(out, &PolicyRow{
+		row := namedRow{PolicyRow: &PolicyRow{
 			Key:   key,
 			Value: abi.PolicyValue{Row: ids.row(key, d), Verdict: d.verdict, Flags: d.flags()},
 			Cause: t.cause(d.rules),
-		})
+		}}
+		if d.dns != nil {
+			row.Value.Flags |= abi.PolicyDNS
+			row.names = nameSet(d.dns.Names)
+		}
+		out = append(out, row)
 	}
 	return out
 }

@@ -22,9 +22,8 @@ type rule struct {
 	any   bool
 	bases baseSet
 	items []string // keys, sorted
-	// Addresses that the subject learned by asking for a name, by the peers' keys,
-	// sorted. No class has any of them.
-	fqdns []string
+	// Addresses that the subject learned by asking for one of these names.
+	learned NameSet
 	// Ports: nodes, and in egress those that a peer's named port has. A named
 	// port is an item as well, since the class of the peer must tell its number.
 	nodes []node
@@ -104,11 +103,8 @@ func (e env) rule(s *ruleSet, r *policy.Rule, ref RuleRef, revision log.Revision
 		p := &r.Peers[i]
 		out.any = out.any || p.Entity == policy.EntityAll
 		out.bases |= e.entityBases(p.Entity)
-		if p.FQDN != (policy.FQDNSelector{}) {
-			out.fqdns = append(out.fqdns, p.Key())
-		}
 	}
-	out.fqdns = sortedUnique(out.fqdns)
+	out.learned = namesOf(r)
 	if out.any = out.any || r.AnyPeer; out.any {
 		out.bases = 0
 	}

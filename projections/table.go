@@ -153,7 +153,25 @@ func NewPolicy(rows []*Row[abi.PolicyKey, abi.PolicyValue]) (Table[abi.PolicyKey
 	return newTable(&policyCodec, rows)
 }
 
-// Digest is the sum of all four tables' digests. Table names are part of each
+// NewQuestions is NewEndpoints for what may be asked for.
+func NewQuestions(rows []*Row[QuestionKey, NameSet]) (Table[QuestionKey, NameSet], error) {
+	return newTable(&questionCodec, rows)
+}
+
+// NewLearned is NewEndpoints for the names that open addresses.
+func NewLearned(rows []*Row[LearnedKey, NameSet]) (Table[LearnedKey, NameSet], error) {
+	return newTable(&learnedCodec, rows)
+}
+
+// NamesDigest is Digest for the two tables that are the DNS proxy's.
+func (t *Tables) NamesDigest() log.Hash {
+	var d log.Digest
+	d.Add(t.Questions.Digest())
+	d.Add(t.Learned.Digest())
+	return d.Sum()
+}
+
+// Digest is the sum of all four tables' digests that BPF maps hold. Table names are part of each
 // row's hash, so equal digests mean equal tables.
 func (t *Tables) Digest() log.Hash {
 	var d log.Digest

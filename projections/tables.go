@@ -73,6 +73,10 @@ type Tables struct {
 	Classes   Table[abi.ClassKey, abi.ClassValue]
 	Policy    Table[abi.PolicyKey, abi.PolicyValue]
 
+	// What the DNS proxy has to know beside the maps.
+	Questions Table[QuestionKey, NameSet]
+	Learned   Table[LearnedKey, NameSet]
+
 	// Names explain the hashed ids to people: a class as its selectors, a CIDR
 	// peer as its prefix, a table as that of its subjects
 	// with the lowest identity. Not part of any digest.
