@@ -94,9 +94,18 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}
 
 	var eps *endpoints
-	proj := newProjector(cfg.Node, rlog, func(ctx context.Context, t *projections.Tables, d projections.Delta) (dataplane.Stats, error) {
+	write := func(ctx context.Context, t *projections.Tables, d projections.Delta) (dataplane.Stats, error) {
 		return dp.Enforce(ctx, t, d, eps.bindings(rlog.View()))
-	}, logger)
+	}
+	dns, err := newDNS(&cfg, identity.Cluster, rlog)
+	if err != nil {
+		return err
+	}
+	if dns != nil {
+		defer dns.client.Close()
+		write = dns.rules.wrap(rlog.View, write)
+	}
+	proj := newProjector(cfg.Node, rlog, write, logger)
 	digests, err := inforce.Open(cfg.StateDir)
 	if err != nil {
 		return err
@@ -169,6 +178,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if cfg.PrometheusServeAddr != "" {
 		g.Go(func() error { follow(ctx, met, rlog, proj, logger); return nil })
 		g.Go(func() error { measure(ctx, dp, met, logger); return nil })
+	}
+	if dns != nil {
+		g.Go(func() error { dns.run(ctx); return nil })
 	}
 	g.Go(func() error { return srv.Serve(ctx) })
 	g.Go(func() error {

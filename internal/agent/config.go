@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 )
 
@@ -25,6 +26,9 @@ type Config struct {
 	// pins are below it, so two agents of one machine have two of them.
 	BPFRoot string
 
+	// DNSProxy says who runs the node's DNS proxy: DNSProxyChild, DNSProxyExternal or
+	// DNSProxyOff. Empty: DNSProxyOff.
+	DNSProxy string
 	// DNSSocket is where the node's DNS proxy answers; empty: dns.sock beside Socket.
 	DNSSocket string
 	// DNSProxyArgs are arguments for the DNS proxy that the agent starts.
@@ -131,6 +135,9 @@ func (c *Config) normalize() error {
 	if c.DriftInterval == 0 {
 		c.DriftInterval = DefaultDriftInterval
 	}
+	if c.DNSProxy == "" {
+		c.DNSProxy = DNSProxyOff
+	}
 	if c.DNSSocket == "" {
 		c.DNSSocket = filepath.Join(filepath.Dir(c.Socket), filepath.Base(DefaultDNS))
 	}
@@ -144,6 +151,9 @@ func (c *Config) normalize() error {
 		if f.value == "" {
 			errs = append(errs, fmt.Errorf("%s: empty", f.flag))
 		}
+	}
+	if !slices.Contains([]string{DNSProxyChild, DNSProxyExternal, DNSProxyOff}, c.DNSProxy) {
+		errs = append(errs, fmt.Errorf("dns-proxy: %q; give %s, %s or %s", c.DNSProxy, DNSProxyChild, DNSProxyExternal, DNSProxyOff))
 	}
 	if !c.IPv4Range.IsValid() && !c.IPv6Range.IsValid() {
 		errs = append(errs, errors.New("enable-ipv4, enable-ipv6: both are off; endpoints need one"))

@@ -75,7 +75,7 @@ func hostAddresses() ([]netip.Addr, error) {
 
 // nodeSpec is what the host itself needs.
 func nodeSpec(cfg *Config) dataplane.NodeSpec {
-	s := dataplane.NodeSpec{Gateway4: gateway(cfg.IPv4Range), Gateway6: gateway(cfg.IPv6Range), DNSProxy: true}
+	s := dataplane.NodeSpec{Gateway4: gateway(cfg.IPv4Range), Gateway6: gateway(cfg.IPv6Range), DNSProxy: cfg.DNSProxy != DNSProxyOff}
 	for _, r := range []netip.Prefix{cfg.IPv4Range, cfg.IPv6Range} {
 		if r.IsValid() {
 			s.Ranges = append(s.Ranges, r)

@@ -39,7 +39,7 @@ func (p *plan) startAgent(ctx context.Context, dir, namespace string, more ...st
 	a := &agent{socket: filepath.Join(dir, "s"), logs: filepath.Join(dir, "agent.log")}
 	args := append([]string{
 		p.varve, "agent", "--config", config, "--state-dir", filepath.Join(dir, "state"), "--socket", a.socket,
-		"--bpf-root", filepath.Join(dir, "bpf"), "--node-name", benchNode, "--cluster-name", benchCluster, "--log-level", "warn",
+		"--bpf-root", filepath.Join(dir, "bpf"), "--node-name", benchNode, "--cluster-name", benchCluster, "--log-level", "warn", "--dns-proxy", "off",
 	}, more...)
 	attr := &syscall.SysProcAttr{}
 	if namespace == "" {

@@ -126,7 +126,7 @@ func (n *node) launch(args ...string) *agent {
 	a.cmd = exec.Command(binary, append([]string{
 		"agent", "--state-dir", n.state,
 		"--socket", filepath.Join(n.dir, "varve.sock"), "--bpf-root", filepath.Join(n.dir, "bpf"),
-		"--node-name", "node", "--snapshot-threshold", "32",
+		"--node-name", "node", "--snapshot-threshold", "32", "--dns-proxy", "off",
 	}, args...)...)
 	a.cmd.Stdout, a.cmd.Stderr = a, a
 	if err := n.ns.Do(a.cmd.Start); err != nil {

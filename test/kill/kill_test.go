@@ -138,7 +138,7 @@ func (h *harness) start() *exec.Cmd {
 		"--state-dir", filepath.Join(h.dir, "state"), "--socket", filepath.Join(h.dir, "varve.sock"),
 		"--bpf-root", filepath.Join(h.dir, "bpf"), "--node-name", "node",
 		// Small enough that snapshots and compaction happen between kills.
-		"--snapshot-threshold", "64")
+		"--snapshot-threshold", "64", "--dns-proxy", "off")
 	cmd.Stdout, cmd.Stderr = logFile, logFile
 	if err := h.node.Do(cmd.Start); err != nil {
 		h.t.Fatal(err)

@@ -73,6 +73,7 @@ keys are named as the flags are, and the default.`),
 	flags.StringVar(&f.config, configFlag, a.agentConfig, "YAML file of settings; the default one may be missing")
 	flags.StringVar(&cfg.StateDir, "state-dir", agent.DefaultStateDir, "directory of the log, its history and snapshots")
 	flags.StringVar(&cfg.Socket, "socket", agent.DefaultSocket, "unix socket to answer on")
+	flags.StringVar(&cfg.DNSProxy, "dns-proxy", agent.DNSProxyChild, "who runs the DNS proxy: child (the agent), external (another service, such as systemd's), off (there is none)")
 	flags.StringVar(&cfg.DNSSocket, "dns-socket", "", "unix socket of the DNS proxy (default dns.sock beside the agent's)")
 	flags.StringVar(&cfg.Group, "group", agent.DefaultGroup, "members of this group may use the socket beside root; empty: nobody")
 	flags.StringVar(&cfg.BPFRoot, "bpf-root", agent.DefaultBPFRoot, "directory of the BPF pins, on a bpffs or where one may be mounted")
