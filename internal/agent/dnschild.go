@@ -42,7 +42,7 @@ type dnsChild struct {
 func newDNSChild(cfg *Config, proxy dnslink.Proxy) *dnsChild {
 	args := append([]string{
 		"dns-proxy", "--state-dir", cfg.StateDir, "--bpf-root", cfg.BPFRoot, "--cluster-name", cfg.Cluster, "--node-name", cfg.Node,
-		"--dns-socket", cfg.DNSSocket, "--group", cfg.Group,
+		"--dns-socket", cfg.DNSSocket,
 	}, cfg.DNSProxyArgs...)
 	return &dnsChild{args: args, version: cfg.Version, cluster: cfg.Cluster, node: cfg.Node, proxy: proxy, logger: cfg.Logger}
 }
