@@ -42,7 +42,7 @@ func defaultAgentConfig() agent.Config {
 		StateDir: agent.DefaultStateDir, Socket: agent.DefaultSocket, Group: agent.DefaultGroup, BPFRoot: agent.DefaultBPFRoot,
 		Cluster: agent.DefaultCluster, IPv4Range: agent.DefaultIPv4Range, IPv6Range: agent.DefaultIPv6Range, MTU: agent.DefaultMTU,
 		DriftInterval: agent.DefaultDriftInterval, SnapshotThreshold: agent.DefaultSnapshotThreshold, CheckpointEvents: agent.DefaultCheckpointEvents,
-		FlowStoreMaxBytes: flows.DefaultMaxBytes, FlowStoreMaxAge: flows.DefaultMaxAge,
+		DNSProxy: agent.DNSProxyChild, FlowStoreMaxBytes: flows.DefaultMaxBytes, FlowStoreMaxAge: flows.DefaultMaxAge,
 	}
 }
 
