@@ -307,6 +307,7 @@ var vary = []struct {
 	{regexp.MustCompile(`pid=\d+`), "pid=N"},
 	{regexp.MustCompile(`\b(\d+h)?(\d+m)?\d+(\.\d+)?(ms|µs|s)\b`), "DURATION"},
 	{regexp.MustCompile(`[0-9a-f]{2}(:[0-9a-f]{2}){5}`), "MAC"},
+	{regexp.MustCompile(`\b[0-9a-f]{16}\b`), "ID"}, // stands for content, which a later version words otherwise
 	{regexp.MustCompile(`x\d+(/DURATION)?`), "xN"},
 	{regexp.MustCompile(`(seen|SEEN) \d+ times`), "seen N times"},
 	{regexp.MustCompile(`[ \t]+`), " "},
