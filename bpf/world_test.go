@@ -254,21 +254,19 @@ func (w *world) run(prog *ebpf.Program, p pod, f frame) result {
 	w.t.Helper()
 	before := w.counters()
 	r := result{out: make([]byte, 2048), counters: make(map[string]uint64)}
-	in := f.bytes()
-	err := w.ns.Do(func() (err error) {
-		opts := &ebpf.RunOptions{Data: in, DataOut: r.out, Context: skbContext{Ifindex: p.ifindex}}
-		r.verdict, err = prog.Run(opts)
-		r.out = opts.DataOut
-		return err
-	})
-	if err != nil {
-		w.t.Fatal(err)
-	}
+	r.verdict, r.out = w.send(prog, p, f, r.out)
 	for k, n := range w.counters() {
 		if n != before[k] {
 			r.counters[k] = n - before[k]
 		}
 	}
+	r.events = w.events()
+	return r
+}
+
+// events are those that nobody has read yet.
+func (w *world) events() (events []abi.Event) {
+	w.t.Helper()
 	for w.ring.AvailableBytes() > 0 {
 		record, err := w.ring.Read()
 		if err != nil {
@@ -277,9 +275,24 @@ func (w *world) run(prog *ebpf.Program, p pod, f frame) result {
 		if len(record.RawSample) != int(unsafe.Sizeof(abi.Event{})) {
 			w.t.Fatalf("event of %d bytes, want %d", len(record.RawSample), unsafe.Sizeof(abi.Event{}))
 		}
-		r.events = append(r.events, *(*abi.Event)(unsafe.Pointer(&record.RawSample[0])))
+		events = append(events, *(*abi.Event)(unsafe.Pointer(&record.RawSample[0])))
 	}
-	return r
+	return events
+}
+
+// send is run without a look at what it left behind.
+func (w *world) send(prog *ebpf.Program, p pod, f frame, out []byte) (verdict uint32, _ []byte) {
+	w.t.Helper()
+	in := f.bytes()
+	opts := &ebpf.RunOptions{Data: in, DataOut: out, Context: skbContext{Ifindex: p.ifindex}}
+	err := w.ns.Do(func() (err error) {
+		verdict, err = prog.Run(opts)
+		return err
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return verdict, opts.DataOut
 }
 
 func (w *world) counters() map[string]uint64 {
