@@ -53,9 +53,13 @@ func (s *stage) actCleanUp(err error) {
 func (s *stage) deleteEndpoints() {
 	ctx, cancel := context.WithTimeout(context.Background(), startLimit)
 	defer cancel()
-	for _, w := range workloads {
-		if _, err := s.client.Endpoints.Delete(ctx, connect.NewRequest(&varvev1.DeleteEndpointRequest{Namespace: w.namespace, Name: w.name})); err != nil {
-			s.claim(false, "endpoint delete %s/%s: %v", w.namespace, w.name, err)
+	for _, a := range s.actors {
+		namespace, name, ok := strings.Cut(a.ref, "/")
+		if !ok {
+			continue
+		}
+		if _, err := s.client.Endpoints.Delete(ctx, connect.NewRequest(&varvev1.DeleteEndpointRequest{Namespace: namespace, Name: name})); err != nil {
+			s.claim(false, "endpoint delete %s: %v", a.ref, err)
 		}
 	}
 	var interfaces []string

@@ -49,7 +49,6 @@ func (s *stage) agentArgs() []string {
 		"--socket", s.socket(),
 		"--bpf-root", filepath.Join(s.dir, "bpf"),
 		"--node-name", "demo",
-		"--dns-proxy", "off",
 		"--node-ip", nodeAddr[v4].Addr().String(),
 		"--node-ip", nodeAddr[v6].Addr().String(),
 		"--ipv4-range", podRange[v4].String(),

@@ -76,7 +76,7 @@ func (s *stage) tell(ctx context.Context) (err error) {
 	}()
 	s.out.printf("%s  %s\n", s.out.paint(bold, "varve demo"), s.out.paint(faint, "real packets, real policy, one SIGKILL"))
 	for _, act := range []func(context.Context) error{
-		s.actConnect, s.actOpen, s.actPolicies, s.actEnforced, s.actLiveChange, s.actKill, s.actRestart, s.actAfterwards,
+		s.actConnect, s.actOpen, s.actPolicies, s.actEnforced, s.actLiveChange, s.actKill, s.actRestart, s.actAfterwards, s.actNames,
 	} {
 		if err := act(ctx); err != nil {
 			return err
