@@ -76,7 +76,7 @@ func (s *stage) space(name string) *testns.NS {
 // asked about is no longer in the Raft log.
 func (s *stage) start() {
 	s.t.Helper()
-	s.agent = exec.Command(s.binary, "agent", "--config", os.DevNull, "--state-dir", filepath.Join(s.dir, "state"), "--socket", s.socket(),
+	s.agent = exec.Command(s.binary, "agent", "--config", os.DevNull, "--dns-proxy", "off", "--state-dir", filepath.Join(s.dir, "state"), "--socket", s.socket(),
 		"--bpf-root", filepath.Join(s.dir, "bpf"), "--node-name", "node-1", "--node-ip", "192.0.2.1", "--enable-ipv6=false", "--snapshot-threshold", "4")
 	s.agent.Stdout, s.agent.Stderr = &s.output, &s.output
 	if err := s.node.Do(s.agent.Start); err != nil {
