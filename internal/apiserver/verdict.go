@@ -16,21 +16,14 @@ import (
 	"github.com/varve-net/varve/verdict"
 )
 
-// Verdict answers by what is in force on this node, which may be behind the log.
+// Verdict answers of the present by what is in force on this node, which may be
+// behind the log, and of the past by the tables that the log says there were.
 func (s policyService) Verdict(ctx context.Context, req *connect.Request[varvev1.VerdictRequest]) (*connect.Response[varvev1.VerdictResponse], error) {
-	s.settle(ctx)
-	var view fsm.View
-	var tables *projections.Tables
-	err := s.Projector.Hold(ctx, func(v fsm.View, t *projections.Tables) error {
-		view, tables = v, t // neither changes any more
-		return nil
-	})
+	c, tables, err := s.court(ctx, req.Msg.At)
 	if err != nil {
 		return nil, err
 	}
-	if tables == nil {
-		return nil, connect.NewError(connect.CodeUnavailable, errors.New("nothing is in force yet"))
-	}
+	view := c.view
 	q := verdict.Question{}
 	for _, side := range []struct {
 		field, words string
@@ -46,13 +39,7 @@ func (s policyService) Verdict(ctx context.Context, req *connect.Request[varvev1
 	if q.Protocol, q.Port, err = verdict.ParsePort(req.Msg.Port); err != nil {
 		return nil, invalid("%v", err)
 	}
-	elsewhere := verdict.Projected(view, projections.Options{})
-	a, err := verdict.Ask(view, func(e *fsm.Endpoint) (*projections.Tables, error) {
-		if e.Node == s.Node {
-			return tables, nil
-		}
-		return elsewhere(e)
-	}, q)
+	a, err := verdict.Ask(view, tables, q)
 	switch {
 	case errors.Is(err, verdict.ErrFamily), errors.Is(err, verdict.ErrParty):
 		return nil, invalid("%v", err)
@@ -63,12 +50,43 @@ func (s policyService) Verdict(ctx context.Context, req *connect.Request[varvev1
 		Allowed: a.Allowed(), Revision: uint64(a.Revision),
 		From: verdictParty(view, req.Msg.From, q.From), To: verdictParty(view, req.Msg.To, q.To),
 		Port:   strconv.Itoa(int(q.Port)) + "/" + strings.ToLower(policy.ProtocolName(q.Protocol)),
-		Egress: directionVerdict(a.Egress), Ingress: directionVerdict(a.Ingress),
+		Egress: directionVerdict(a.Egress), Ingress: directionVerdict(a.Ingress), At: c.at,
 	}
 	if a.Name != nil {
 		resp.Name = &varvev1.NameVerdict{Name: q.To.String(), Rules: decidingRules(a.Name.Selected)}
 	}
 	return connect.NewResponse(resp), nil
+}
+
+// court is the scene of a verdict, with the tables that judge there.
+func (s policyService) court(ctx context.Context, at string) (*scene, verdict.TablesOf, error) {
+	if at != "" || s.Archive {
+		c, err := s.scene(ctx, at)
+		if err != nil {
+			return nil, nil, err
+		}
+		return c, verdict.Projected(c.view, projections.Options{}), nil
+	}
+	s.settle(ctx)
+	c := &scene{s: s.Server}
+	var here *projections.Tables
+	err := s.Projector.Hold(ctx, func(v fsm.View, t *projections.Tables) error {
+		c.view, here = v, t // neither changes any more
+		return nil
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	if here == nil {
+		return nil, nil, connect.NewError(connect.CodeUnavailable, errors.New("nothing is in force yet"))
+	}
+	elsewhere := verdict.Projected(c.view, projections.Options{})
+	return c, func(e *fsm.Endpoint) (*projections.Tables, error) {
+		if e.Node == s.Node {
+			return here, nil
+		}
+		return elsewhere(e)
+	}, nil
 }
 
 func verdictParty(view fsm.View, words string, p verdict.Party) *varvev1.VerdictParty {

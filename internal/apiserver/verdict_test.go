@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"fmt"
 	"testing"
 
 	"connectrpc.com/connect"
@@ -90,5 +91,58 @@ func TestVerdictElsewhere(t *testing.T) {
 		if err != nil || v.Allowed != c.allowed || v.To.Node != "n2" || len(v.Ingress.Rules)+len(v.Ingress.IsolatedBy) != 1 {
 			t.Errorf("from %s, port %s: %v, %v", c.from, c.port, v, err)
 		}
+	}
+}
+
+// Of the past the verdict is the one that was given then, with the rules, rows and
+// parties of then.
+func TestVerdictOfThePast(t *testing.T) {
+	k := newKit(t)
+	ctx := t.Context()
+	k.endpoint(t, "w", "web", "10.1.0.2", 2)
+	k.endpoint(t, "c", "client", "10.1.0.3", 3)
+	was := map[uint64]*varvev1.VerdictResponse{}
+	note := func() {
+		t.Helper()
+		v, err := k.verdict(t, "c", "w", "80/tcp")
+		if err != nil || v.At != nil {
+			t.Fatalf("now: %v, %v", v, err)
+		}
+		was[v.Revision] = v
+	}
+	note()
+	for _, port := range []string{"80", "81"} {
+		if _, err := k.apply(t, manifest("a", port)); err != nil {
+			t.Fatal(err)
+		}
+		note()
+	}
+	k.node(t, &eventpb.Event{Payload: &eventpb.Event_EndpointDeleted{EndpointDeleted: &eventpb.EndpointDeleted{
+		Ref: &eventpb.EndpointRef{Namespace: "default", Name: "c"}, Incarnation: 1,
+	}}})
+	if _, err := k.verdict(t, "c", "w", "80/tcp"); connect.CodeOf(err) != connect.CodeNotFound {
+		t.Errorf("of who is gone: %v", err)
+	}
+	outcomes := map[bool]int{}
+	for revision, want := range was {
+		resp, err := k.Policies.Verdict(ctx, connect.NewRequest(&varvev1.VerdictRequest{From: "c", To: "w", Port: "80/tcp", At: fmt.Sprint(revision)}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if resp.Msg.At.GetRevision() != revision || resp.Msg.At.TimeUnixNs == 0 {
+			t.Errorf("at %d: the moment is %v", revision, resp.Msg.At)
+		}
+		resp.Msg.At = nil
+		if d := cmp.Diff(want, resp.Msg, protocmp.Transform()); d != "" {
+			t.Errorf("at %d (-then +now):\n%s", revision, d)
+		}
+		outcomes[want.Allowed]++
+	}
+	if outcomes[true] != 2 || outcomes[false] != 1 {
+		t.Errorf("outcomes %v, want 2 allowed and 1 denied", outcomes)
+	}
+	for at, code := range map[string]connect.Code{"1": connect.CodeNotFound, "99": connect.CodeOutOfRange, "yesterday": connect.CodeInvalidArgument} {
+		_, err := k.Policies.Verdict(ctx, connect.NewRequest(&varvev1.VerdictRequest{From: "c", To: "w", Port: "80/tcp", At: at}))
+		codeIs(t, err, code)
 	}
 }

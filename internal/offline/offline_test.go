@@ -21,6 +21,8 @@ import (
 	"github.com/varve-net/varve/log"
 	"github.com/varve-net/varve/log/eventpb"
 	"github.com/varve-net/varve/log/history"
+	"github.com/varve-net/varve/projections"
+	"github.com/varve-net/varve/verdict"
 )
 
 const events = 2000
@@ -141,6 +143,45 @@ func TestArchives(t *testing.T) {
 				t.Errorf("the present of an archive: %v, %v", list.Msg.GetAt(), err)
 			}
 		})
+	}
+}
+
+// An archive gives the verdict of the tables that there were.
+func TestVerdicts(t *testing.T) {
+	dir, views := directory(t)
+	c := serve(t, export(t, serve(t, dir), &varvev1.ReadRequest{First: 501}))
+	outcomes := map[bool]int{}
+	for at := 550; at <= events; at += 150 {
+		view := views[at]
+		var pods []fsm.EndpointRef
+		for e := range view.Endpoints() {
+			if pods = append(pods, e.Ref); len(pods) == 4 {
+				break
+			}
+		}
+		for _, from := range pods {
+			for _, to := range pods {
+				question := verdict.Question{Protocol: 6, Port: 80}
+				var err [2]error
+				question.From, err[0] = verdict.ParseParty(view, from.String())
+				question.To, err[1] = verdict.ParseParty(view, to.String())
+				want, asked := verdict.Ask(view, verdict.Projected(view, projections.Options{}), question)
+				if err := errors.Join(err[0], err[1], asked); err != nil {
+					t.Fatal(err)
+				}
+				got, answered := c.Policies.Verdict(t.Context(), connect.NewRequest(&varvev1.VerdictRequest{From: from.String(), To: to.String(), Port: "80/tcp", At: fmt.Sprint(at)}))
+				if answered != nil {
+					t.Fatal(answered)
+				}
+				if got.Msg.Allowed != want.Allowed() || got.Msg.Egress.Reason != string(want.Egress.Reason) || got.Msg.Ingress.Reason != string(want.Ingress.Reason) || int(got.Msg.At.GetRevision()) != at {
+					t.Errorf("%s to %s at %d: %v, want %+v", from, to, at, got.Msg, want)
+				}
+				outcomes[want.Allowed()]++
+			}
+		}
+	}
+	if outcomes[true] == 0 || outcomes[false] == 0 {
+		t.Errorf("outcomes %v: the test wants both", outcomes)
 	}
 }
 

@@ -961,6 +961,7 @@ type VerdictRequest struct {
 	From          string                 `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"` // NAMESPACE/NAME or NAME of an endpoint, an address, or reserved:IDENTITY
 	To            string                 `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`     // the same, or a DNS name
 	Port          string                 `protobuf:"bytes,3,opt,name=port,proto3" json:"port,omitempty"` // NUMBER/PROTOCOL, "80/tcp", or a type, "8/icmp"
+	At            string                 `protobuf:"bytes,4,opt,name=at,proto3" json:"at,omitempty"`     // a moment of the past; empty: now
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1016,6 +1017,13 @@ func (x *VerdictRequest) GetPort() string {
 	return ""
 }
 
+func (x *VerdictRequest) GetAt() string {
+	if x != nil {
+		return x.At
+	}
+	return ""
+}
+
 type VerdictResponse struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Allowed  bool                   `protobuf:"varint,1,opt,name=allowed,proto3" json:"allowed,omitempty"` // in both directions
@@ -1028,6 +1036,7 @@ type VerdictResponse struct {
 	// Of a question about a DNS name. Then the directions are those of an address of the
 	// world that no rule names.
 	Name          *NameVerdict `protobuf:"bytes,8,opt,name=name,proto3" json:"name,omitempty"`
+	At            *Moment      `protobuf:"bytes,9,opt,name=at,proto3" json:"at,omitempty"` // of the past, if the request named one
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1114,6 +1123,13 @@ func (x *VerdictResponse) GetIngress() *DirectionVerdict {
 func (x *VerdictResponse) GetName() *NameVerdict {
 	if x != nil {
 		return x.Name
+	}
+	return nil
+}
+
+func (x *VerdictResponse) GetAt() *Moment {
+	if x != nil {
+		return x.At
 	}
 	return nil
 }
@@ -1584,11 +1600,12 @@ const file_api_varve_v1_policy_proto_rawDesc = "" +
 	"\x11expected_revision\x18\x03 \x01(\x04H\x00R\x10expectedRevision\x88\x01\x01B\x14\n" +
 	"\x12_expected_revision\"2\n" +
 	"\x14DeletePolicyResponse\x12\x1a\n" +
-	"\brevision\x18\x01 \x01(\x04R\brevision\"H\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\"X\n" +
 	"\x0eVerdictRequest\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\tR\x04from\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\tR\x02to\x12\x12\n" +
-	"\x04port\x18\x03 \x01(\tR\x04port\"\xc4\x02\n" +
+	"\x04port\x18\x03 \x01(\tR\x04port\x12\x0e\n" +
+	"\x02at\x18\x04 \x01(\tR\x02at\"\xe6\x02\n" +
 	"\x0fVerdictResponse\x12\x18\n" +
 	"\aallowed\x18\x01 \x01(\bR\aallowed\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12*\n" +
@@ -1597,7 +1614,8 @@ const file_api_varve_v1_policy_proto_rawDesc = "" +
 	"\x04port\x18\x05 \x01(\tR\x04port\x122\n" +
 	"\x06egress\x18\x06 \x01(\v2\x1a.varve.v1.DirectionVerdictR\x06egress\x124\n" +
 	"\aingress\x18\a \x01(\v2\x1a.varve.v1.DirectionVerdictR\aingress\x12)\n" +
-	"\x04name\x18\b \x01(\v2\x15.varve.v1.NameVerdictR\x04name\"\xa0\x01\n" +
+	"\x04name\x18\b \x01(\v2\x15.varve.v1.NameVerdictR\x04name\x12 \n" +
+	"\x02at\x18\t \x01(\v2\x10.varve.v1.MomentR\x02at\"\xa0\x01\n" +
 	"\fVerdictParty\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bendpoint\x18\x02 \x01(\tR\bendpoint\x12\x12\n" +
@@ -1700,28 +1718,29 @@ var file_api_varve_v1_policy_proto_depIdxs = []int32{
 	18, // 17: varve.v1.VerdictResponse.egress:type_name -> varve.v1.DirectionVerdict
 	18, // 18: varve.v1.VerdictResponse.ingress:type_name -> varve.v1.DirectionVerdict
 	21, // 19: varve.v1.VerdictResponse.name:type_name -> varve.v1.NameVerdict
-	19, // 20: varve.v1.DirectionVerdict.rules:type_name -> varve.v1.DecidingRule
-	20, // 21: varve.v1.DirectionVerdict.isolated_by:type_name -> varve.v1.IsolatingSpec
-	22, // 22: varve.v1.DecidingRule.policy:type_name -> varve.event.v1.PolicyRef
-	22, // 23: varve.v1.IsolatingSpec.policy:type_name -> varve.event.v1.PolicyRef
-	19, // 24: varve.v1.NameVerdict.rules:type_name -> varve.v1.DecidingRule
-	1,  // 25: varve.v1.PolicyService.Apply:input_type -> varve.v1.ApplyPolicyRequest
-	6,  // 26: varve.v1.PolicyService.Validate:input_type -> varve.v1.ValidatePolicyRequest
-	9,  // 27: varve.v1.PolicyService.List:input_type -> varve.v1.ListPoliciesRequest
-	11, // 28: varve.v1.PolicyService.Get:input_type -> varve.v1.GetPolicyRequest
-	13, // 29: varve.v1.PolicyService.Delete:input_type -> varve.v1.DeletePolicyRequest
-	15, // 30: varve.v1.PolicyService.Verdict:input_type -> varve.v1.VerdictRequest
-	3,  // 31: varve.v1.PolicyService.Apply:output_type -> varve.v1.ApplyPolicyResponse
-	7,  // 32: varve.v1.PolicyService.Validate:output_type -> varve.v1.ValidatePolicyResponse
-	10, // 33: varve.v1.PolicyService.List:output_type -> varve.v1.ListPoliciesResponse
-	12, // 34: varve.v1.PolicyService.Get:output_type -> varve.v1.GetPolicyResponse
-	14, // 35: varve.v1.PolicyService.Delete:output_type -> varve.v1.DeletePolicyResponse
-	16, // 36: varve.v1.PolicyService.Verdict:output_type -> varve.v1.VerdictResponse
-	31, // [31:37] is the sub-list for method output_type
-	25, // [25:31] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	24, // 20: varve.v1.VerdictResponse.at:type_name -> varve.v1.Moment
+	19, // 21: varve.v1.DirectionVerdict.rules:type_name -> varve.v1.DecidingRule
+	20, // 22: varve.v1.DirectionVerdict.isolated_by:type_name -> varve.v1.IsolatingSpec
+	22, // 23: varve.v1.DecidingRule.policy:type_name -> varve.event.v1.PolicyRef
+	22, // 24: varve.v1.IsolatingSpec.policy:type_name -> varve.event.v1.PolicyRef
+	19, // 25: varve.v1.NameVerdict.rules:type_name -> varve.v1.DecidingRule
+	1,  // 26: varve.v1.PolicyService.Apply:input_type -> varve.v1.ApplyPolicyRequest
+	6,  // 27: varve.v1.PolicyService.Validate:input_type -> varve.v1.ValidatePolicyRequest
+	9,  // 28: varve.v1.PolicyService.List:input_type -> varve.v1.ListPoliciesRequest
+	11, // 29: varve.v1.PolicyService.Get:input_type -> varve.v1.GetPolicyRequest
+	13, // 30: varve.v1.PolicyService.Delete:input_type -> varve.v1.DeletePolicyRequest
+	15, // 31: varve.v1.PolicyService.Verdict:input_type -> varve.v1.VerdictRequest
+	3,  // 32: varve.v1.PolicyService.Apply:output_type -> varve.v1.ApplyPolicyResponse
+	7,  // 33: varve.v1.PolicyService.Validate:output_type -> varve.v1.ValidatePolicyResponse
+	10, // 34: varve.v1.PolicyService.List:output_type -> varve.v1.ListPoliciesResponse
+	12, // 35: varve.v1.PolicyService.Get:output_type -> varve.v1.GetPolicyResponse
+	14, // 36: varve.v1.PolicyService.Delete:output_type -> varve.v1.DeletePolicyResponse
+	16, // 37: varve.v1.PolicyService.Verdict:output_type -> varve.v1.VerdictResponse
+	32, // [32:38] is the sub-list for method output_type
+	26, // [26:32] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_api_varve_v1_policy_proto_init() }

@@ -225,6 +225,23 @@ func TestRequests(t *testing.T) {
 			t.Errorf("request (-want +got):\n%s", diff)
 		}
 	})
+	t.Run("policy verdict", func(t *testing.T) {
+		f.on(v1c.PolicyServiceVerdictProcedure, &varvev1.VerdictResponse{
+			Revision: 17, At: &varvev1.Moment{Revision: 17, TimeUnixNs: 1e18},
+			From: &varvev1.VerdictParty{Name: "web"}, To: &varvev1.VerdictParty{Name: "db"}, Port: "443/tcp",
+			Egress: &varvev1.DirectionVerdict{Reason: "default deny"}, Ingress: &varvev1.DirectionVerdict{Allowed: true, Reason: "not isolated"},
+		})
+		got := varve(t, f, "", "policy", "verdict", "--from", "web", "--to", "db", "--port", "443", "--at", "-2h")
+		want := &varvev1.VerdictRequest{From: "web", To: "db", Port: "443/tcp", At: "-2h"}
+		asked := last[*varvev1.VerdictRequest](t, f)
+		asked.At = strings.TrimSpace(asked.At)
+		if diff := cmp.Diff(want, asked, protocmp.Transform()); diff != "" {
+			t.Errorf("request (-want +got):\n%s", diff)
+		}
+		if first, _, _ := strings.Cut(got.stdout, "\n"); got.code != exitNo || first != "denied  web -> db, port 443/tcp, at revision 17 of 2001-09-09T01:46:40Z" {
+			t.Errorf("got %+v", got)
+		}
+	})
 	t.Run("log append", func(t *testing.T) {
 		varve(t, f, `{"namespaceSet": {"name": "a"}, "requestId": "r"} [{"namespace_deleted": {"name": "b"}, "expected_revision": "3"}]`, "log", "append")
 		three := uint64(3)

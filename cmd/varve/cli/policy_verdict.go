@@ -16,16 +16,19 @@ func (a *app) policyVerdict() *cobra.Command {
 		Use:   "verdict --from PARTY --to PARTY --port PORT",
 		Short: "Tell whether a connection may be opened, and what decides",
 		Long: strings.TrimSpace(`
-Tell whether one party may open a connection to another, as policy has it now: the
-verdict of egress at one end and of ingress at the other, wherever they are, and the
-rules or the default that decide. The exit code is 1 if it may not.
+Tell whether one party may open a connection to another, as policy has it now, or
+had it with --at: the verdict of egress at one end and of ingress at the other,
+wherever they are, and the rules or the default that decide. The exit code is 1 if it
+may not.
 
 Of a DNS name the rules that select it are told: they admit the addresses that --from
 learns by asking for it.`),
 		Example: strings.Trim(`
   varve policy verdict --from shop/web --to shop/db --port 5432/tcp
   varve policy verdict --from web --to 203.0.113.7 --port 443/tcp -o json
-  varve policy verdict --from 203.0.113.7 --to web --port 8/icmp`, "\n"),
+  varve policy verdict --from 203.0.113.7 --to web --port 8/icmp
+  varve policy verdict --from shop/web --to shop/db --port 5432 --at -2h
+  varve policy verdict --log incident.varve --from shop/web --to shop/db --port 5432 --at 4711`, "\n"),
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.dial()
@@ -58,7 +61,7 @@ learns by asking for it.`),
 	_ = cmd.RegisterFlagCompletionFunc("from", a.completeEndpointFlag)
 	_ = cmd.RegisterFlagCompletionFunc("to", a.completeEndpointFlag)
 	_ = cmd.RegisterFlagCompletionFunc("port", cobra.NoFileCompletions)
-	return a.withOutput(cmd)
+	return a.withAt(a.withOutput(cmd), &req.At)
 }
 
 func (a *app) showVerdict(v *varvev1.VerdictResponse) {
@@ -66,7 +69,8 @@ func (a *app) showVerdict(v *varvev1.VerdictResponse) {
 	if v.Allowed {
 		outcome = "allowed"
 	}
-	fmt.Fprintf(a.stdout, "%s  %s -> %s, port %s, at revision %d\n\n", a.outcome(outcome), a.verdictParty(v.From), a.verdictParty(v.To), v.Port, v.Revision)
+	fmt.Fprintf(a.stdout, "%s  %s -> %s, port %s, at %s\n\n", a.outcome(outcome), a.verdictParty(v.From), a.verdictParty(v.To), v.Port,
+		a.revisionAt(v.Revision, v.At.GetTimeUnixNs()))
 	g := newGrid("DIRECTION", "OF", "VERDICT", "BECAUSE", "REVISION")
 	for _, d := range []struct {
 		name    string

@@ -59,10 +59,10 @@ type PolicyServiceClient interface {
 	List(context.Context, *connect.Request[v1.ListPoliciesRequest]) (*connect.Response[v1.ListPoliciesResponse], error)
 	Get(context.Context, *connect.Request[v1.GetPolicyRequest]) (*connect.Response[v1.GetPolicyResponse], error)
 	Delete(context.Context, *connect.Request[v1.DeletePolicyRequest]) (*connect.Response[v1.DeletePolicyResponse], error)
-	// Verdict tells whether one party may open a connection to another now, and which
-	// rules of which policies decide, or which default. Egress and ingress are answered
-	// wherever the endpoints are: of this node by the tables in force, of another node by
-	// those that it must have.
+	// Verdict tells whether one party may open a connection to another, and which rules
+	// of which policies decide, or which default. Egress and ingress are answered
+	// wherever the endpoints are: of this node by the tables in force, of another node,
+	// and of the past, by those that the node must have.
 	Verdict(context.Context, *connect.Request[v1.VerdictRequest]) (*connect.Response[v1.VerdictResponse], error)
 }
 
@@ -170,10 +170,10 @@ type PolicyServiceHandler interface {
 	List(context.Context, *connect.Request[v1.ListPoliciesRequest]) (*connect.Response[v1.ListPoliciesResponse], error)
 	Get(context.Context, *connect.Request[v1.GetPolicyRequest]) (*connect.Response[v1.GetPolicyResponse], error)
 	Delete(context.Context, *connect.Request[v1.DeletePolicyRequest]) (*connect.Response[v1.DeletePolicyResponse], error)
-	// Verdict tells whether one party may open a connection to another now, and which
-	// rules of which policies decide, or which default. Egress and ingress are answered
-	// wherever the endpoints are: of this node by the tables in force, of another node by
-	// those that it must have.
+	// Verdict tells whether one party may open a connection to another, and which rules
+	// of which policies decide, or which default. Egress and ingress are answered
+	// wherever the endpoints are: of this node by the tables in force, of another node,
+	// and of the past, by those that the node must have.
 	Verdict(context.Context, *connect.Request[v1.VerdictRequest]) (*connect.Response[v1.VerdictResponse], error)
 }
 
