@@ -62,6 +62,8 @@ type Log struct {
 
 	file *os.File
 	size int64
+
+	replacing sync.RWMutex // held while there may be no file of the log's name
 }
 
 // maxWaiting bounds the lines that wait to be written, in bytes.
@@ -253,6 +255,8 @@ func (l *Log) write() {
 
 // rotate makes the file the older one. If that fails it grows on until it works.
 func (l *Log) rotate() {
+	l.replacing.Lock()
+	defer l.replacing.Unlock()
 	if os.Rename(filepath.Join(l.dir, logFile), filepath.Join(l.dir, oldFile)) != nil {
 		return
 	}
@@ -288,7 +292,7 @@ func (l *Log) Read(since time.Time, fn func(*Entry) error) (*Place, error) {
 		return fn(e)
 	}
 	// The newer first: were it replaced in between, it would be read as the older.
-	f, err := os.Open(filepath.Join(l.dir, logFile))
+	f, err := l.newest()
 	if err != nil {
 		return nil, fmt.Errorf("log of questions: %w", err)
 	}
@@ -313,6 +317,13 @@ func (l *Log) Read(since time.Time, fn func(*Entry) error) (*Place, error) {
 	return p, nil
 }
 
+// newest opens the file that is written to.
+func (l *Log) newest() (*os.File, error) {
+	l.replacing.RLock()
+	defer l.replacing.RUnlock()
+	return os.Open(filepath.Join(l.dir, logFile))
+}
+
 func sameFile(a, b *os.File) bool {
 	x, err := a.Stat()
 	y, yerr := b.Stat()
@@ -329,7 +340,7 @@ func (l *Log) Follow(ctx context.Context, p *Place, fn func(*Entry) error) error
 		if err := readEntries(p.file, fn); err != nil {
 			return err
 		}
-		f, err := os.Open(filepath.Join(l.dir, logFile))
+		f, err := l.newest()
 		if err != nil {
 			return fmt.Errorf("log of questions: %w", err)
 		}
