@@ -1,0 +1,109 @@
+package faults
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// varve runs a command of the binary. An error has what it said.
+func varve(args ...string) error {
+	var said bytes.Buffer
+	cmd := exec.Command(binary, args...)
+	cmd.Stdout, cmd.Stderr = &said, &said
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("%w: %s", err, said.String())
+	}
+	return nil
+}
+
+// eventually waits until a condition holds.
+func (a *agent) eventually(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(60 * time.Second); !holds(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not within a minute\n%s", what, a.log())
+		}
+	}
+}
+
+// historyFiles are those of the node's history with an ending.
+func (n *node) historyFiles(ending string) []string {
+	n.t.Helper()
+	found, err := filepath.Glob(filepath.Join(n.state, "log", "history", "*"+ending))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return found
+}
+
+// On a full disk no checkpoint and no saved file is begun and left half: what failed
+// is said, what was there stays, and it is made up for once there is space.
+func TestFullDiskBesideAppends(t *testing.T) {
+	n := newNode(t)
+	n.tmpfs(128 * mib)
+	a := n.start()
+	acked := n.appendMany("e", 40)
+	n.stop(a)
+	saved := map[string][]string{"export.varve": {"log", "export"}, "state.varve": {"snapshot", "save"}}
+	before := []byte("what was saved before")
+	for name := range saved {
+		if err := os.WriteFile(filepath.Join(n.state, name), before, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	n.fill("ballast", 60*mib) // less than appends need for themselves
+	a = n.launch("--checkpoint-events", "16")
+	if !n.up(a) {
+		t.Fatalf("the agent ended:\n%s", a.log())
+	}
+	a.eventually(t, "a checkpoint is refused", func() bool {
+		return strings.Contains(a.log(), "checkpoint of revision") && strings.Contains(a.log(), "free some space")
+	})
+	n.fill("rest", 0)
+	save := func(name string) error {
+		return varve(append(saved[name], "-f", filepath.Join(n.state, name), "--socket", filepath.Join(n.dir, "varve.sock"))...)
+	}
+	for name := range saved {
+		err := save(name)
+		if err == nil || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), "no space left on device") {
+			t.Errorf("%s on a full disk: %v", name, err)
+		}
+		if got, err := os.ReadFile(filepath.Join(n.state, name)); err != nil || !bytes.Equal(got, before) {
+			t.Errorf("%s is now %q, %v", name, got, err)
+		}
+		if left, _ := filepath.Glob(filepath.Join(n.state, "."+name+".*")); len(left) > 0 {
+			t.Errorf("%v is left over", left)
+		}
+	}
+	if left := append(n.historyFiles(".checkpoint"), n.historyFiles(".new")...); len(left) > 0 {
+		t.Errorf("%v is there, on a full disk", left)
+	}
+	if err := n.holds(acked); err != nil {
+		t.Errorf("on a full disk: %v", err)
+	}
+
+	for _, name := range []string{"ballast", "rest"} {
+		if err := os.Remove(filepath.Join(n.state, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.eventually(t, "a checkpoint with space again", func() bool { return len(n.historyFiles(".checkpoint")) > 0 })
+	for name := range saved {
+		if err := save(name); err != nil {
+			t.Errorf("with space again: %v", err)
+		}
+		if err := varve("snapshot", "inspect", filepath.Join(n.state, name)); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := n.holds(acked); err != nil {
+		t.Errorf("with space again: %v", err)
+	}
+}
