@@ -5,46 +5,109 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"slices"
 	"testing"
 
 	"github.com/varve-net/varve/log"
+	"github.com/varve-net/varve/log/eventpb"
 )
 
-var updateGolden = flag.Bool("update", false, "write testdata/golden anew")
+const goldenDir = "testdata/golden/"
+
+// goldenLogs are in testdata, each the one before it and what came later. To add to the
+// log, add a name here, add the events to laterEvents, and run with -update.
+var goldenLogs = []string{"v1", "v2"}
+
+var updateGolden = flag.Bool("update", false, "write the last of testdata/golden anew, if no release has it")
+
+// laterEvents follow those of v1 in v2: audit mode of policies, endpoints and nodes,
+// set and taken back.
+func laterEvents() []*eventpb.Event {
+	audited := func(e *eventpb.Event) {
+		switch {
+		case e.GetPolicySet() != nil:
+			e.GetPolicySet().Specs[0].Audit = true
+		case e.GetEndpointCreated() != nil:
+			e.GetEndpointCreated().PolicyAuditMode = true
+		case e.GetEndpointUpdated() != nil:
+			e.GetEndpointUpdated().PolicyAuditMode = true
+		case e.GetNodeJoined() != nil:
+			e.GetNodeJoined().PolicyAuditMode = true
+		case e.GetNodeUpdated() != nil:
+			e.GetNodeUpdated().PolicyAuditMode = true
+		}
+	}
+	return []*eventpb.Event{
+		setPolicy(cnp("default", "p"), "web", audited),
+		setPolicy(cnp("default", "q"), "web", audited),
+		setPolicy(cnp("default", "q"), "web"),
+		create("n2", "default", "seen", 1, "10.0.0.9", labels("app", "web"), audited, with(func(c *eventpb.EndpointCreated) {
+			c.Mtu, c.BigTcp = 9000, true
+		})),
+		create("n2", "default", "late", 1, "10.0.0.10", labels("app", "web")),
+		update("n2", "default", "late", 1, labels("app", "web"), audited),
+		update("n2", "other", "x", 1, nil, audited),
+		update("n2", "other", "x", 1, nil),
+		join("n4", []string{"192.0.2.4"}, audited),
+		updateNode("n2", []string{"192.0.2.2"}, nil, audited),
+	}
+}
 
 // The logs and snapshots that were once written must give the same state for
 // ever. A diff of these files breaks every log that exists.
 func TestGoldenReplay(t *testing.T) {
-	const dir = "testdata/golden/"
 	if *updateGolden {
-		f := rich(t)
-		var events [][]byte
-		for _, r := range f.records {
-			events = append(events, r.Event)
-		}
-		write(t, dir+"v1.batch", log.EncodeBatch(events))
-		write(t, dir+"v1.snapshot", snapshot(t, f.View()))
-		write(t, dir+"v1.txt", summary(f.View()))
+		updateLast(t)
 	}
-	events, err := log.DecodeBatch(read(t, dir+"v1.batch"))
+	var before [][]byte
+	for _, name := range goldenLogs {
+		events, err := log.DecodeBatch(read(t, goldenDir+name+".batch"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(events) <= len(before) || !slices.EqualFunc(events[:len(before)], before, bytes.Equal) {
+			t.Errorf("%s: does not go on from the log before it", name)
+		}
+		before = events
+		s := New(testCluster)
+		for _, e := range events {
+			if _, _, err := s.Apply(e); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want := read(t, goldenDir+name+".txt")
+		if got := summary(s.View()); !bytes.Equal(got, want) {
+			t.Errorf("%s: replayed:\n%swant:\n%s", name, got, want)
+		}
+		restored := restore(t, read(t, goldenDir+name+".snapshot"))
+		if got := summary(restored.View()); !bytes.Equal(got, want) {
+			t.Errorf("%s: restored:\n%swant:\n%s", name, got, want)
+		}
+		sameViews(t, name+" restored", restored.View(), s.View())
+	}
+}
+
+// updateLast writes the last log: the one before it and laterEvents.
+func updateLast(t *testing.T) {
+	t.Helper()
+	events, err := log.DecodeBatch(read(t, goldenDir+goldenLogs[len(goldenLogs)-2]+".batch"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := New(testCluster)
+	f := newFold(t)
 	for _, e := range events {
-		if _, _, err := s.Apply(e); err != nil {
+		if _, _, err := f.Apply(e); err != nil {
 			t.Fatal(err)
 		}
 	}
-	want := read(t, dir+"v1.txt")
-	if got := summary(s.View()); !bytes.Equal(got, want) {
-		t.Errorf("replayed:\n%swant:\n%s", got, want)
+	f.ok(laterEvents()...)
+	for _, r := range f.records {
+		events = append(events, r.Event)
 	}
-	restored := restore(t, read(t, dir+"v1.snapshot"))
-	if got := summary(restored.View()); !bytes.Equal(got, want) {
-		t.Errorf("restored:\n%swant:\n%s", got, want)
-	}
-	sameViews(t, "restored", restored.View(), s.View())
+	last := goldenDir + goldenLogs[len(goldenLogs)-1]
+	write(t, last+".batch", log.EncodeBatch(events))
+	write(t, last+".snapshot", snapshot(t, f.View()))
+	write(t, last+".txt", summary(f.View()))
 }
 
 func summary(v View) []byte {

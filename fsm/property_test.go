@@ -25,6 +25,7 @@ func drawEvent(t *rapid.T, v View) *eventpb.Event {
 	someLabels := func() map[string]string {
 		return rapid.MapOfN(rapid.SampledFrom([]string{"app", "tier", "x"}), rapid.SampledFrom([]string{"", "a", "b"}), 0, 2).Draw(t, "labels")
 	}
+	audited := func() bool { return small("audited", 3) == 3 }
 	node := pick("node", "n1", "n2", "n3")
 	namespace := pick("namespace", "a", "b", "default")
 	name := pick("name", "w", "x", "y", "z")
@@ -41,6 +42,7 @@ func drawEvent(t *rapid.T, v View) *eventpb.Event {
 	switch rapid.IntRange(0, 20).Draw(t, "kind") {
 	case 0, 1:
 		e = setPolicy(ref, pick("app", "a", "b"))
+		e.GetPolicySet().Specs[0].Audit = audited()
 	case 2:
 		e = deletePolicy(ref)
 	case 3, 4:
@@ -58,9 +60,11 @@ func drawEvent(t *rapid.T, v View) *eventpb.Event {
 		for i := range small("ports", 2) {
 			c.NamedPorts = append(c.NamedPorts, &eventpb.NamedPort{Name: fmt.Sprintf("P%d", 2-i), Protocol: 6, Port: uint32(80 + i)})
 		}
+		c.PolicyAuditMode = audited()
 		c.HostInterface, c.Netns = pick("interface", "", "eth0", "a/b"), "/run/netns/x"
 	case 11, 12:
 		e = update(node, namespace, name, incarnation, someLabels())
+		e.GetEndpointUpdated().PolicyAuditMode = audited()
 	case 13:
 		e = deleteEndpoint(node, namespace, name, incarnation)
 	case 14:
@@ -68,6 +72,7 @@ func drawEvent(t *rapid.T, v View) *eventpb.Event {
 		if small("addressed", 1) == 1 {
 			e = join(node, []string{addr(int(small("address", 3)) + 1)})
 		}
+		e.GetNodeJoined().PolicyAuditMode = audited()
 	case 16, 17, 18:
 		told := map[string]int64{}
 		for range small("told", 2) + 1 {
@@ -78,6 +83,7 @@ func drawEvent(t *rapid.T, v View) *eventpb.Event {
 		e = collected(node, namespace, name, incarnation, pick("asked", "a.io.", "b.io."), []string{addr(int(small("answer", 5)))})
 	case 15:
 		e = updateNode(node, nil, []string{"10.0.0.0/24"})
+		e.GetNodeUpdated().PolicyAuditMode = audited()
 	default:
 		if e = leave(node); small("stay", 2) != 2 {
 			e = join(node, nil)
