@@ -64,9 +64,15 @@ type Answer struct {
 // Allowed tells whether the connection passes.
 func (a *Answer) Allowed() bool { return a.Egress.Allowed && a.Ingress.Allowed }
 
+// Audited tells that the connection passes and would not, were nothing in audit mode.
+func (a *Answer) Audited() bool { return a.Allowed() && (a.Egress.Audited || a.Ingress.Audited) }
+
 // Side is the verdict of one direction.
 type Side struct {
 	Allowed bool
+	// Audited tells that audit mode allows what would be denied. Reason, Rules and
+	// Isolated are then those of the deny.
+	Audited bool
 	Reason  Reason
 	// Rules decided, in the order of policies. For a row that several rules make
 	// these are all of them.
@@ -154,20 +160,23 @@ func side(view fsm.View, tables TablesOf, d policy.Direction, subject, other Par
 		return Side{}, fmt.Errorf("%s of %s: %w", d, e.Ref, err)
 	}
 	s := Side{
-		Allowed: got.Verdict == abi.VerdictAllow, Row: got.Row, Table: got.Table, Class: got.Class, Peer: peer,
+		Allowed: got.Verdict == abi.VerdictAllow, Audited: got.Audited, Row: got.Row, Table: got.Table, Class: got.Class, Peer: peer,
 		ClassName: t.Names[got.Class],
 	}
 	switch {
 	case !got.Default:
 		s.Reason = ByRule
 		for _, ref := range got.Row.Cause.Rules {
+			if s.Audited && !ref.Section.Denies() {
+				continue // the row also has the rules that allow
+			}
 			s.Rules = append(s.Rules, ruleAt(view, ref))
 		}
-	case s.Allowed:
+	case s.Allowed && !s.Audited:
 		s.Reason = NotIsolated
 	default:
 		s.Reason = DefaultDeny
-		s.Isolated = isolations(view, d, e)
+		s.Isolated = isolations(view, d, e, s.Audited)
 	}
 	return s, nil
 }
@@ -180,8 +189,9 @@ func ruleAt(view fsm.View, ref projections.RuleRef) Rule {
 	return r
 }
 
-// isolations is the specs that isolate an endpoint, in the order of policies.
-func isolations(view fsm.View, d policy.Direction, e *fsm.Endpoint) []Isolation {
+// isolations is the specs that isolate an endpoint, in the order of policies, with
+// those in audit mode if these count.
+func isolations(view fsm.View, d policy.Direction, e *fsm.Endpoint, audited bool) []Isolation {
 	id, ok := view.Identity(e.Identity)
 	if !ok {
 		return nil
@@ -189,7 +199,7 @@ func isolations(view fsm.View, d policy.Direction, e *fsm.Endpoint) []Isolation 
 	var out []Isolation
 	for p := range view.Policies() {
 		for i := range p.Policy.Specs {
-			if spec := &p.Policy.Specs[i]; spec.DefaultDeny[d] && spec.Subject.Matches(id.Labels) {
+			if spec := &p.Policy.Specs[i]; spec.DefaultDeny[d] && (audited || !spec.Audit) && spec.Subject.Matches(id.Labels) {
 				out = append(out, Isolation{p.Policy.Ref, i, p.Revision})
 			}
 		}

@@ -129,7 +129,10 @@ func ask(t *testing.T, view fsm.View, from, to, port string) *verdict.Answer {
 // text is a side in a line.
 func text(s verdict.Side) string {
 	out := "deny"
-	if s.Allowed {
+	switch {
+	case s.Audited && s.Allowed:
+		out = "audit"
+	case s.Allowed:
 		out = "allow"
 	}
 	out += ", " + string(s.Reason)

@@ -94,7 +94,7 @@ func subRequestID(id string, i int) string {
 func policyWarnings(ws []policy.Warning) []*varvev1.PolicyWarning {
 	var out []*varvev1.PolicyWarning
 	for _, w := range ws {
-		out = append(out, &varvev1.PolicyWarning{Source: w.Source, Line: uint32(w.Line), Path: w.Path, Problem: w.Text})
+		out = append(out, &varvev1.PolicyWarning{Source: w.Source, Line: uint32(w.Line), Document: uint32(w.Document), Path: w.Path, Problem: w.Text})
 	}
 	return out
 }

@@ -47,7 +47,7 @@ func (s policyService) Verdict(ctx context.Context, req *connect.Request[varvev1
 		return nil, connect.NewError(connect.CodeInternal, err)
 	}
 	resp := &varvev1.VerdictResponse{
-		Allowed: a.Allowed(), Revision: uint64(a.Revision),
+		Allowed: a.Allowed(), Audited: a.Audited(), Revision: uint64(a.Revision),
 		From: verdictParty(view, req.Msg.From, q.From), To: verdictParty(view, req.Msg.To, q.To),
 		Port:   strconv.Itoa(int(q.Port)) + "/" + strings.ToLower(policy.ProtocolName(q.Protocol)),
 		Egress: directionVerdict(a.Egress), Ingress: directionVerdict(a.Ingress), At: c.at,
@@ -118,7 +118,7 @@ func verdictParty(view fsm.View, words string, p verdict.Party) *varvev1.Verdict
 
 func directionVerdict(s verdict.Side) *varvev1.DirectionVerdict {
 	out := &varvev1.DirectionVerdict{
-		Allowed: s.Allowed, Reason: string(s.Reason), Rules: decidingRules(s.Rules), Table: hex(s.Table), Peer: s.ClassName,
+		Allowed: s.Allowed, Audited: s.Audited, Reason: string(s.Reason), Rules: decidingRules(s.Rules), Table: hex(s.Table), Peer: s.ClassName,
 	}
 	for _, i := range s.Isolated {
 		out.IsolatedBy = append(out.IsolatedBy, &varvev1.IsolatingSpec{Policy: i.Policy.PB(), Spec: uint32(i.Spec), Revision: uint64(i.Revision)})

@@ -2,6 +2,7 @@ package apiserver
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"connectrpc.com/connect"
@@ -68,6 +69,27 @@ func TestVerdict(t *testing.T) {
 	} {
 		_, err := k.verdict(t, c.from, c.to, c.port)
 		codeIs(t, err, c.code)
+	}
+}
+
+// What audit mode lets pass says so, as a whole and in its direction.
+func TestVerdictAudited(t *testing.T) {
+	k := newKit(t)
+	k.endpoint(t, "w", "web", "10.1.0.2", 2)
+	k.endpoint(t, "c", "client", "10.1.0.3", 3)
+	text := strings.Replace(manifest("a", "80"), "{name: a}", "{name: a, annotations: {policy.varve.net/audit-mode: Enabled}}", 1)
+	if _, err := k.apply(t, text); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		port    string
+		audited bool
+		reason  string
+	}{{"80/tcp", false, "rule"}, {"81/tcp", true, "default deny"}} {
+		v, err := k.verdict(t, "c", "w", c.port)
+		if err != nil || !v.Allowed || v.Audited != c.audited || v.Egress.Audited || v.Ingress.Audited != c.audited || v.Ingress.Reason != c.reason {
+			t.Errorf("port %s: %v, %v", c.port, v, err)
+		}
 	}
 }
 

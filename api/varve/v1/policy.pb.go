@@ -268,6 +268,7 @@ type PolicyWarning struct {
 	Path          string                 `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`
 	Problem       string                 `protobuf:"bytes,4,opt,name=problem,proto3" json:"problem,omitempty"`
 	Remedy        string                 `protobuf:"bytes,5,opt,name=remedy,proto3" json:"remedy,omitempty"`
+	Document      uint32                 `protobuf:"varint,6,opt,name=document,proto3" json:"document,omitempty"` // of the manifest, from 1
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -335,6 +336,13 @@ func (x *PolicyWarning) GetRemedy() string {
 		return x.Remedy
 	}
 	return ""
+}
+
+func (x *PolicyWarning) GetDocument() uint32 {
+	if x != nil {
+		return x.Document
+	}
+	return 0
 }
 
 // PolicyError is the detail of an invalid_argument error from Apply, one for
@@ -1035,8 +1043,10 @@ type VerdictResponse struct {
 	Ingress  *DirectionVerdict      `protobuf:"bytes,7,opt,name=ingress,proto3" json:"ingress,omitempty"` // of to
 	// Of a question about a DNS name. Then the directions are those of an address of the
 	// world that no rule names.
-	Name          *NameVerdict `protobuf:"bytes,8,opt,name=name,proto3" json:"name,omitempty"`
-	At            *Moment      `protobuf:"bytes,9,opt,name=at,proto3" json:"at,omitempty"` // of the past, if the request named one
+	Name *NameVerdict `protobuf:"bytes,8,opt,name=name,proto3" json:"name,omitempty"`
+	At   *Moment      `protobuf:"bytes,9,opt,name=at,proto3" json:"at,omitempty"` // of the past, if the request named one
+	// Allowed by audit mode alone, in at least one direction.
+	Audited       bool `protobuf:"varint,10,opt,name=audited,proto3" json:"audited,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1134,6 +1144,13 @@ func (x *VerdictResponse) GetAt() *Moment {
 	return nil
 }
 
+func (x *VerdictResponse) GetAudited() bool {
+	if x != nil {
+		return x.Audited
+	}
+	return false
+}
+
 type VerdictParty struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`          // as it was asked for
@@ -1223,13 +1240,16 @@ type DirectionVerdict struct {
 	Allowed bool                   `protobuf:"varint,1,opt,name=allowed,proto3" json:"allowed,omitempty"`
 	// "rule", "not isolated", "default deny", "no policy guards it" (the subject is no
 	// endpoint), "itself".
-	Reason        string           `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
-	Rules         []*DecidingRule  `protobuf:"bytes,3,rep,name=rules,proto3" json:"rules,omitempty"`
-	IsolatedBy    []*IsolatingSpec `protobuf:"bytes,4,rep,name=isolated_by,json=isolatedBy,proto3" json:"isolated_by,omitempty"` // of a default deny
-	Events        []uint64         `protobuf:"varint,5,rep,packed,name=events,proto3" json:"events,omitempty"`                   // revisions from which the row that decided follows
-	Row           string           `protobuf:"bytes,6,opt,name=row,proto3" json:"row,omitempty"`                                 // hex, of the row that decided
-	Table         string           `protobuf:"bytes,7,opt,name=table,proto3" json:"table,omitempty"`                             // hex, of the policy table asked
-	Peer          string           `protobuf:"bytes,8,opt,name=peer,proto3" json:"peer,omitempty"`                               // what the subject's policy knows the other side as
+	Reason     string           `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Rules      []*DecidingRule  `protobuf:"bytes,3,rep,name=rules,proto3" json:"rules,omitempty"`
+	IsolatedBy []*IsolatingSpec `protobuf:"bytes,4,rep,name=isolated_by,json=isolatedBy,proto3" json:"isolated_by,omitempty"` // of a default deny
+	Events     []uint64         `protobuf:"varint,5,rep,packed,name=events,proto3" json:"events,omitempty"`                   // revisions from which the row that decided follows
+	Row        string           `protobuf:"bytes,6,opt,name=row,proto3" json:"row,omitempty"`                                 // hex, of the row that decided
+	Table      string           `protobuf:"bytes,7,opt,name=table,proto3" json:"table,omitempty"`                             // hex, of the policy table asked
+	Peer       string           `protobuf:"bytes,8,opt,name=peer,proto3" json:"peer,omitempty"`                               // what the subject's policy knows the other side as
+	// Audit mode lets pass, and reports, what would be denied. The fields above say what
+	// would deny it.
+	Audited       bool `protobuf:"varint,9,opt,name=audited,proto3" json:"audited,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1318,6 +1338,13 @@ func (x *DirectionVerdict) GetPeer() string {
 		return x.Peer
 	}
 	return ""
+}
+
+func (x *DirectionVerdict) GetAudited() bool {
+	if x != nil {
+		return x.Audited
+	}
+	return false
 }
 
 type DecidingRule struct {
@@ -1550,13 +1577,14 @@ const file_api_varve_v1_policy_proto_rawDesc = "" +
 	"\tUNCHANGED\x10\x03\"\x7f\n" +
 	"\x13ApplyPolicyResponse\x123\n" +
 	"\bpolicies\x18\x01 \x03(\v2\x17.varve.v1.AppliedPolicyR\bpolicies\x123\n" +
-	"\bwarnings\x18\x02 \x03(\v2\x17.varve.v1.PolicyWarningR\bwarnings\"\x81\x01\n" +
+	"\bwarnings\x18\x02 \x03(\v2\x17.varve.v1.PolicyWarningR\bwarnings\"\x9d\x01\n" +
 	"\rPolicyWarning\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x12\n" +
 	"\x04line\x18\x02 \x01(\rR\x04line\x12\x12\n" +
 	"\x04path\x18\x03 \x01(\tR\x04path\x12\x18\n" +
 	"\aproblem\x18\x04 \x01(\tR\aproblem\x12\x16\n" +
-	"\x06remedy\x18\x05 \x01(\tR\x06remedy\"\xbd\x01\n" +
+	"\x06remedy\x18\x05 \x01(\tR\x06remedy\x12\x1a\n" +
+	"\bdocument\x18\x06 \x01(\rR\bdocument\"\xbd\x01\n" +
 	"\vPolicyError\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x12\n" +
 	"\x04line\x18\x02 \x01(\rR\x04line\x12\x1a\n" +
@@ -1605,7 +1633,7 @@ const file_api_varve_v1_policy_proto_rawDesc = "" +
 	"\x04from\x18\x01 \x01(\tR\x04from\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\tR\x02to\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\tR\x04port\x12\x0e\n" +
-	"\x02at\x18\x04 \x01(\tR\x02at\"\xe6\x02\n" +
+	"\x02at\x18\x04 \x01(\tR\x02at\"\x80\x03\n" +
 	"\x0fVerdictResponse\x12\x18\n" +
 	"\aallowed\x18\x01 \x01(\bR\aallowed\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12*\n" +
@@ -1615,14 +1643,16 @@ const file_api_varve_v1_policy_proto_rawDesc = "" +
 	"\x06egress\x18\x06 \x01(\v2\x1a.varve.v1.DirectionVerdictR\x06egress\x124\n" +
 	"\aingress\x18\a \x01(\v2\x1a.varve.v1.DirectionVerdictR\aingress\x12)\n" +
 	"\x04name\x18\b \x01(\v2\x15.varve.v1.NameVerdictR\x04name\x12 \n" +
-	"\x02at\x18\t \x01(\v2\x10.varve.v1.MomentR\x02at\"\xa0\x01\n" +
+	"\x02at\x18\t \x01(\v2\x10.varve.v1.MomentR\x02at\x12\x18\n" +
+	"\aaudited\x18\n" +
+	" \x01(\bR\aaudited\"\xa0\x01\n" +
 	"\fVerdictParty\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bendpoint\x18\x02 \x01(\tR\bendpoint\x12\x12\n" +
 	"\x04node\x18\x03 \x01(\tR\x04node\x12\x18\n" +
 	"\aaddress\x18\x04 \x01(\tR\aaddress\x12\x1a\n" +
 	"\bidentity\x18\x05 \x01(\rR\bidentity\x12\x16\n" +
-	"\x06labels\x18\x06 \x03(\tR\x06labels\"\x80\x02\n" +
+	"\x06labels\x18\x06 \x03(\tR\x06labels\"\x9a\x02\n" +
 	"\x10DirectionVerdict\x12\x18\n" +
 	"\aallowed\x18\x01 \x01(\bR\aallowed\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12,\n" +
@@ -1632,7 +1662,8 @@ const file_api_varve_v1_policy_proto_rawDesc = "" +
 	"\x06events\x18\x05 \x03(\x04R\x06events\x12\x10\n" +
 	"\x03row\x18\x06 \x01(\tR\x03row\x12\x14\n" +
 	"\x05table\x18\a \x01(\tR\x05table\x12\x12\n" +
-	"\x04peer\x18\b \x01(\tR\x04peer\"\xd1\x01\n" +
+	"\x04peer\x18\b \x01(\tR\x04peer\x12\x18\n" +
+	"\aaudited\x18\t \x01(\bR\aaudited\"\xd1\x01\n" +
 	"\fDecidingRule\x121\n" +
 	"\x06policy\x18\x01 \x01(\v2\x19.varve.event.v1.PolicyRefR\x06policy\x12\x12\n" +
 	"\x04spec\x18\x02 \x01(\rR\x04spec\x12\x18\n" +

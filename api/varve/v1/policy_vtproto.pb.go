@@ -231,6 +231,11 @@ func (m *PolicyWarning) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
 	}
+	if m.Document != 0 {
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.Document))
+		i--
+		dAtA[i] = 0x30
+	}
 	if len(m.Remedy) > 0 {
 		i -= len(m.Remedy)
 		copy(dAtA[i:], m.Remedy)
@@ -1004,6 +1009,16 @@ func (m *VerdictResponse) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
 	}
+	if m.Audited {
+		i--
+		if m.Audited {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x50
+	}
 	if m.At != nil {
 		size, err := m.At.MarshalToSizedBufferVT(dAtA[:i])
 		if err != nil {
@@ -1193,6 +1208,16 @@ func (m *DirectionVerdict) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 	if m.unknownFields != nil {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
+	}
+	if m.Audited {
+		i--
+		if m.Audited {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x48
 	}
 	if len(m.Peer) > 0 {
 		i -= len(m.Peer)
@@ -1585,6 +1610,9 @@ func (m *PolicyWarning) SizeVT() (n int) {
 	if l > 0 {
 		n += 1 + l + protohelpers.SizeOfVarint(uint64(l))
 	}
+	if m.Document != 0 {
+		n += 1 + protohelpers.SizeOfVarint(uint64(m.Document))
+	}
 	n += len(m.unknownFields)
 	return n
 }
@@ -1916,6 +1944,9 @@ func (m *VerdictResponse) SizeVT() (n int) {
 		l = m.At.SizeVT()
 		n += 1 + l + protohelpers.SizeOfVarint(uint64(l))
 	}
+	if m.Audited {
+		n += 2
+	}
 	n += len(m.unknownFields)
 	return n
 }
@@ -1998,6 +2029,9 @@ func (m *DirectionVerdict) SizeVT() (n int) {
 	l = len(m.Peer)
 	if l > 0 {
 		n += 1 + l + protohelpers.SizeOfVarint(uint64(l))
+	}
+	if m.Audited {
+		n += 2
 	}
 	n += len(m.unknownFields)
 	return n
@@ -2685,6 +2719,25 @@ func (m *PolicyWarning) UnmarshalVT(dAtA []byte) error {
 			}
 			m.Remedy = string(dAtA[iNdEx:postIndex])
 			iNdEx = postIndex
+		case 6:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Document", wireType)
+			}
+			m.Document = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Document |= uint32(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
 		default:
 			iNdEx = preIndex
 			skippy, err := protohelpers.Skip(dAtA[iNdEx:])
@@ -4695,6 +4748,26 @@ func (m *VerdictResponse) UnmarshalVT(dAtA []byte) error {
 				return err
 			}
 			iNdEx = postIndex
+		case 10:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Audited", wireType)
+			}
+			var v int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				v |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			m.Audited = bool(v != 0)
 		default:
 			iNdEx = preIndex
 			skippy, err := protohelpers.Skip(dAtA[iNdEx:])
@@ -5268,6 +5341,26 @@ func (m *DirectionVerdict) UnmarshalVT(dAtA []byte) error {
 			}
 			m.Peer = string(dAtA[iNdEx:postIndex])
 			iNdEx = postIndex
+		case 9:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Audited", wireType)
+			}
+			var v int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				v |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			m.Audited = bool(v != 0)
 		default:
 			iNdEx = preIndex
 			skippy, err := protohelpers.Skip(dAtA[iNdEx:])

@@ -207,6 +207,27 @@ func TestGolden(t *testing.T) {
 	}
 }
 
+// TestGoldenAudited: what audit mode lets pass is neither allowed nor denied.
+func TestGoldenAudited(t *testing.T) {
+	f := startFakeAgent(t)
+	f.on(v1c.PolicyServiceVerdictProcedure, &varvev1.VerdictResponse{
+		Allowed: true, Audited: true, Revision: 42, Port: "22/tcp",
+		From:   &varvev1.VerdictParty{Name: "cart", Endpoint: "default/cart", Node: "n1"},
+		To:     &varvev1.VerdictParty{Name: "web", Endpoint: "default/web", Node: "n1"},
+		Egress: &varvev1.DirectionVerdict{Allowed: true, Reason: "not isolated"},
+		Ingress: &varvev1.DirectionVerdict{Allowed: true, Audited: true, Reason: "default deny", IsolatedBy: []*varvev1.IsolatingSpec{
+			{Policy: cnp("default", "web"), Revision: 17},
+		}},
+	})
+	for _, args := range []string{"policy verdict --from cart --to web --port 22", "policy verdict --from cart --to web --port 22 -o json"} {
+		got := varve(t, f, "", strings.Fields(args)...)
+		if got.code != exitYes {
+			t.Errorf("%s: exit code %d, want %d", args, got.code, exitYes)
+		}
+		golden(t, args, got)
+	}
+}
+
 // TestGoldenTrouble is TestGolden for answers that are no.
 func TestGoldenTrouble(t *testing.T) {
 	f := everything(t)

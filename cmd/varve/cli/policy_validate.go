@@ -51,7 +51,7 @@ func validateOffline(manifests []manifest, cluster string) *varvev1.ValidatePoli
 		sets, warnings, err := policy.Parse(m.source, m.text, policy.Options{Cluster: cluster})
 		for _, w := range warnings {
 			resp.Warnings = append(resp.Warnings, &varvev1.PolicyWarning{
-				Source: w.Source, Line: uint32(w.Line), Path: w.Path, Problem: w.Text,
+				Source: w.Source, Line: uint32(w.Line), Document: uint32(w.Document), Path: w.Path, Problem: w.Text,
 			})
 		}
 		found := policy.FieldErrors(err)

@@ -19,7 +19,8 @@ func (a *app) policyVerdict() *cobra.Command {
 Tell whether one party may open a connection to another, as policy has it now, or
 had it with --at: the verdict of egress at one end and of ingress at the other,
 wherever they are, and the rules or the default that decide. The exit code is 1 if it
-may not.
+may not. What audit mode lets pass is audited: it may be opened, and is reported with
+what would deny it.
 
 Of a DNS name the rules that select it are told: they admit the addresses that --from
 learns by asking for it.`),
@@ -66,7 +67,10 @@ learns by asking for it.`),
 
 func (a *app) showVerdict(v *varvev1.VerdictResponse) {
 	outcome := "denied"
-	if v.Allowed {
+	switch {
+	case v.Audited:
+		outcome = "audited"
+	case v.Allowed:
 		outcome = "allowed"
 	}
 	fmt.Fprintf(a.stdout, "%s  %s -> %s, port %s, at %s\n\n", a.outcome(outcome), a.verdictParty(v.From), a.verdictParty(v.To), v.Port,
@@ -77,14 +81,20 @@ func (a *app) showVerdict(v *varvev1.VerdictResponse) {
 		subject *varvev1.VerdictParty
 		verdict *varvev1.DirectionVerdict
 	}{{"egress", v.From, v.Egress}, {"ingress", v.To, v.Ingress}} {
-		verdict := "deny"
-		if d.verdict.Allowed {
-			verdict = "allow"
+		verdict := a.verdict("deny")
+		switch {
+		case d.verdict.Audited:
+			verdict = a.outcome("audit")
+		case d.verdict.Allowed:
+			verdict = a.verdict("allow")
 		}
 		because, revisions := reasons(d.verdict)
-		g.add(d.name, d.subject.Name, a.verdict(verdict), strings.Join(because, "\n"), strings.Join(revisions, "\n"))
+		g.add(d.name, d.subject.Name, verdict, strings.Join(because, "\n"), strings.Join(revisions, "\n"))
 	}
 	a.show(g, "")
+	if v.Audited {
+		fmt.Fprintf(a.stdout, "\nAudit mode lets it pass, and reports it: without, it would be denied as above.\n")
+	}
 	if v.Name == nil {
 		return
 	}
