@@ -13,13 +13,19 @@ import (
 
 // varve runs a command of the binary. An error has what it said.
 func varve(args ...string) error {
-	var said bytes.Buffer
+	_, err := output(args...)
+	return err
+}
+
+// output is what a command of the binary prints. An error has what it said besides.
+func output(args ...string) (string, error) {
+	var out, said bytes.Buffer
 	cmd := exec.Command(binary, args...)
-	cmd.Stdout, cmd.Stderr = &said, &said
+	cmd.Stdout, cmd.Stderr = &out, &said
 	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("%w: %s", err, said.String())
+		return out.String(), fmt.Errorf("%w: %s%s", err, out.String(), said.String())
 	}
-	return nil
+	return out.String(), nil
 }
 
 // eventually waits until a condition holds.
