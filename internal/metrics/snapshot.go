@@ -198,11 +198,10 @@ func collectCounters(d Datapath, ch chan<- prometheus.Metric) {
 		ch <- prometheus.NewInvalidMetric(descDropCount, err)
 		return
 	}
-	var sums [abi.ReasonCount][2]dataplane.Counter
-	var audited []dataplane.Counter
+	var sums, audited [abi.ReasonCount][2]dataplane.Counter
 	for _, c := range counters {
 		if c.Audited {
-			audited = append(audited, c)
+			audited[c.Reason][c.Direction] = c
 		} else {
 			sums[c.Reason][c.Direction] = c
 		}
@@ -211,8 +210,10 @@ func collectCounters(d Datapath, ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
 	}
 	counter(descEventsLost, lost)
-	for _, c := range audited {
-		counter(descAuditCount, c.Packets, c.Reason.String(), directions[c.Direction])
+	for _, r := range []abi.Reason{abi.PolicyDefaultDeny, abi.PolicyDenied} {
+		for dir, c := range audited[r] {
+			counter(descAuditCount, c.Packets, r.String(), directions[dir])
+		}
 	}
 	for reason, by := range sums {
 		for dir, c := range by {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/varve-net/varve/fsm"
@@ -169,10 +170,12 @@ func TestGroup(t *testing.T) {
 
 func TestClockStamps(t *testing.T) {
 	c := testConfig(t.TempDir())
-	now := int64(5000)
-	c.Clock = func() int64 { return now }
+	var clock atomic.Int64 // read by the proposer after an answer, too
+	clock.Store(5000)
+	c.Clock = clock.Load
 	l := open(t, c)
-	for _, now = range []int64{5000, 7000, 6000, 8000} {
+	for _, now := range []int64{5000, 7000, 6000, 8000} {
+		clock.Store(now)
 		e := namespaceSet("a", fmt.Sprint(now))
 		e.TimeUnixNs = 1
 		mustAppend(t, l, e)
