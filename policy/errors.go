@@ -95,13 +95,14 @@ type Warning struct {
 	Document int
 	Path     string
 	Text     string
+	Remedy   string // what to do about it
 }
 
-// String is "file:line: path: text".
+// String is "file:line: path: text; remedy".
 func (w Warning) String() string {
 	s := position(w.Source, w.Line, w.Document)
 	if w.Path != "" {
 		s += w.Path + ": "
 	}
-	return s + w.Text
+	return s + w.Text + "; " + w.Remedy
 }

@@ -99,7 +99,7 @@ func (w *walker) groupPeer(v *value, path string) *eventpb.Peer {
 	}
 	aws, p := o.get("aws")
 	if aws == nil {
-		w.warn(v.line, path, "names no provider and so selects no one")
+		w.warn(v.line, path, "names no provider and so selects no one", "write aws: with the group, or remove the entry")
 		return nil
 	}
 	if o, ok = w.object(aws, p, awsGroupSchema); !ok {

@@ -99,7 +99,8 @@ func (w *walker) warnUnlearned(specs []*eventpb.PolicySpec, o object) {
 		}
 	}
 	if named && !asks {
-		w.warn(o.v.line, o.path, "toFQDNs without rules.dns on port 53: unless another policy has it, no address is learned and nothing is allowed")
+		w.warn(o.v.line, o.path, "toFQDNs without rules.dns on port 53: unless another policy has it, no address is learned and nothing is allowed",
+			"add an egress rule to the DNS server with rules.dns")
 	}
 }
 
@@ -211,7 +212,7 @@ func (w *walker) defaultDeny(v *value, path string, pb *eventpb.PolicySpec) {
 		}
 		on, ok := w.boolean(b, p)
 		if ok && on && !*d.deny {
-			w.warn(b.line, p, "without a rule of that direction this isolates nothing; write "+d.name+": [{}] to deny all")
+			w.warn(b.line, p, "without a rule of that direction this isolates nothing", "write "+d.name+": [{}] to deny all")
 		}
 		*d.deny = *d.deny && on
 	}
@@ -270,7 +271,7 @@ func (w *walker) ciliumRule(v *value, path string, section Section, ref Ref, sub
 		}
 	}
 	if empty != "" && len(pb.Peers) > 0 {
-		w.warn(v.line, empty, "an empty list selects no one, whoever the rule's other list names")
+		w.warn(v.line, empty, "an empty list selects no one, whoever the rule's other list names", "remove it, or write out whom it selects")
 		pb.Peers = nil
 	}
 	ports := w.ciliumPorts(o, section, pb)
@@ -381,7 +382,7 @@ func (w *walker) prefix(v *value, path string) (_ netip.Prefix, ok bool) {
 		return netip.Prefix{}, false
 	}
 	if raw, err := netip.ParsePrefix(s); err == nil && raw != p {
-		w.warn(v.line, path, s+" has host bits set and is taken as "+p.String())
+		w.warn(v.line, path, s+" has host bits set and is taken as "+p.String(), "write it so")
 	}
 	return p, true
 }

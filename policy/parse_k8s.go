@@ -31,7 +31,7 @@ func (w *walker) networkPolicy(o object, ref Ref) []*eventpb.PolicySpec {
 	if sel, p := spec.get("podSelector"); sel != nil {
 		ts, _ = w.selector(sel, p, k8sKey)
 	} else {
-		w.warn(v.line, p, "missing: the policy selects every pod of its namespace, as podSelector: {} does")
+		w.warn(v.line, p, "missing: the policy selects every pod of its namespace, as podSelector: {} does", "write podSelector: {} if that is meant")
 	}
 	pb.Subject = ts.require(KeyNamespace, ref.Namespace).pb()
 
@@ -42,12 +42,12 @@ func (w *walker) networkPolicy(o object, ref Ref) []*eventpb.PolicySpec {
 	if rules := w.npRules(ingress, ip, "from", npIngressSchema, ref); isolates[Ingress] {
 		pb.Ingress = rules
 	} else if len(rules) > 0 {
-		w.warn(ingress.line, ip, "ignored: policyTypes does not name Ingress")
+		w.warn(ingress.line, ip, "ignored: policyTypes does not name Ingress", "add Ingress to policyTypes, or remove ingress")
 	}
 	if rules := w.npRules(egress, ep, "to", npEgressSchema, ref); isolates[Egress] {
 		pb.Egress = rules
 	} else if len(rules) > 0 {
-		w.warn(egress.line, ep, "ignored: policyTypes does not name Egress")
+		w.warn(egress.line, ep, "ignored: policyTypes does not name Egress", "add Egress to policyTypes, or remove egress")
 	}
 	return []*eventpb.PolicySpec{pb}
 }

@@ -175,7 +175,7 @@ func (w *walker) fqdns(v *value, path string, both bool) []FQDNSelector {
 	case given > 1 && !both:
 		w.invalid(v.line, path, "matchName and matchPattern exclude each other", "write two items")
 	case given > 1:
-		w.warn(v.line, path, "a name that matchName or matchPattern matches is allowed: either is enough")
+		w.warn(v.line, path, "a name that matchName or matchPattern matches is allowed: either is enough", "write an entry for each, or keep one of them")
 	}
 	return out
 }

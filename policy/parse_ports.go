@@ -126,7 +126,7 @@ func (w *walker) ciliumPort(v *value, path string) []*eventpb.Port {
 	}
 	text := port.text
 	if port.kind == kindInt {
-		w.warn(port.line, p, "a number; Kubernetes wants a string: "+strconv.Quote(text))
+		w.warn(port.line, p, "a number; Kubernetes wants a string", "write "+strconv.Quote(text))
 	} else if text, ok = w.str(port, p); !ok {
 		return nil
 	}
@@ -157,7 +157,7 @@ func (w *walker) ciliumPort(v *value, path string) []*eventpb.Port {
 	case first == 0:
 		return portRange(protos, 0, 65535)
 	case last > 0 && last < first:
-		w.warn(end.line, endPath, fmt.Sprintf("below port: the rule is for port %d alone", first))
+		w.warn(end.line, endPath, fmt.Sprintf("below port: the rule is for port %d alone", first), "write a last port that is not below the first, or remove it")
 		last = first
 	case last == 0:
 		last = first

@@ -131,7 +131,7 @@ func (w *walker) key(t *term, key string, read keyReader) bool {
 		w.unsupported(t.line, t.path, fmt.Sprintf("labels of source %q are not supported", t.source), "")
 		return false
 	case !slices.Contains([]string{SourceK8s, SourceAny, SourceReserved, sourceUnspec}, t.source):
-		w.warn(t.line, t.path, fmt.Sprintf("no endpoint has labels of source %q", t.source))
+		w.warn(t.line, t.path, fmt.Sprintf("no endpoint has labels of source %q", t.source), "use k8s: or any:, or no source")
 	}
 	return true
 }
@@ -231,12 +231,12 @@ func (w *walker) ciliumSubject(ts terms, ref Ref) *eventpb.Selector {
 	for _, t := range ts {
 		if t.source == SourceK8s && t.key == KeyNamespace && t.fromLabels {
 			if t.values[0] != ref.Namespace {
-				w.warn(t.line, t.path, "the policy selects in its own namespace, "+ref.Namespace+", only")
+				w.warn(t.line, t.path, "the policy selects in its own namespace, "+ref.Namespace+", only", "remove the namespace, or write a CiliumClusterwideNetworkPolicy")
 			}
 			continue
 		}
 		if t.source == SourceAny && t.key == KeyNamespace && t.fromLabels && t.values[0] != ref.Namespace {
-			w.warn(t.line, t.path, "selects nothing: the policy selects in its own namespace, "+ref.Namespace+", only")
+			w.warn(t.line, t.path, "selects nothing: the policy selects in its own namespace, "+ref.Namespace+", only", "remove the namespace, or write a CiliumClusterwideNetworkPolicy")
 		}
 		kept = append(kept, t)
 	}

@@ -42,8 +42,8 @@ func (w *walker) unsupported(line int, path, problem, remedy string) {
 	w.add(ErrUnsupported, line, path, problem, remedy)
 }
 
-func (w *walker) warn(line int, path, text string) {
-	w.warnings = append(w.warnings, Warning{w.source, line, w.document, path, text})
+func (w *walker) warn(line int, path, text, remedy string) {
+	w.warnings = append(w.warnings, Warning{w.source, line, w.document, path, text, remedy})
 }
 
 // schema is the fields of one mapping.

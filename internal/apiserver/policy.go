@@ -9,6 +9,7 @@ import (
 
 	varvev1 "github.com/varve-net/varve/api/varve/v1"
 	"github.com/varve-net/varve/fsm"
+	"github.com/varve-net/varve/internal/advise"
 	"github.com/varve-net/varve/log/eventpb"
 	"github.com/varve-net/varve/policy"
 )
@@ -27,7 +28,7 @@ func (s policyService) Apply(ctx context.Context, req *connect.Request[varvev1.A
 		return nil, invalid("expected_revision: the manifest holds %d policies; it can only be given with one", len(sets))
 	}
 	view := s.Log.View()
-	resp := &varvev1.ApplyPolicyResponse{Warnings: policyWarnings(warnings)}
+	resp := &varvev1.ApplyPolicyResponse{Warnings: append(policyWarnings(warnings), adviceOn(view, req.Msg.Source, sets)...)}
 	var events []*eventpb.Event
 	var setting []*eventpb.PolicySet
 	var changed []*varvev1.AppliedPolicy
@@ -94,7 +95,16 @@ func subRequestID(id string, i int) string {
 func policyWarnings(ws []policy.Warning) []*varvev1.PolicyWarning {
 	var out []*varvev1.PolicyWarning
 	for _, w := range ws {
-		out = append(out, &varvev1.PolicyWarning{Source: w.Source, Line: uint32(w.Line), Document: uint32(w.Document), Path: w.Path, Problem: w.Text})
+		out = append(out, &varvev1.PolicyWarning{Source: w.Source, Line: uint32(w.Line), Document: uint32(w.Document), Path: w.Path, Problem: w.Text, Remedy: w.Remedy})
+	}
+	return out
+}
+
+// adviceOn is what the state tells of policies that are to be set in it.
+func adviceOn(view fsm.View, source string, sets []*eventpb.PolicySet) []*varvev1.PolicyWarning {
+	var out []*varvev1.PolicyWarning
+	for _, w := range advise.Warnings(view, sets) {
+		out = append(out, &varvev1.PolicyWarning{Source: source, Path: w.Ref.String() + " " + w.Path, Problem: w.Problem, Remedy: w.Remedy})
 	}
 	return out
 }
@@ -107,6 +117,11 @@ func (s policyService) Validate(_ context.Context, req *connect.Request[varvev1.
 	}
 	for _, set := range sets {
 		resp.Valid = append(resp.Valid, set.Ref)
+	}
+	if err == nil {
+		view := s.Log.View()
+		resp.Revision = uint64(view.Revision())
+		resp.Warnings = append(resp.Warnings, adviceOn(view, req.Msg.Source, sets)...)
 	}
 	return connect.NewResponse(resp), nil
 }

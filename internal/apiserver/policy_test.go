@@ -6,6 +6,7 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/testing/protocmp"
 
 	"github.com/varve-net/varve/api"
 	varvev1 "github.com/varve-net/varve/api/varve/v1"
@@ -94,6 +95,38 @@ func TestPolicyErrorsNameFieldAndLine(t *testing.T) {
 	resp, err := k.Policies.Validate(t.Context(), connect.NewRequest(&varvev1.ValidatePolicyRequest{Manifest: manifest("a", "99999"), Source: "test.yaml"}))
 	if err != nil || len(resp.Msg.Errors) != 1 {
 		t.Errorf("validate: %v, %v", resp, err)
+	}
+}
+
+// A warning has its place and its remedy, from Apply as from Validate.
+func TestPolicyWarnings(t *testing.T) {
+	k := newKit(t)
+	text := manifest("a", "80") + "---\n" + manifest("b", "80") + "  - fromCIDR: [10.0.0.1/8]\n"
+	checked, err := k.Policies.Validate(t.Context(), connect.NewRequest(&varvev1.ValidatePolicyRequest{Manifest: text, Source: "test.yaml"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	applied, err := k.apply(t, text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []*varvev1.PolicyWarning{{
+		Source: "test.yaml", Line: 18, Document: 2, Path: "spec.ingress[1].fromCIDR[0]",
+		Problem: "10.0.0.1/8 has host bits set and is taken as 10.0.0.0/8", Remedy: "write it so",
+	}, {
+		Source: "test.yaml", Path: "cnp/default/a spec.endpointSelector",
+		Problem: "selects no endpoint that is there now", Remedy: "compare it with `varve endpoint list`, or add the endpoint",
+	}}
+	for _, got := range [][]*varvev1.PolicyWarning{checked.Msg.Warnings, applied.Warnings} {
+		if len(got) != 5 { // of each policy: subject and peer, which nobody is
+			t.Fatalf("%d warnings: %v", len(got), got)
+		}
+		if diff := cmp.Diff(want, got[:2], protocmp.Transform()); diff != "" {
+			t.Errorf("warnings (-want +got):\n%s", diff)
+		}
+	}
+	if checked.Msg.Revision == 0 {
+		t.Error("the warnings are of no revision")
 	}
 }
 

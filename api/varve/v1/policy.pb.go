@@ -492,10 +492,13 @@ func (x *ValidatePolicyRequest) GetSource() string {
 }
 
 type ValidatePolicyResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Valid         []*eventpb.PolicyRef   `protobuf:"bytes,1,rep,name=valid,proto3" json:"valid,omitempty"`
-	Errors        []*PolicyError         `protobuf:"bytes,2,rep,name=errors,proto3" json:"errors,omitempty"`
-	Warnings      []*PolicyWarning       `protobuf:"bytes,3,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Valid    []*eventpb.PolicyRef   `protobuf:"bytes,1,rep,name=valid,proto3" json:"valid,omitempty"`
+	Errors   []*PolicyError         `protobuf:"bytes,2,rep,name=errors,proto3" json:"errors,omitempty"`
+	Warnings []*PolicyWarning       `protobuf:"bytes,3,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	// Of the state that warnings about what is there now were made from; 0: none,
+	// they were not made.
+	Revision      uint64 `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -549,6 +552,13 @@ func (x *ValidatePolicyResponse) GetWarnings() []*PolicyWarning {
 		return x.Warnings
 	}
 	return nil
+}
+
+func (x *ValidatePolicyResponse) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
 }
 
 type Policy struct {
@@ -1595,11 +1605,12 @@ const file_api_varve_v1_policy_proto_rawDesc = "" +
 	"\vunsupported\x18\a \x01(\bR\vunsupported\"K\n" +
 	"\x15ValidatePolicyRequest\x12\x1a\n" +
 	"\bmanifest\x18\x01 \x01(\tR\bmanifest\x12\x16\n" +
-	"\x06source\x18\x02 \x01(\tR\x06source\"\xad\x01\n" +
+	"\x06source\x18\x02 \x01(\tR\x06source\"\xc9\x01\n" +
 	"\x16ValidatePolicyResponse\x12/\n" +
 	"\x05valid\x18\x01 \x03(\v2\x19.varve.event.v1.PolicyRefR\x05valid\x12-\n" +
 	"\x06errors\x18\x02 \x03(\v2\x15.varve.v1.PolicyErrorR\x06errors\x123\n" +
-	"\bwarnings\x18\x03 \x03(\v2\x17.varve.v1.PolicyWarningR\bwarnings\"\xe8\x01\n" +
+	"\bwarnings\x18\x03 \x03(\v2\x17.varve.v1.PolicyWarningR\bwarnings\x12\x1a\n" +
+	"\brevision\x18\x04 \x01(\x04R\brevision\"\xe8\x01\n" +
 	"\x06Policy\x12+\n" +
 	"\x03ref\x18\x01 \x01(\v2\x19.varve.event.v1.PolicyRefR\x03ref\x12\x1a\n" +
 	"\bmanifest\x18\x02 \x01(\tR\bmanifest\x12)\n" +

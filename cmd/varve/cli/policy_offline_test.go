@@ -27,8 +27,12 @@ spec:
 `
 
 func TestValidateAccepts(t *testing.T) {
-	got := varve(t, nil, goodPolicy, "policy", "validate", "-")
+	got := varve(t, nil, goodPolicy, "policy", "validate", "--offline", "-")
 	if got != (result{code: exitYes, stdout: "policy cnp/default/web is valid\n"}) {
+		t.Errorf("got %+v", got)
+	}
+	got = varve(t, nil, goodPolicy, "policy", "validate", "-") // no agent answers
+	if got.code != exitYes || !strings.Contains(got.stderr, "not compared with what is there now") {
 		t.Errorf("got %+v", got)
 	}
 }
@@ -40,7 +44,7 @@ func TestValidateSaysEveryError(t *testing.T) {
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	got := varve(t, nil, goodPolicy, "policy", "validate", "-", path)
+	got := varve(t, nil, goodPolicy, "policy", "validate", "--offline", "-", path)
 	lines := strings.Split(strings.TrimSpace(got.stdout), "\n")
 	if got.code != exitNo || len(lines) != 3 || got.stderr != "" {
 		t.Fatalf("got %+v, want exit code %d and three lines", got, exitNo)

@@ -2,11 +2,13 @@ package cli
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 
+	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 
 	varvev1 "github.com/varve-net/varve/api/varve/v1"
@@ -16,22 +18,36 @@ import (
 func (a *app) policyValidate() *cobra.Command {
 	var files []string
 	var cluster string
+	var without bool
 	cmd := &cobra.Command{
 		Use:   "validate FILE...",
-		Short: "Check manifests, without an agent",
+		Short: "Check manifests, without setting anything",
 		Long: strings.TrimSpace(`
-Check manifests, without an agent: files, directories of them, or - for standard
-input. Everything that is wrong is said as FILE:LINE: PATH: PROBLEM; REMEDY. The exit
-code is 1 if something is.`),
-		Example: "  varve policy validate web.yaml\n  varve policy validate policies/ -o json",
-		RunE: func(_ *cobra.Command, args []string) error {
+Check manifests, without setting anything: files, directories of them, or - for
+standard input. Everything that is wrong is said as FILE:LINE: PATH: PROBLEM; REMEDY.
+The exit code is 1 if something is. What is legal but surely not meant is a warning. An
+agent, if one answers, warns as well of what its state tells: a selector that matches
+nothing now, a rule that a deny covers. --offline asks none.`),
+		Example: "  varve policy validate web.yaml\n  varve policy validate policies/ -o json\n  varve policy validate --offline policies/",
+		RunE: func(cmd *cobra.Command, args []string) error {
 			manifests, err := a.readManifests(append(files, args...))
 			if err != nil {
 				return err
 			}
-			resp := validateOffline(manifests, cluster)
+			var resp *varvev1.ValidatePolicyResponse
+			if !without && !cmd.Flags().Changed("cluster-name") {
+				if resp, err = a.validateThere(cmd.Context(), manifests); err != nil {
+					return err
+				}
+			}
+			if resp == nil {
+				resp = validateOffline(manifests, cluster)
+			}
 			if err := a.print(resp, func() { a.showValidated(resp) }); err != nil {
 				return err
+			}
+			if !without && resp.Revision == 0 && len(resp.Valid) > 0 {
+				fmt.Fprintln(a.stderr, a.ink.dim.Sprint("not compared with what is there now: no agent was asked"))
 			}
 			if len(resp.Errors) > 0 {
 				return errNo
@@ -41,9 +57,39 @@ code is 1 if something is.`),
 	}
 	cmd.Flags().StringArrayVarP(&files, "filename", "f", nil, "manifest: a file, a directory, or - for standard input; repeatable")
 	cmd.Flags().StringVar(&cluster, "cluster-name", "default", "name of the cluster, which labels may speak of")
+	cmd.Flags().BoolVar(&without, "offline", false, "ask no agent")
 	_ = cmd.MarkFlagFilename("filename", "yaml", "yml", "json")
 	return a.withOutput(cmd)
 }
+
+// validateThere has the agent check. Nil if none answers.
+func (a *app) validateThere(ctx context.Context, manifests []manifest) (*varvev1.ValidatePolicyResponse, error) {
+	c, err := a.dial()
+	if err != nil {
+		return nil, err
+	}
+	all := &varvev1.ValidatePolicyResponse{}
+	for _, m := range manifests {
+		resp, err := c.Policies.Validate(ctx, connect.NewRequest(&varvev1.ValidatePolicyRequest{Manifest: string(m.text), Source: m.source}))
+		switch {
+		case connect.CodeOf(err) == connect.CodeUnavailable:
+			return nil, nil
+		case err != nil:
+			return nil, applyError(m, err)
+		}
+		all.Valid = append(all.Valid, resp.Msg.Valid...)
+		all.Errors = append(all.Errors, resp.Msg.Errors...)
+		all.Warnings = append(all.Warnings, resp.Msg.Warnings...)
+		if len(resp.Msg.Valid)+len(resp.Msg.Errors) == 0 {
+			all.Errors = append(all.Errors, &varvev1.PolicyError{Source: m.source, Problem: noPolicy})
+		}
+		all.Revision = max(all.Revision, resp.Msg.Revision)
+	}
+	return all, nil
+}
+
+// noPolicy is what is wrong with a manifest of nothing.
+const noPolicy = "holds no policy"
 
 func validateOffline(manifests []manifest, cluster string) *varvev1.ValidatePolicyResponse {
 	resp := &varvev1.ValidatePolicyResponse{}
@@ -51,7 +97,7 @@ func validateOffline(manifests []manifest, cluster string) *varvev1.ValidatePoli
 		sets, warnings, err := policy.Parse(m.source, m.text, policy.Options{Cluster: cluster})
 		for _, w := range warnings {
 			resp.Warnings = append(resp.Warnings, &varvev1.PolicyWarning{
-				Source: w.Source, Line: uint32(w.Line), Document: uint32(w.Document), Path: w.Path, Problem: w.Text,
+				Source: w.Source, Line: uint32(w.Line), Document: uint32(w.Document), Path: w.Path, Problem: w.Text, Remedy: w.Remedy,
 			})
 		}
 		found := policy.FieldErrors(err)
@@ -66,7 +112,7 @@ func validateOffline(manifests []manifest, cluster string) *varvev1.ValidatePoli
 		case err != nil && len(found) == 0:
 			resp.Errors = append(resp.Errors, &varvev1.PolicyError{Source: m.source, Problem: err.Error()})
 		case err == nil && len(sets) == 0:
-			resp.Errors = append(resp.Errors, &varvev1.PolicyError{Source: m.source, Problem: "holds no policy"})
+			resp.Errors = append(resp.Errors, &varvev1.PolicyError{Source: m.source, Problem: noPolicy})
 		}
 		if err == nil {
 			for _, s := range sets {
