@@ -23,6 +23,7 @@ import (
 
 	"github.com/varve-net/varve/api"
 	varvev1 "github.com/varve-net/varve/api/varve/v1"
+	"github.com/varve-net/varve/internal/testbin"
 	"github.com/varve-net/varve/internal/testns"
 )
 
@@ -44,14 +45,11 @@ type stage struct {
 
 func newStage(t *testing.T) *stage {
 	s := &stage{t: t, dir: t.TempDir(), pods: map[string]*testns.NS{}}
-	s.binary = filepath.Join(s.dir, "bin", "varve")
-	build := exec.Command("go", "build", "-o", s.binary, "github.com/varve-net/varve/cmd/varve")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build: %v\n%s", err, out)
+	var err error
+	if s.binary, err = testbin.Build(filepath.Join(s.dir, "bin")); err != nil {
+		t.Fatal(err)
 	}
 	s.node = s.space("node")
-	var err error
 	if s.client, err = api.New(s.socket()); err != nil {
 		t.Fatal(err)
 	}

@@ -23,6 +23,7 @@ import (
 
 	"github.com/varve-net/varve/api"
 	varvev1 "github.com/varve-net/varve/api/varve/v1"
+	"github.com/varve-net/varve/internal/testbin"
 	"github.com/varve-net/varve/internal/testns"
 	"github.com/varve-net/varve/log/eventpb"
 )
@@ -47,11 +48,8 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	binary = filepath.Join(dir, "varve")
-	build := exec.Command("go", "build", "-o", binary, "github.com/varve-net/varve/cmd/varve")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
+	if binary, err = testbin.Build(dir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	return m.Run()
