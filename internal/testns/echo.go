@@ -8,7 +8,10 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Echo is a server that sends back what it gets.
@@ -91,6 +94,48 @@ func (n *NS) EchoUDP(at netip.AddrPort) (*Echo, error) {
 			}
 			if err == nil {
 				_, _ = c.WriteToUDPAddrPort(buf[:size], from) // the client sees a loss
+			}
+		}
+	})
+	return e, nil
+}
+
+// EchoUDPEverywhere is EchoUDP on every address that the namespace's routes call
+// local, also those of no interface: it answers from the one it was sent to. The
+// address is the unspecified one of IPv6, and IPv4 is served too.
+func (n *NS) EchoUDPEverywhere(port uint16) (*Echo, error) {
+	at := netip.AddrPortFrom(netip.IPv6Unspecified(), port)
+	var c *net.UDPConn
+	err := n.Do(func() error {
+		var lc net.ListenConfig
+		lc.Control = func(_, _ string, raw syscall.RawConn) error {
+			var set error
+			err := raw.Control(func(fd uintptr) {
+				set = errors.Join(unix.SetsockoptInt(int(fd), unix.SOL_IPV6, unix.IPV6_RECVPKTINFO, 1),
+					unix.SetsockoptInt(int(fd), unix.SOL_IPV6, unix.IPV6_FREEBIND, 1))
+			})
+			return errors.Join(err, set)
+		}
+		pc, err := lc.ListenPacket(context.Background(), "udp", at.String())
+		if err == nil {
+			c = pc.(*net.UDPConn)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("UDP echo %s in %s: %w", at, n.name, err)
+	}
+	e := &Echo{addr: c.LocalAddr().(*net.UDPAddr).AddrPort(), close: c.Close}
+	e.wg.Go(func() {
+		buf, oob := make([]byte, 1<<16), make([]byte, 256)
+		for {
+			size, about, _, from, err := c.ReadMsgUDPAddrPort(buf, oob)
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if err == nil {
+				// What says where it was sent to says where the answer comes from.
+				_, _, _ = c.WriteMsgUDPAddrPort(buf[:size], oob[:about], from) // the client sees a loss
 			}
 		}
 	})
