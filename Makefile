@@ -118,7 +118,7 @@ deps-go:
 deps-demo:
 	@GO=$(GO) hack/deps.sh go root
 deps-test:
-	@GO=$(GO) hack/deps.sh go root race net disk
+	@GO=$(GO) hack/deps.sh go root race net disk dns
 deps-vm:
 	@GO=$(GO) hack/deps.sh go net vm
 deps-bench:

@@ -2,7 +2,7 @@
 # Installs what a group of targets needs and this machine lacks, from Debian's
 # packages. It does nothing, and asks for nothing, when all of it is there.
 #
-#   hack/deps.sh GROUP...     groups: go, root, race, net, disk, vm, generate, format
+#   hack/deps.sh GROUP...     groups: go, root, race, net, disk, dns, vm, generate, format
 set -euo pipefail
 
 # want COMMAND-OR-FILE PACKAGE notes the package if the thing is missing.
@@ -63,6 +63,13 @@ for group in "$@"; do
 		want nsenter util-linux
 		want /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring
 		;;
+	dns)
+		want dnsmasq dnsmasq-base
+		want unbound unbound
+		want dig bind9-dnsutils
+		want curl curl
+		want unshare util-linux
+		;;
 	peers)
 		want iptables-legacy-restore iptables
 		want ipset ipset
@@ -77,7 +84,7 @@ for group in "$@"; do
 		;;
 	format) want clang-format-19 clang-format-19 ;;
 	*)
-		echo "deps: unknown group '$group'; groups are go, root, race, net, vm, generate, format" >&2
+		echo "deps: unknown group '$group'; groups are go, root, race, net, disk, dns, vm, generate, format" >&2
 		exit 2
 		;;
 	esac
