@@ -220,6 +220,10 @@ func (j *kernelJudge) Allows(q Question) (bool, error) {
 	if !ok || isNeighbourDiscovery(q) {
 		return false, ErrNotAsked
 	}
+	// What passes leaves events too, of audit mode; the next are to be this packet's.
+	if _, _, err := j.newest(); err != nil {
+		return false, err
+	}
 	verdict, err := prog.Run(&ebpf.RunOptions{Data: frame})
 	if err != nil {
 		return false, fmt.Errorf("run: %w", err)
@@ -228,7 +232,11 @@ func (j *kernelJudge) Allows(q Question) (bool, error) {
 	case tcOK:
 		return true, j.forget(q.Subject)
 	case tcShot:
-		return false, j.whyDropped()
+		allowed, err := j.whyDropped()
+		if err != nil || !allowed {
+			return false, err
+		}
+		return true, j.forget(q.Subject)
 	}
 	return false, fmt.Errorf("the program answered %d, neither pass nor drop", verdict)
 }
@@ -263,33 +271,45 @@ func empty[K any](m *ebpf.Map) error {
 	}
 }
 
-// whyDropped is nil if policy dropped the packet.
-func (j *kernelJudge) whyDropped() error {
-	var event abi.Event
-	seen := 0
+// newest takes all events out of the ring buffer, and returns the last and their
+// number.
+func (j *kernelJudge) newest() (event abi.Event, seen int, err error) {
 	for ; j.events.AvailableBytes() > 0; seen++ {
 		if err := j.events.ReadInto(&j.record); err != nil {
-			return fmt.Errorf("ring buffer: %w", err)
+			return event, seen, fmt.Errorf("ring buffer: %w", err)
 		}
 		if len(j.record.RawSample) < int(unsafe.Sizeof(event)) {
-			return fmt.Errorf("ring buffer: an event of %d bytes", len(j.record.RawSample))
+			return event, seen, fmt.Errorf("ring buffer: an event of %d bytes", len(j.record.RawSample))
 		}
 		event = *(*abi.Event)(unsafe.Pointer(&j.record.RawSample[0]))
 	}
+	return event, seen, nil
+}
+
+// whyDropped tells of a dropped packet whether policy allowed it all the same: for
+// the DNS proxy alone, which is not there. The error is ErrNotAsked if policy was not
+// what dropped it.
+func (j *kernelJudge) whyDropped() (allowed bool, err error) {
+	event, seen, err := j.newest()
+	if err != nil {
+		return false, err
+	}
 	switch event.Reason {
 	case abi.PolicyDefaultDeny, abi.PolicyDenied:
-		return nil
+		return false, nil
+	case abi.ProxyMissing:
+		return true, nil
 	case abi.ICMPUnsolicited:
-		return ErrNotAsked
+		return false, ErrNotAsked
 	case abi.Malformed: // an ICMP error that cites nothing
 		if event.Protocol == policy.ProtoICMP || event.Protocol == policy.ProtoICMPv6 {
-			return ErrNotAsked
+			return false, ErrNotAsked
 		}
 	}
 	if seen == 0 { // noise makes no event
-		return ErrNotAsked
+		return false, ErrNotAsked
 	}
-	return fmt.Errorf("the packet was dropped before any policy was asked: %s", event.Reason)
+	return false, fmt.Errorf("the packet was dropped before any policy was asked: %s", event.Reason)
 }
 
 // Explain implements Judge.
