@@ -7,11 +7,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/varve-net/varve/internal/durable"
 )
 
 // ErrOtherNode is returned by LoadOrCreate for a directory that belongs to
@@ -104,13 +107,14 @@ func create(dir, cluster, node string) (Identity, error) {
 		return Identity{}, err
 	}
 	path := filepath.Join(dir, identityFile)
-	if err := writeDurable(path+".new", append(b, '\n')); err != nil {
+	err = durable.Replace(path, 0o640, func(w io.Writer) error {
+		_, err := w.Write(append(b, '\n'))
+		return err
+	})
+	if err != nil {
 		return Identity{}, err
 	}
-	if err := os.Rename(path+".new", path); err != nil {
-		return Identity{}, err
-	}
-	return id, syncDir(dir)
+	return id, nil
 }
 
 func checkName(field, name string) error {
@@ -128,23 +132,4 @@ func checkName(field, name string) error {
 		}
 	}
 	return nil
-}
-
-func writeDurable(path string, b []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o640)
-	if err != nil {
-		return err
-	}
-	if _, err = f.Write(b); err == nil {
-		err = f.Sync()
-	}
-	return errors.Join(err, f.Close())
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

@@ -5,13 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 
 	"google.golang.org/protobuf/proto"
 
 	"github.com/varve-net/varve/internal/dnslink"
+	"github.com/varve-net/varve/internal/durable"
 	"github.com/varve-net/varve/log/eventpb"
 )
 
@@ -25,7 +26,7 @@ var errSeed = errors.New("damaged; remove it, and start the agent, which tells a
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // writeSeed puts s into the place of the file, durably.
-func writeSeed(path string, s *dnslink.Seed) (err error) {
+func writeSeed(path string, s *dnslink.Seed) error {
 	out := binary.LittleEndian.AppendUint64([]byte(seedMagic), s.Last)
 	for _, f := range s.Facts {
 		data, err := proto.Marshal(f)
@@ -36,33 +37,14 @@ func writeSeed(path string, s *dnslink.Seed) (err error) {
 		out = binary.LittleEndian.AppendUint32(out, crc32.Checksum(data, castagnoli))
 		out = append(out, data...)
 	}
-	next := path + ".next"
-	f, err := os.OpenFile(next, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
-	if err != nil {
-		return fmt.Errorf("seed: %w", err)
-	}
-	_, err = f.Write(out)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(next, path)
-	}
-	if err == nil {
-		err = syncDir(filepath.Dir(path))
-	}
+	err := durable.Replace(path, 0o600, func(w io.Writer) error {
+		_, err := w.Write(out)
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("seed %s: %w", path, err)
 	}
 	return nil
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // readSeed reads what writeSeed wrote; nil if nothing was.

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"os"
-	"path/filepath"
+
+	"github.com/varve-net/varve/internal/durable"
 )
 
 // ErrDamaged is returned by ReadRules for a file that is not as it was written.
@@ -21,41 +23,22 @@ const header = "varve-dns-rules 1 crc32c=%08x\n"
 
 // WriteRules puts r into the place of the file, which has either the old content
 // or the new one, also after a crash. When it returns the new one is durable.
-func WriteRules(path string, r *Rules) (err error) {
+func WriteRules(path string, r *Rules) error {
 	body, err := json.Marshal(r)
 	if err != nil {
 		return fmt.Errorf("rules file %s: %w", path, err)
 	}
-	next := path + ".next"
-	f, err := os.OpenFile(next, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
-	if err != nil {
-		return fmt.Errorf("rules file: %w", err)
-	}
-	_, err = fmt.Fprintf(f, header, crc32.Checksum(body, castagnoli))
-	if err == nil {
-		_, err = f.Write(body)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(next, path)
-	}
-	if err == nil {
-		err = syncDir(filepath.Dir(path))
-	}
+	err = durable.Replace(path, 0o600, func(w io.Writer) error {
+		if _, err := fmt.Fprintf(w, header, crc32.Checksum(body, castagnoli)); err != nil {
+			return err
+		}
+		_, err := w.Write(body)
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("rules file %s: %w", path, err)
 	}
 	return nil
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // ReadRules reads what WriteRules wrote. fs.ErrNotExist if nothing was ever

@@ -12,6 +12,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
+	"github.com/varve-net/varve/internal/durable"
 	"github.com/varve-net/varve/log"
 )
 
@@ -21,9 +22,8 @@ import (
 // name and renamed once it is durable: one that exists is whole.
 const (
 	checkpointSuffix = ".checkpoint"
-	// unfinished is the end of the names of files that are being written. A crash
-	// leaves them; Open removes them.
-	unfinished = ".new"
+	// fileMode is that of every file of a history.
+	fileMode = 0o640
 )
 
 func checkpointName(at log.Revision) string {
@@ -48,7 +48,7 @@ func (h *History) WriteCheckpoint(at log.Revision, write func(io.Writer) error) 
 		return fmt.Errorf("history %s: %w", h.dir, errReadOnly)
 	}
 	path := filepath.Join(h.dir, checkpointName(at))
-	err := replaceFile(path, func(w io.Writer) error {
+	err := durable.Replace(path, fileMode, func(w io.Writer) error {
 		z, err := zstd.NewWriter(w, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1))
 		if err != nil {
 			return err
@@ -126,27 +126,4 @@ func (h *History) RemoveCheckpoint(at log.Revision) error {
 		return fmt.Errorf("checkpoint of revision %d: %w", at, err)
 	}
 	return nil
-}
-
-// replaceFile makes a file of what write writes, at once: until it is durable, what
-// was there before stays. An unfinished file is removed after an error.
-func replaceFile(path string, write func(io.Writer) error) error {
-	f, err := os.OpenFile(path+unfinished, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o640)
-	if err != nil {
-		return err
-	}
-	w := bufio.NewWriterSize(f, 1<<16)
-	if err = write(w); err == nil {
-		err = w.Flush()
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return syncDir(filepath.Dir(path))
 }

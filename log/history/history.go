@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/varve-net/varve/internal/durable"
 	"github.com/varve-net/varve/log"
 	"github.com/varve-net/varve/log/eventpb"
 )
@@ -227,7 +228,7 @@ func (h *History) begin(first log.Revision, before log.Hash) (*segment, error) {
 		path: filepath.Join(h.dir, segmentName(first)), header: header{versionPlain, first, before},
 		next: first, end: headerSize, indexed: true,
 	}
-	f, err := os.OpenFile(seg.path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o640)
+	f, err := os.OpenFile(seg.path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, fileMode)
 	if err != nil {
 		return nil, err
 	}
@@ -235,7 +236,7 @@ func (h *History) begin(first log.Revision, before log.Hash) (*segment, error) {
 		err = f.Sync()
 	}
 	if err == nil {
-		err = syncDir(h.dir)
+		err = durable.SyncDir(h.dir)
 	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close(), os.Remove(seg.path))
@@ -357,12 +358,4 @@ func (h *History) Record(ctx context.Context, revision log.Revision) (log.Record
 		err = fmt.Errorf("history %s: revision %d does not exist, the last is %d", h.dir, revision, last)
 	}
 	return found, err
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/varve-net/varve/internal/durable"
 	"github.com/varve-net/varve/log"
 )
 
@@ -32,7 +33,8 @@ func (h *History) open() error {
 		if at, ok := parseCheckpointName(e.Name()); ok {
 			h.checkpoints = append(h.checkpoints, at)
 		}
-		if strings.HasSuffix(e.Name(), unfinished) && !h.readOnly {
+		// A crash leaves what was being written.
+		if strings.HasSuffix(e.Name(), durable.Unfinished) && !h.readOnly {
 			if err := os.Remove(filepath.Join(h.dir, e.Name())); err != nil {
 				return err
 			}
@@ -239,7 +241,7 @@ func (h *History) openTornHeader(f *os.File, seg *segment, first log.Revision, s
 	if err := os.Remove(seg.path); err != nil {
 		return err
 	}
-	if err := syncDir(h.dir); err != nil {
+	if err := durable.SyncDir(h.dir); err != nil {
 		return err
 	}
 	h.logger.Warn("removed a history segment that was being created", "segment", seg.path, "revision", first, "problem", cause)

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/varve-net/varve/internal/durable"
 	"github.com/varve-net/varve/log"
 )
 
@@ -63,7 +64,7 @@ func (h *History) Pack(first log.Revision) error {
 	case old.version == versionPacked:
 		return nil
 	}
-	err := replaceFile(old.path, func(w io.Writer) error {
+	err := durable.Replace(old.path, fileMode, func(w io.Writer) error {
 		if _, err := w.Write(appendHeader(nil, versionPacked, old.first, old.before)); err != nil {
 			return err
 		}
@@ -147,7 +148,7 @@ func (h *History) DropBefore(first log.Revision) error {
 			errs = append(errs, h.RemoveCheckpoint(at))
 		}
 	}
-	if err := errors.Join(append(errs, syncDir(h.dir))...); err != nil {
+	if err := errors.Join(append(errs, durable.SyncDir(h.dir))...); err != nil {
 		return fmt.Errorf("history %s: %w", h.dir, err)
 	}
 	return nil

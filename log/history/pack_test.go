@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/varve-net/varve/internal/durable"
 	"github.com/varve-net/varve/log"
 	"github.com/varve-net/varve/log/eventpb"
 )
@@ -82,12 +83,12 @@ func TestPack(t *testing.T) {
 	records = append(records, more...)
 	closeHistory(t, h)
 
-	if err := os.WriteFile(files[1]+unfinished, []byte("of a crash"), 0o600); err != nil {
+	if err := os.WriteFile(files[1]+durable.Unfinished, []byte("of a crash"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	again := open(t, dir, 20_000)
 	check("opened again", again, 3100)
-	if _, err := os.Stat(files[1] + unfinished); !errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(files[1] + durable.Unfinished); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("an unfinished file is left: %v", err)
 	}
 	segments, err := again.Segments()

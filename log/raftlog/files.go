@@ -13,6 +13,7 @@ import (
 	"go.etcd.io/bbolt"
 	berrors "go.etcd.io/bbolt/errors"
 
+	"github.com/varve-net/varve/internal/durable"
 	"github.com/varve-net/varve/log"
 	"github.com/varve-net/varve/log/raftlog/wal"
 )
@@ -121,14 +122,14 @@ func (l *Log) bootstrap(path string, snapshots raft.SnapshotStore) (err error) {
 	if err := os.Rename(dir+underWay, dir); err != nil {
 		return err
 	}
-	if err := syncDir(c.Dir); err != nil {
+	if err := durable.SyncDir(c.Dir); err != nil {
 		return err
 	}
 	if err := os.Rename(path+underWay, path); err != nil {
 		return err
 	}
 	// The directory's own name in its parent, and every name in it.
-	return errors.Join(syncDir(filepath.Dir(c.Dir)), syncDir(c.Dir))
+	return errors.Join(durable.SyncDir(filepath.Dir(c.Dir)), durable.SyncDir(c.Dir))
 }
 
 // removeUnused removes a folder of entries that holds no event yet.
@@ -175,7 +176,7 @@ func (l *Log) moveEntries() error {
 		if err := os.Rename(dir+underWay, dir); err != nil {
 			return err
 		}
-		if err := syncDir(l.config.Dir); err != nil {
+		if err := durable.SyncDir(l.config.Dir); err != nil {
 			return err
 		}
 	case err != nil || last == 0:
@@ -249,12 +250,4 @@ func (l *Log) checkContinuity(index uint64) error {
 			stableFile, term, last, walDir, entry.Term)}
 	}
 	return nil
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/varve-net/varve/fsm"
+	"github.com/varve-net/varve/internal/durable"
 )
 
 // Seed makes a log in a directory that does not exist, or is empty, which goes on
@@ -41,7 +42,7 @@ func Seed(ctx context.Context, config Config, state *fsm.State) error {
 	if err := os.Rename(config.Dir, whole); err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(whole))
+	return durable.SyncDir(filepath.Dir(whole))
 }
 
 func seed(ctx context.Context, config Config, state *fsm.State, view fsm.View) error {

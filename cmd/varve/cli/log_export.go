@@ -2,17 +2,15 @@ package cli
 
 import (
 	"bufio"
-	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"strings"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 
 	varvev1 "github.com/varve-net/varve/api/varve/v1"
+	"github.com/varve-net/varve/internal/durable"
 )
 
 // Formats of an export.
@@ -101,22 +99,8 @@ func (a *app) writeFile(path string, write func(io.Writer) error) error {
 		}
 		return w.Flush()
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	w := bufio.NewWriterSize(f, 1<<16)
-	if err = write(w); err == nil {
-		err = w.Flush()
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(fmt.Errorf("%s: %w", path, err), os.Remove(f.Name()))
+	if err := durable.ReplaceShared(path, write); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
 	}
 	return nil
 }

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/varve-net/varve/internal/durable"
 )
 
 // sizes of segments: the first one's, and what doubling ends at.
@@ -89,7 +91,7 @@ func (s *segment) adopt() error {
 	if err := os.Rename(s.path+newSuffix, s.path); err != nil {
 		return err
 	}
-	if err := syncDir(filepath.Dir(s.path)); err != nil {
+	if err := durable.SyncDir(filepath.Dir(s.path)); err != nil {
 		return err
 	}
 	// Errors name the file by what it is called.
@@ -114,14 +116,6 @@ func (s *segment) remove() error {
 		err = nil
 	}
 	return errors.Join(err, s.file.Close())
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // a spare is the next segment, while it is being made.
