@@ -45,7 +45,7 @@ func onBPFFS(dir string) (bool, error) {
 	for {
 		err := unix.Statfs(dir, &st)
 		if err == nil {
-			return int64(st.Type) == unix.BPF_FS_MAGIC, nil
+			return int64(st.Type) == unix.BPF_FS_MAGIC, nil //nolint:unconvert // 32 bits on other architectures
 		}
 		parent := filepath.Dir(dir)
 		if !errors.Is(err, fs.ErrNotExist) || parent == dir {

@@ -54,7 +54,7 @@ func (d *Dataplane) Watch(ctx context.Context, changed func()) error {
 		}
 	}
 	for {
-		news, open := false, false
+		var news, open bool
 		select {
 		case <-ctx.Done():
 			return nil
@@ -80,6 +80,6 @@ func (d *Dataplane) Watch(ctx context.Context, changed func()) error {
 }
 
 func drain[T any](ch <-chan T) {
-	for range ch { //nolint:revive // there is nothing to do with them
+	for range ch {
 	}
 }

@@ -145,7 +145,7 @@ func quiesce() error {
 	case 0:
 		return nil
 	case unix.EINVAL, unix.ENOSYS:
-		time.Sleep(100 * time.Millisecond)
+		time.Sleep(100 * time.Millisecond) //nolint:forbidigo // there is no condition: the kernel does not tell
 		return nil
 	}
 	return fmt.Errorf("membarrier: %w", errno)

@@ -39,7 +39,7 @@ func openNamespace(path string) (*namespace, error) {
 		return nil, fmt.Errorf("network namespace %s: %w", path, err)
 	}
 	var st unix.Statfs_t
-	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil || int64(st.Type) != unix.NSFS_MAGIC {
+	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil || int64(st.Type) != unix.NSFS_MAGIC { //nolint:unconvert // 32 bits on other architectures
 		return nil, errors.Join(fmt.Errorf("network namespace %s: %w: the file is no namespace (its bind mount may be gone)", path, ErrNoNamespace), f.Close())
 	}
 	h, err := netlink.NewHandleAt(netns.NsHandle(f.Fd()), unix.NETLINK_ROUTE)

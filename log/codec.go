@@ -3,6 +3,7 @@ package log
 import (
 	"bytes"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -69,7 +70,7 @@ func MarshalMessage(m Message) ([]byte, error) {
 		return nil, fmt.Errorf("%w: %s: %w", ErrInvalid, s.name, err)
 	}
 	if err := s.check(b); err != nil {
-		if corrupt, ok := err.(*CorruptError); ok {
+		if corrupt := (*CorruptError)(nil); errors.As(err, &corrupt) {
 			return nil, fmt.Errorf("%w: %s", ErrInvalid, corrupt.What)
 		}
 		return nil, err

@@ -70,7 +70,7 @@ func (e *FieldError) Unwrap() error { return e.class }
 
 // FieldErrors is every FieldError within err, in order.
 func FieldErrors(err error) []*FieldError {
-	switch e := err.(type) {
+	switch e := err.(type) { //nolint:errorlint // it is what unwraps
 	case nil:
 		return nil
 	case *FieldError:

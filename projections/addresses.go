@@ -23,24 +23,24 @@ func (b *builder) endpointRows() []*Row[EndpointKey, abi.EndpointValue] {
 	return rows
 }
 
-func (env env) endpointRow(e *fsm.Endpoint, egress, ingress *subject) *Row[EndpointKey, abi.EndpointValue] {
+func (e env) endpointRow(ep *fsm.Endpoint, egress, ingress *subject) *Row[EndpointKey, abi.EndpointValue] {
 	v := abi.EndpointValue{
-		ID: e.ID, Identity: e.Identity, MAC: e.MAC,
+		ID: ep.ID, Identity: ep.Identity, MAC: ep.MAC,
 		Egress: egress.ref(), Ingress: ingress.ref(),
 	}
-	if env.auditMode || e.AuditMode {
+	if e.auditMode || ep.AuditMode {
 		v.Egress.Flags |= abi.PolicyAudit
 		v.Ingress.Flags |= abi.PolicyAudit
 	}
-	if e.IPv4.IsValid() {
-		v.IPv4 = e.IPv4.As4()
+	if ep.IPv4.IsValid() {
+		v.IPv4 = ep.IPv4.As4()
 	}
-	if e.IPv6.IsValid() {
-		v.IPv6 = e.IPv6.As16()
+	if ep.IPv6.IsValid() {
+		v.IPv6 = ep.IPv6.As16()
 	}
 	return &Row[EndpointKey, abi.EndpointValue]{
-		Key: EndpointKey{ID: e.ID}, Value: v,
-		Cause: Cause{Events: ascending(slices.Concat(endpointEvents(e), egress.revisions, ingress.revisions))},
+		Key: EndpointKey{ID: ep.ID}, Value: v,
+		Cause: Cause{Events: ascending(slices.Concat(endpointEvents(ep), egress.revisions, ingress.revisions))},
 	}
 }
 

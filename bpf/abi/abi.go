@@ -359,7 +359,7 @@ type FragmentValue struct {
 // it takes.
 const (
 	HeldSlots uint32 = 256
-	HeldBytes        = 9216
+	HeldBytes uint32 = 9216
 )
 
 // HeldValue is a fragment that came before its first.

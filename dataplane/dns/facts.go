@@ -154,18 +154,6 @@ func (f *facts) forget(e *endpointFacts, name string, addrs []netip.Addr) {
 	}
 }
 
-// drop removes all of an endpoint.
-func (f *facts) drop(e *endpointFacts) {
-	for _, n := range e.names {
-		for _, x := range n.addresses {
-			f.unrest(x)
-			f.addresses--
-		}
-		f.names--
-	}
-	delete(f.endpoints, e.key)
-}
-
 // address is the fact of an address under a name; nil if there is none.
 func (e *endpointFacts) address(name string, a netip.Addr) *addressFact {
 	if e == nil || e.names[name] == nil {

@@ -58,7 +58,6 @@ type Log struct {
 	count  int
 	spare  []byte
 	change chan struct{} // closed and replaced when lines were written
-	closed bool
 
 	file *os.File
 	size int64

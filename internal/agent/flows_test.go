@@ -25,7 +25,6 @@ type recording struct {
 	t     *testing.T
 	state *fsm.State
 	seq   uint64
-	got   []flows.Flow
 }
 
 func newRecording(t *testing.T) *recording {

@@ -10,9 +10,6 @@ import (
 	"github.com/varve-net/varve/policy"
 )
 
-// errStop ends a walk that has found what it was for.
-var errStop = errors.New("stop")
-
 func asConnect(err error) *connect.Error {
 	var ce *connect.Error
 	if errors.As(err, &ce) {

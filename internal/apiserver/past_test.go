@@ -14,7 +14,7 @@ import (
 func TestReadsOfThePast(t *testing.T) {
 	k := newKit(t)
 	ctx := t.Context()
-	type answers struct{ endpoints, endpoint, namespaces, identities, nodes, policies, policy string }
+	type answers struct{ endpoints, endpoint, namespaces, identities, nodes, policies string }
 	ask := func(at string) (a answers) {
 		t.Helper()
 		endpoints, err := k.Endpoints.List(ctx, connect.NewRequest(&varvev1.ListEndpointsRequest{At: at}))

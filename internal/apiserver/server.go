@@ -34,10 +34,6 @@ const maxRequestBytes = 16 << 20
 // shutdownGrace is how long unary calls may take to end once the server stops.
 const shutdownGrace = 2 * time.Second
 
-// compressMin is the size from which an answer is compressed for a client that asks
-// for it. Below, it costs more time than the acknowledgement of an append.
-const compressMin = 64 << 10
-
 // maxStreams is how many calls of one connection are answered at once.
 const maxStreams = 1000
 

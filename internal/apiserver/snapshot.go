@@ -90,7 +90,7 @@ func (s snapshotService) receive(ctx context.Context, stream *connect.ClientStre
 	if err != nil {
 		return nil, false, connect.NewError(connect.CodeInternal, err)
 	}
-	defer os.Remove(f.Name())
+	defer func() { _ = os.Remove(f.Name()) }()
 	defer f.Close()
 	dryRun, size := false, 0
 	for stream.Receive() {

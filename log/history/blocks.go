@@ -92,7 +92,7 @@ func (b *blocks) read() found {
 	if h.kind != blockRecords {
 		return found{}
 	}
-	problem := ""
+	var problem string
 	if b.raw, problem = h.unpack(payload, b.raw); problem == "" {
 		b.records, problem = h.parse(b.raw, b.records)
 	}

@@ -128,7 +128,7 @@ func (h *History) openExported() error {
 		return err
 	}
 	seg := &segment{path: h.dir, exported: true}
-	problem := ""
+	var problem string
 	seg.header, problem = parseHeader(b[:n])
 	switch {
 	case problem != "":

@@ -48,7 +48,7 @@ func (j *Journal) Compact(live func(seq uint64) bool) error {
 	j.mu.Unlock()
 	if len(closed) == 0 || gone == 0 && len(closed) == 1 {
 		for _, p := range stay {
-			p.in.release()
+			_ = p.in.release() // read only
 		}
 		return nil
 	}

@@ -392,7 +392,7 @@ func readAll(places []position) ([]Record, error) {
 			errs = append(errs, fmt.Errorf("journal: record %d: %w", p.seq, err))
 		}
 		records = append(records, Record{p.seq, data})
-		p.in.release()
+		_ = p.in.release() // read only
 	}
 	if len(errs) > 0 {
 		return nil, errors.Join(errs...)

@@ -234,7 +234,7 @@ func (s *segment) append(records []byte) error {
 		err = classify(err)
 		if errors.Is(err, ErrFull) {
 			if cut := s.file.Truncate(s.size); cut != nil {
-				return fmt.Errorf("%v, and cannot be cut: %w", err, cut)
+				return fmt.Errorf("%v, and cannot be cut: %w", err, cut) //nolint:errorlint // ErrFull says that the file is as it was
 			}
 		}
 		return err

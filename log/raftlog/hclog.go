@@ -42,7 +42,7 @@ func (l *logger) Log(at hclog.Level, msg string, args ...any) {
 	if at == hclog.Off || !l.enabled(at) {
 		return
 	}
-	l.to.Log(context.Background(), level(at), msg, values(args)...)
+	l.to.Log(context.Background(), level(at), msg, values(args)...) //nolint:sloglint // the message is the library's
 }
 
 // values replaces hclog's deferred formats by what they say.

@@ -141,7 +141,7 @@ func (m *machine) endReplay() error {
 
 // same compares a kept record with what another source says of it.
 func (l *Log) same(kept *log.Record, revision log.Revision, chain log.Hash, timeNS int64, source string) error {
-	problem := ""
+	var problem string
 	switch {
 	case kept.Revision != revision:
 		problem = fmt.Sprintf("is revision %d", kept.Revision)

@@ -38,7 +38,7 @@ func fetch(ctx context.Context, cache, suite string) (kernel, error) {
 	if err != nil {
 		return kernel{}, err
 	}
-	defer os.RemoveAll(part)
+	defer func() { _ = os.RemoveAll(part) }()
 	a := apt{dir: filepath.Join(part, "apt")}
 	if err := a.setUp(ctx, suite); err != nil {
 		return kernel{}, err
