@@ -21,6 +21,10 @@ type Mix struct {
 	Endpoints  int // live at once, once all are created
 	Apps       int // label sets
 	Policies   int // live at once
+	// Names is how many DNS names there are to ask for. If it is not 0, endpoints
+	// learn and forget addresses, every eighth policy is of names, and endpoints and
+	// policies are deleted, too.
+	Names int
 }
 
 // Standard is the mix that docs/benchmarks.md quotes: a cluster of 10,000
@@ -29,6 +33,17 @@ type Mix struct {
 // incarnation, 9 set a policy; one in a thousand relabels a namespace.
 func Standard(events int) Mix {
 	return Mix{Seed: 1, Cluster: "bench", Events: events, Nodes: 100, Namespaces: 50, Endpoints: 10_000, Apps: 40, Policies: 2500}
+}
+
+// Whole is Standard with all else that befalls a cluster. Of a thousand events of the
+// churn 300 relabel an endpoint, 190 replace one by its next incarnation, 110 delete
+// one, 250 are answers of DNS and 50 take such back, 80 set a policy, 19 delete one
+// and one relabels a namespace. What is about an endpoint or a policy that is deleted
+// creates it again instead.
+func Whole(events int) Mix {
+	m := Standard(events)
+	m.Names = 2000
+	return m
 }
 
 // startNS is the time of the first event; each of the others is stepNS on.
@@ -44,10 +59,31 @@ func Node(i int) string { return fmt.Sprintf("bench-%d", i+1) }
 // state of the cluster, all of them are applied.
 func (m Mix) All() iter.Seq2[[]byte, error] {
 	return func(yield func([]byte, error) bool) {
-		g := &generator{Mix: m, rand: rand.New(rand.NewPCG(m.Seed, 0)), seqs: make([]uint64, m.Nodes), incarnation: make([]uint64, m.Endpoints)}
-		for n := range m.Events {
-			b, err := g.encode(n, g.event(n))
+		for e := range m.From(0) {
+			b, err := encode(e)
 			if !yield(b, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+// From yields the history's events from the n-th on, counted from 0, as they are
+// given to a log.
+func (m Mix) From(n int) iter.Seq[*eventpb.Event] {
+	return func(yield func(*eventpb.Event) bool) {
+		g := &generator{
+			Mix: m, rand: rand.New(rand.NewPCG(m.Seed, 0)), seqs: make([]uint64, m.Nodes), dnsSeqs: make([]uint64, m.Nodes),
+			incarnation: make([]uint64, m.Endpoints), live: make([]bool, m.Endpoints), set: make([]bool, m.Policies),
+		}
+		for i := range m.Events {
+			e := g.event(i)
+			if i < n {
+				continue
+			}
+			e.TimeUnixNs = startNS + int64(i)*stepNS
+			e.RequestId = fmt.Sprintf("0190b4a2-7c3e-7a10-8000-%012d", i)
+			if !yield(e) {
 				return
 			}
 		}
@@ -58,12 +94,13 @@ type generator struct {
 	Mix
 	rand        *rand.Rand
 	seqs        []uint64 // of the nodes' journals
+	dnsSeqs     []uint64 // of those of their DNS proxies
 	incarnation []uint64
+	live        []bool // endpoints
+	set         []bool // policies
 }
 
-func (g *generator) encode(n int, e *eventpb.Event) ([]byte, error) {
-	e.TimeUnixNs = startNS + int64(n)*stepNS
-	e.RequestId = fmt.Sprintf("0190b4a2-7c3e-7a10-8000-%012d", n)
+func encode(e *eventpb.Event) ([]byte, error) {
 	var err error
 	if e.Stream, err = log.StreamOf(e); err != nil {
 		return nil, err
@@ -86,6 +123,8 @@ func (g *generator) event(n int) *eventpb.Event {
 	}
 	i := g.rand.IntN(g.Endpoints)
 	switch k := g.rand.IntN(1000); {
+	case g.Names > 0:
+		return g.whole(n, i, k)
 	case k == 0:
 		return g.namespace(g.rand.IntN(g.Namespaces), n)
 	case k < 500:
@@ -138,6 +177,7 @@ func (g *generator) labels(app int, version string) map[string]string {
 
 func (g *generator) endpoint(i, app int) *eventpb.Event {
 	g.incarnation[i]++
+	g.live[i] = true
 	node := g.node(i)
 	local := i/g.Nodes + 2 // after the gateway
 	return g.fact(node, &eventpb.Event{Payload: &eventpb.Event_EndpointCreated{EndpointCreated: &eventpb.EndpointCreated{
@@ -156,9 +196,13 @@ func (g *generator) relabel(i, app int) *eventpb.Event {
 
 // policy i lets one app in to another on a few ports, within one namespace.
 func (g *generator) policy(i int) *eventpb.Event {
+	g.set[i] = true
 	namespace := g.namespaceName(i % g.Namespaces)
+	if g.Names > 0 && i%8 == 7 {
+		return g.namesPolicy(i)
+	}
 	return g.admin(&eventpb.Event{Payload: &eventpb.Event_PolicySet{PolicySet: &eventpb.PolicySet{
-		Ref: &eventpb.PolicyRef{Kind: eventpb.PolicyKind_CILIUM_NETWORK_POLICY, Namespace: namespace, Name: fmt.Sprintf("policy-%d", i)},
+		Ref: g.policyRef(i),
 		Specs: []*eventpb.PolicySpec{{
 			Subject:            app(namespace, i%g.Apps),
 			DefaultDenyIngress: true,
@@ -168,6 +212,10 @@ func (g *generator) policy(i int) *eventpb.Event {
 			}},
 		}},
 	}}})
+}
+
+func (g *generator) policyRef(i int) *eventpb.PolicyRef {
+	return &eventpb.PolicyRef{Kind: eventpb.PolicyKind_CILIUM_NETWORK_POLICY, Namespace: g.namespaceName(i % g.Namespaces), Name: fmt.Sprintf("policy-%d", i)}
 }
 
 func app(namespace string, app int) *eventpb.Selector {

@@ -98,7 +98,7 @@ func historyCommand(ctx context.Context, args []string, stdout, stderr io.Writer
 
 func measureHistory(ctx context.Context, h *history.History, events int, seed uint64) (*History, error) {
 	r := &History{}
-	m := mix.Standard(events)
+	m := mix.Whole(events)
 	log0 := keptLog{&kept{History: h}}
 	of := func() *past.Past {
 		return past.New(past.Config{Log: past.Kept{History: h}, Cluster: m.Cluster, Checkpoints: h})
