@@ -7,6 +7,7 @@ import (
 	"iter"
 	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/varve-net/varve/fsm"
 	"github.com/varve-net/varve/log"
@@ -15,8 +16,8 @@ import (
 
 // StateChange is a row of the state that is otherwise at a later revision.
 type StateChange struct {
-	Kind string // namespace, node, identity, endpoint, policy
-	Name string
+	Kind string // namespace, node, identity, endpoint, policy, name
+	Name string // of a name "NAMESPACE/ENDPOINT NAME"
 	// Was and Is are the row, in a line; empty: there was none, or is none.
 	Was, Is string
 	// Revision of the event that the later row, or else the earlier one, is of.
@@ -62,11 +63,15 @@ func DiffState(was, is fsm.View, fn func(StateChange) error) error {
 	if err := diffRows("endpoint", was.Endpoints(), is.Endpoints(), endpointRow, fn); err != nil {
 		return err
 	}
-	return diffRows("policy", was.Policies(), is.Policies(), func(p *fsm.Policy) (string, stateRow) {
+	err = diffRows("policy", was.Policies(), is.Policies(), func(p *fsm.Policy) (string, stateRow) {
 		ref := p.Policy.Ref
 		text := fmt.Sprintf("%s, set at revision %d", rules(p.Set), p.Revision)
 		return fmt.Sprintf("%d\x00%s\x00%s", ref.Kind, ref.Namespace, ref.Name), stateRow{ref.String(), text, p.Revision}
 	}, fn)
+	if err != nil {
+		return err
+	}
+	return diffRows("name", was.Names(), is.Names(), nameRow, fn)
 }
 
 // stateRow is a row of the state: its name and its content in a line.
@@ -108,6 +113,19 @@ func endpointRow(e *fsm.Endpoint) (string, stateRow) {
 	}
 	parts = append(parts, fmt.Sprintf("incarnation %d", e.Incarnation))
 	return e.Ref.Namespace + "\x00" + e.Ref.Name, stateRow{e.Ref.String(), strings.Join(parts, ", "), e.Revision}
+}
+
+// nameRow is what an endpoint was told of a name.
+func nameRow(n *fsm.Name) (string, stateRow) {
+	parts := make([]string, len(n.Addresses))
+	for i, a := range n.Addresses {
+		parts[i] = fmt.Sprintf("%s until %s", a.Addr, time.Unix(0, a.ExpiresNS).UTC().Format(time.RFC3339Nano))
+	}
+	text := strings.Join(parts, ", ")
+	if len(n.Chain) > 0 {
+		text += " by way of " + strings.Join(n.Chain, ", ")
+	}
+	return n.Endpoint.Namespace + "\x00" + n.Endpoint.Name + "\x00" + n.Name, stateRow{n.Endpoint.String() + " " + n.Name, text, n.Revision}
 }
 
 // diffRows merges two sequences that are in the order of their keys.

@@ -86,7 +86,7 @@ code is 1 if anything changed. Moments are
 		_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 	}
 	fixed("part", []string{"events", "state", "tables"})
-	fixed("kind", append(kindNames(), "namespace", "node", "identity", "endpoint", "policy"))
+	fixed("kind", append(kindNames(), "namespace", "node", "identity", "endpoint", "policy", "name"))
 	fixed("map", diffMaps)
 	return a.withOutput(cmd)
 }
