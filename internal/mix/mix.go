@@ -59,8 +59,11 @@ func Node(i int) string { return fmt.Sprintf("bench-%d", i+1) }
 // state of the cluster, all of them are applied.
 func (m Mix) All() iter.Seq2[[]byte, error] {
 	return func(yield func([]byte, error) bool) {
-		for e := range m.From(0) {
-			b, err := encode(e)
+		for e, err := range m.From(0) {
+			var b []byte
+			if err == nil {
+				b, err = log.Marshal(e)
+			}
 			if !yield(b, err) || err != nil {
 				return
 			}
@@ -70,8 +73,8 @@ func (m Mix) All() iter.Seq2[[]byte, error] {
 
 // From yields the history's events from the n-th on, counted from 0, as they are
 // given to a log.
-func (m Mix) From(n int) iter.Seq[*eventpb.Event] {
-	return func(yield func(*eventpb.Event) bool) {
+func (m Mix) From(n int) iter.Seq2[*eventpb.Event, error] {
+	return func(yield func(*eventpb.Event, error) bool) {
 		g := &generator{
 			Mix: m, rand: rand.New(rand.NewPCG(m.Seed, 0)), seqs: make([]uint64, m.Nodes), dnsSeqs: make([]uint64, m.Nodes),
 			incarnation: make([]uint64, m.Endpoints), live: make([]bool, m.Endpoints), set: make([]bool, m.Policies),
@@ -83,7 +86,9 @@ func (m Mix) From(n int) iter.Seq[*eventpb.Event] {
 			}
 			e.TimeUnixNs = startNS + int64(i)*stepNS
 			e.RequestId = fmt.Sprintf("0190b4a2-7c3e-7a10-8000-%012d", i)
-			if !yield(e) {
+			var err error
+			e.Stream, err = log.StreamOf(e)
+			if !yield(e, err) || err != nil {
 				return
 			}
 		}
@@ -98,14 +103,6 @@ type generator struct {
 	incarnation []uint64
 	live        []bool // endpoints
 	set         []bool // policies
-}
-
-func encode(e *eventpb.Event) ([]byte, error) {
-	var err error
-	if e.Stream, err = log.StreamOf(e); err != nil {
-		return nil, err
-	}
-	return log.Marshal(e)
 }
 
 // event is the n-th: nodes, namespaces, endpoints, policies, then the churn.

@@ -56,16 +56,18 @@ func TestEveryEventIsApplied(t *testing.T) {
 func TestFrom(t *testing.T) {
 	m := Whole(15_000)
 	all := map[string]bool{}
-	for e := range m.From(0) {
-		b, err := encode(e)
+	for b, err := range m.All() {
 		if err != nil {
 			t.Fatal(err)
 		}
 		all[string(b)] = true
 	}
 	rest := 0
-	for e := range m.From(14_000) {
-		b, err := encode(e)
+	for e, err := range m.From(14_000) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := log.Marshal(e)
 		if err != nil || !all[string(b)] {
 			t.Fatalf("%v: %v is not of the history", err, e)
 		}

@@ -1,6 +1,7 @@
 package history
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -59,9 +60,10 @@ func Open(dir string, logger *slog.Logger) (*History, error) {
 	return OpenSized(dir, segmentSize, logger)
 }
 
-// OpenSized is Open with segments that are sealed at another size than 64 MiB.
-func OpenSized(dir string, segmentSize int64, logger *slog.Logger) (*History, error) {
-	h := &History{dir: dir, logger: logger, segmentSize: segmentSize}
+// OpenSized is Open with segments that are sealed at another size than 64 MiB; 0
+// means that one.
+func OpenSized(dir string, sealed int64, logger *slog.Logger) (*History, error) {
+	h := &History{dir: dir, logger: logger, segmentSize: cmp.Or(sealed, segmentSize)}
 	if err := h.open(); err != nil {
 		return nil, fmt.Errorf("history %s: %w", dir, err)
 	}

@@ -46,6 +46,10 @@ type Config struct {
 	MaxBatchEvents int
 	MaxBatchBytes  int
 
+	// SegmentBytes is when a segment of history is sealed and the next one begun;
+	// default 64 MiB.
+	SegmentBytes int64
+
 	// ReserveBytes of free disk space are left alone: below it, appends are
 	// refused with log.ErrNoSpace, so that Raft itself can always write. Default
 	// 64 MiB.

@@ -95,7 +95,7 @@ func (l *Log) open(ctx context.Context) (err error) {
 	if l.lock, err = lock(l.config.Dir); err != nil {
 		return err
 	}
-	if l.history, err = history.Open(filepath.Join(l.config.Dir, historyDir), l.config.Logger); err != nil {
+	if l.history, err = history.OpenSized(filepath.Join(l.config.Dir, historyDir), l.config.SegmentBytes, l.config.Logger); err != nil {
 		return err
 	}
 	if l.seed != nil {
