@@ -26,35 +26,68 @@ func (s *State) namespaceSet(c *change, set *eventpb.NamespaceSet) error {
 	if err := checkLabels(labels); err != nil {
 		return fmt.Errorf("namespace %s: %w", set.Name, err)
 	}
-	var keys []string
-	var changed []Endpoint
-	var needs []*need
-	made := map[string]*need{} // by workloadKey, under the new labels
-	s.inNamespace(set.Name, func(key string, e *Endpoint) bool {
+	changes := []relabelling{s.relabelling(set.Name, labels)}
+	if err := s.canRelabel(c, changes); err != nil {
+		return fmt.Errorf("namespace %s: %w", set.Name, err)
+	}
+	s.relabel(c, changes)
+	s.putNamespace(Namespace{Name: set.Name, Labels: labels, Revision: c.rev})
+	return nil
+}
+
+// relabelling is what other labels of a namespace mean for its endpoints.
+type relabelling struct {
+	namespace string
+	keys      []string
+	endpoints []Endpoint // as they are, those that get another identity
+	needs     []*need
+	made      map[string]*need // of all its workloads, by workloadKey
+}
+
+func (s *State) relabelling(namespace string, labels map[string]string) relabelling {
+	r := relabelling{namespace: namespace, made: map[string]*need{}}
+	s.inNamespace(namespace, func(key string, e *Endpoint) bool {
 		s.scratch = workloadKey(s.scratch[:0], e)
-		n, ok := made[string(s.scratch)]
+		n, ok := r.made[string(s.scratch)]
 		if !ok {
 			workload := string(s.scratch)
 			n = s.makeNeed(e, labels)
-			made[workload] = n
+			r.made[workload] = n
 		}
 		if id, _ := s.identityOf(n); id != e.Identity {
-			keys, changed, needs = append(keys, key), append(changed, *e), append(needs, n)
+			r.keys, r.endpoints, r.needs = append(r.keys, key), append(r.endpoints, *e), append(r.needs, n)
 		}
 		return true
 	})
-	if err := s.canAcquire(needs, c.rev, c.now); err != nil {
-		return fmt.Errorf("namespace %s: %w", set.Name, err)
+	return r
+}
+
+// needsOf is the needs of several, in their order.
+func needsOf(changes []relabelling) []*need {
+	var needs []*need
+	for _, r := range changes {
+		needs = append(needs, r.needs...)
 	}
-	ids := s.acquire(needs, c.rev, c.now)
-	for i, e := range changed {
-		s.release(e.Identity, c.rev, c.now)
-		e.Identity, e.IdentityRevision, e.Revision = ids[i], c.rev, c.rev
-		s.putEndpoint(keys[i], e)
+	return needs
+}
+
+// canRelabel tells whether there are identities for all, and changes nothing.
+func (s *State) canRelabel(c *change, changes []relabelling) error {
+	return s.canAcquire(needsOf(changes), c.rev, c.now)
+}
+
+// relabel gives the endpoints their new identities. canRelabel has said that it can.
+func (s *State) relabel(c *change, changes []relabelling) {
+	ids := s.acquire(needsOf(changes), c.rev, c.now)
+	for _, r := range changes {
+		for i, e := range r.endpoints {
+			s.release(e.Identity, c.rev, c.now)
+			e.Identity, e.IdentityRevision, e.Revision = ids[i], c.rev, c.rev
+			s.putEndpoint(r.keys[i], e)
+		}
+		ids = ids[len(r.endpoints):]
+		s.know(r.namespace, r.made)
 	}
-	s.know(set.Name, made)
-	s.putNamespace(Namespace{Name: set.Name, Labels: labels, Revision: c.rev})
-	return nil
 }
 
 // namespaceDeleted removes a namespace without endpoints. Its policies stay in
@@ -73,9 +106,13 @@ func (s *State) namespaceDeleted(d *eventpb.NamespaceDeleted) error {
 		return fmt.Errorf("namespace %s: endpoint %s is in it; delete its endpoints first", d.Name, live.Ref)
 	}
 	s.know(d.Name, nil)
-	s.note(Change{Kind: ChangeNamespace, name: d.Name})
-	remove(s, s.namespaces, d.Name)
+	s.removeNamespace(d.Name)
 	return nil
+}
+
+func (s *State) removeNamespace(name string) {
+	s.note(Change{Kind: ChangeNamespace, name: name})
+	remove(s, s.namespaces, name)
 }
 
 // inNamespace calls fn for each endpoint of a namespace, by name, until fn

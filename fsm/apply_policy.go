@@ -27,11 +27,14 @@ func (s *State) policyDeleted(d *eventpb.PolicyDeleted) error {
 	if err != nil {
 		return err
 	}
-	key := policyKey(ref)
-	if _, ok := lookup(s.policies, key); !ok {
+	if _, ok := lookup(s.policies, policyKey(ref)); !ok {
 		return fmt.Errorf("policy %s: does not exist", ref)
 	}
-	s.notePolicy(ref)
-	remove(s, s.policies, key)
+	s.removePolicy(ref)
 	return nil
+}
+
+func (s *State) removePolicy(ref policy.Ref) {
+	s.notePolicy(ref)
+	remove(s, s.policies, policyKey(ref))
 }

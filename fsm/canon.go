@@ -159,15 +159,25 @@ func canonEndpoint(b []byte, e *Endpoint) []byte {
 func canonPolicy(b []byte, p *Policy) []byte {
 	b = appendUint(b, uint64(p.Created))
 	b = appendUint(b, uint64(p.Revision))
-	// No map is in a PolicySet, so its encoding is canonical. Encoding fails for
-	// no message that was decoded.
-	size := p.Set.SizeVT()
-	b = slices.Grow(b, size)
-	n, err := p.Set.MarshalToSizedBufferVT(b[len(b) : len(b)+size])
-	if err != nil {
-		return b
+	return appendPolicySet(b, p.Set)
+}
+
+func canonPart(b []byte, p *part) []byte {
+	b = appendString(b, p.restore)
+	b = appendUint(b, uint64(p.set.Part))
+	b = appendString(b, p.node)
+	b = appendUint(b, uint64(p.revision))
+	b = appendUint(b, uint64(p.timeNS))
+	b = appendUint(b, uint64(len(p.set.Namespaces)))
+	for _, n := range p.set.Namespaces {
+		b = appendString(b, n.Name)
+		b = appendMap(b, n.Labels)
 	}
-	return b[:len(b)+n]
+	for _, set := range p.set.Policies {
+		b = appendUint(b, uint64(set.SizeVT()))
+		b = appendPolicySet(b, set)
+	}
+	return b
 }
 
 // canonRequest leaves the reason out: it is for people.

@@ -9,10 +9,11 @@ import (
 )
 
 // Excerpt returns a State with some rows of a View: the named endpoints that
-// exist with their names and their identities, the policies that keep says, and every namespace and
-// node. The rows are the View's own. What else the log holds is as if it had never
-// been, so the State must only Fold, never Apply: it would answer repeats,
-// conflicts and the numbers of identities wrongly.
+// exist with their names and their identities, the policies that keep says, and every
+// namespace and node. The rows are the View's own. What else the log holds is as if it
+// had never been, so the State must only Fold, never Apply: it would answer repeats,
+// conflicts and the numbers of identities wrongly. A restore that is folded brings
+// every policy that it is of.
 //
 // It costs time with the number of policies, namespaces and nodes. Any number of
 // calls for one View may run at once.
@@ -29,6 +30,12 @@ func (v View) Excerpt(endpoints []EndpointRef, keep func(policy.Ref) bool) *Stat
 			}
 		}
 	}
+	from.parts.Scan(func(i uint32, c *cell[part]) bool {
+		s.parts.Set(i, c)
+		s.rows.Add(c.hash)
+		return true
+	})
+	s.rebuildStaged()
 	refs := map[uint32]int{}
 	for _, ref := range endpoints {
 		c, ok := from.endpoints.Get(ref.key())
@@ -113,3 +120,7 @@ func (s *State) Suppose(set *eventpb.PolicySet) error {
 	s.putPolicy(Policy{Policy: compiled, Set: set})
 	return nil
 }
+
+// SupposeNot takes a policy out of an Excerpt that the log holds: what if it had not
+// been in force?
+func (s *State) SupposeNot(ref policy.Ref) { s.removePolicy(ref) }

@@ -44,6 +44,14 @@ func FuzzApply(f *testing.F) {
 		marshal(f, create("n1", "a", "x", 1, "", nil)), marshal(f, setNamespace("a", labels("k", "v"))),
 		marshal(f, leave("n1")), marshal(f, deleteNamespace("a")),
 	))
+	want := base(f)
+	want.ok(setNamespace("default", labels("a", "b")), setPolicy(cnp("default", "p"), "web"))
+	var whole [][]byte
+	for _, e := range restoring(want.View(), "r") {
+		whole = append(whole, marshal(f, e))
+	}
+	f.Add(pack(whole...))
+	f.Add(pack(whole[0], marshal(f, abandon("r"))))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s := base(t).State
 		for _, e := range unpack(b) {

@@ -15,42 +15,22 @@ import (
 const goldenDir = "testdata/golden/"
 
 // goldenLogs are in testdata, each the one before it and what came later. To add to the
-// log, add a name here, add the events to laterEvents, and run with -update.
-var goldenLogs = []string{"v1", "v2"}
+// log, add a name here, write the events as laterEvents, and run with -update.
+var goldenLogs = []string{"v1", "v2", "v3"}
 
 var updateGolden = flag.Bool("update", false, "write the last of testdata/golden anew, if no release has it")
 
-// laterEvents follow those of v1 in v2: audit mode of policies, endpoints and nodes,
-// set and taken back.
-func laterEvents() []*eventpb.Event {
-	audited := func(e *eventpb.Event) {
-		switch {
-		case e.GetPolicySet() != nil:
-			e.GetPolicySet().Specs[0].Audit = true
-		case e.GetEndpointCreated() != nil:
-			e.GetEndpointCreated().PolicyAuditMode = true
-		case e.GetEndpointUpdated() != nil:
-			e.GetEndpointUpdated().PolicyAuditMode = true
-		case e.GetNodeJoined() != nil:
-			e.GetNodeJoined().PolicyAuditMode = true
-		case e.GetNodeUpdated() != nil:
-			e.GetNodeUpdated().PolicyAuditMode = true
-		}
+// laterEvents follow those of v2 in v3: a snapshot restored, of a state that differs
+// in namespaces and policies, one abandoned, and a part of one that is under way.
+func laterEvents(v View) []*eventpb.Event {
+	want := Resume(v)
+	for n := range v.Namespaces() {
+		want.putNamespace(Namespace{Name: n.Name, Labels: map[string]string{labelNamespaceName: n.Name, "restored": "yes"}, Revision: n.Revision})
 	}
-	return []*eventpb.Event{
-		setPolicy(cnp("default", "p"), "web", audited),
-		setPolicy(cnp("default", "q"), "web", audited),
-		setPolicy(cnp("default", "q"), "web"),
-		create("n2", "default", "seen", 1, "10.0.0.9", labels("app", "web"), audited, with(func(c *eventpb.EndpointCreated) {
-			c.Mtu, c.BigTcp = 9000, true
-		})),
-		create("n2", "default", "late", 1, "10.0.0.10", labels("app", "web")),
-		update("n2", "default", "late", 1, labels("app", "web"), audited),
-		update("n2", "other", "x", 1, nil, audited),
-		update("n2", "other", "x", 1, nil),
-		join("n4", []string{"192.0.2.4"}, audited),
-		updateNode("n2", []string{"192.0.2.2"}, nil, audited),
-	}
+	want.removePolicy(slices.Collect(v.Policies())[0].Policy.Ref)
+	events := restoring(want.View(), "first")
+	parts := restoring(v, "second")
+	return slices.Concat(events, parts[:2], []*eventpb.Event{abandon("second")}, restoring(v, "third")[:2])
 }
 
 // The logs and snapshots that were once written must give the same state for
@@ -100,7 +80,7 @@ func updateLast(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	f.ok(laterEvents()...)
+	f.ok(laterEvents(f.View())...)
 	for _, r := range f.records {
 		events = append(events, r.Event)
 	}

@@ -241,6 +241,7 @@ type contents struct {
 	Policies   []*Policy
 	Names      []*Name
 	Requests   []*request
+	Parts      []*part
 	Next       uint32
 }
 
@@ -248,7 +249,7 @@ func contentsOf(v View) contents {
 	return contents{
 		v.Revision(), v.Chain(), v.TimeNS(), v.Cluster(), v.Digest(),
 		slices.Collect(v.Namespaces()), slices.Collect(v.Nodes()), slices.Collect(v.Identities()),
-		slices.Collect(v.Endpoints()), slices.Collect(v.Policies()), slices.Collect(v.Names()), slices.Collect(all(v.tables().requests)),
+		slices.Collect(v.Endpoints()), slices.Collect(v.Policies()), slices.Collect(v.Names()), slices.Collect(all(v.tables().requests)), slices.Collect(all(v.tables().parts)),
 		v.tables().nextIdentity,
 	}
 }
@@ -256,7 +257,8 @@ func contentsOf(v View) contents {
 var compareContents = []cmp.Option{
 	protocmp.Transform(),
 	cmpopts.IgnoreFields(Policy{}, "Policy"), // follows from Set
-	cmp.AllowUnexported(request{}),
+	cmp.AllowUnexported(request{}, part{}),
+	cmpopts.IgnoreFields(part{}, "policies"), // follow from set
 	cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
 	cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
 }
@@ -291,6 +293,9 @@ func digestFromScratch(v View) log.Hash {
 	}
 	for r := range all(v.tables().requests) {
 		s.remember(*r)
+	}
+	for p := range all(v.tables().parts) {
+		s.putPart(*p)
 	}
 	return s.sum()
 }

@@ -39,7 +39,7 @@ func drawEvent(t *rapid.T, v View) *eventpb.Event {
 		ref = &eventpb.PolicyRef{Kind: policy.KindCiliumClusterwideNetworkPolicy, Name: name}
 	}
 	var e *eventpb.Event
-	switch rapid.IntRange(0, 20).Draw(t, "kind") {
+	switch rapid.IntRange(0, 23).Draw(t, "kind") {
 	case 0, 1:
 		e = setPolicy(ref, pick("app", "a", "b"))
 		e.GetPolicySet().Specs[0].Audit = audited()
@@ -84,6 +84,8 @@ func drawEvent(t *rapid.T, v View) *eventpb.Event {
 	case 15:
 		e = updateNode(node, nil, []string{"10.0.0.0/24"})
 		e.GetNodeUpdated().PolicyAuditMode = audited()
+	case 20, 21, 22:
+		e = drawRestore(t, v)
 	default:
 		if e = leave(node); small("stay", 2) != 2 {
 			e = join(node, nil)
@@ -110,6 +112,46 @@ func drawEvent(t *rapid.T, v View) *eventpb.Event {
 		e.Origin.Node = "n2"
 	}
 	return e
+}
+
+// drawRestore makes the next event of a restore, mostly: of what is there under other
+// labels and without some policies.
+func drawRestore(t *rapid.T, v View) *eventpb.Event {
+	id, next := fmt.Sprint("restore-", v.Revision()), 0
+	if s, ok := v.Staging(); ok && rapid.IntRange(0, 7).Draw(t, "stray") != 7 {
+		id, next = s.Restore, int(s.Parts)
+	}
+	want := New(testCluster)
+	for n := range v.Namespaces() {
+		if keep := rapid.IntRange(0, 2).Draw(t, "keep"); keep > 0 {
+			row := Namespace{Name: n.Name, Labels: map[string]string{labelNamespaceName: n.Name, "tier": fmt.Sprint(keep)}}
+			want.putNamespace(row)
+		}
+	}
+	for p := range v.Policies() {
+		if rapid.IntRange(0, 1).Draw(t, "keep") == 1 {
+			want.putPolicy(*p)
+		}
+	}
+	// Its parts so far were of another draw: most restores that end are made anew.
+	if next > 0 && rapid.IntRange(0, 3).Draw(t, "end") > 0 {
+		return restorer(endOf(v))
+	}
+	events := want.View().Restoring(id, 200)
+	if rapid.IntRange(0, 5).Draw(t, "abandon") == 5 {
+		return abandon(id)
+	}
+	return restorer(events[min(next, len(events)-1)])
+}
+
+// endOf is the event that puts in force what was staged.
+func endOf(v View) *eventpb.Event {
+	s := Resume(v)
+	sum := s.staged.digest.Sum()
+	return &eventpb.Event{Payload: &eventpb.Event_SnapshotRestored{SnapshotRestored: &eventpb.SnapshotRestored{
+		Restore: s.staged.Restore, Parts: s.staged.Parts, Digest: sum[:],
+		Source: &eventpb.SnapshotSource{Revision: 1, Chain: make([]byte, 32), Digest: make([]byte, 32)},
+	}}}
 }
 
 func drawHistory(t *rapid.T) [][]byte {

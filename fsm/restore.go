@@ -72,6 +72,8 @@ func (l *loader) add(r *eventpb.SnapshotRecord) error {
 		return named("request", p.Request.GetId(), l.request(p.Request))
 	case *eventpb.SnapshotRecord_Name:
 		return named("name", p.Name.GetName(), l.name(p.Name))
+	case *eventpb.SnapshotRecord_Part:
+		return named("part", fmt.Sprint(p.Part.GetStaged().GetPart()), l.part(p.Part))
 	default:
 		return corruptf("empty")
 	}
@@ -93,6 +95,7 @@ const (
 	sectionPolicies
 	sectionRequests
 	sectionNames
+	sectionParts
 )
 
 // next checks the order of records. key is never empty.
@@ -119,14 +122,8 @@ func (l *loader) revisions(revs ...uint64) error {
 
 func (l *loader) namespace(pb *eventpb.SnapshotNamespace) error {
 	n := Namespace{Name: pb.GetSet().GetName(), Labels: pb.GetSet().GetLabels(), Revision: log.Revision(pb.Revision)}
-	if err := policy.CheckNamespace(n.Name); err != nil {
+	if err := checkNamespace(n.Name, n.Labels); err != nil {
 		return err
-	}
-	if err := checkLabels(n.Labels); err != nil {
-		return err
-	}
-	if n.Labels[labelNamespaceName] != n.Name {
-		return fmt.Errorf("label %s is %q", labelNamespaceName, n.Labels[labelNamespaceName])
 	}
 	if err := l.next(sectionNamespaces, n.Name); err != nil {
 		return err
@@ -335,6 +332,31 @@ func (l *loader) name(pb *eventpb.SnapshotName) error {
 	}
 	l.s.putName(nameKey(key, n.Name), n)
 	return l.revisions(revisions...)
+}
+
+func (l *loader) part(pb *eventpb.SnapshotPart) error {
+	p := part{restore: pb.GetStaged().GetRestore(), set: pb.GetStaged(), node: pb.Node, revision: log.Revision(pb.Revision), timeNS: pb.TimeUnixNs}
+	if err := checkRestore(p.restore); err != nil {
+		return err
+	}
+	if of := l.s.staged.Restore; of != "" && of != p.restore {
+		return fmt.Errorf("is of restore %s, the one before of %s", p.restore, of)
+	}
+	if p.timeNS < l.s.staged.TimeNS || p.timeNS > l.s.timeNS {
+		return fmt.Errorf("staged at time %d, the one before at %d, the log is at %d", p.timeNS, l.s.staged.TimeNS, l.s.timeNS)
+	}
+	var err error
+	if p.policies, err = compileAll(p.set.Policies); err != nil {
+		return err
+	}
+	if err := l.next(sectionParts, fmt.Sprintf("%010d", p.set.Part)); err != nil {
+		return err
+	}
+	if err := l.s.staged.add(&p); err != nil {
+		return err
+	}
+	l.s.putPart(p)
+	return l.revisions(pb.Revision)
 }
 
 // finish checks what only the whole can tell.

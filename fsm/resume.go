@@ -31,5 +31,6 @@ func Resume(v View) *State {
 	for n := range all(s.names) {
 		s.learned[n.Endpoint.key()] += len(n.Addresses)
 	}
+	s.rebuildStaged()
 	return s
 }

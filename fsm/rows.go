@@ -44,6 +44,7 @@ type writers struct {
 	policy    rows[Policy]
 	name      rows[Name]
 	request   rows[request]
+	part      rows[part]
 }
 
 func newWriters() writers {
@@ -55,6 +56,7 @@ func newWriters() writers {
 		policy:    rows[Policy]{name: "policy", canon: canonPolicy},
 		name:      rows[Name]{name: "name", canon: canonName},
 		request:   rows[request]{name: "request", canon: canonRequest},
+		part:      rows[part]{name: "part", canon: canonPart},
 	}
 }
 
@@ -67,6 +69,7 @@ func (s *State) settle() {
 	settle(s, &s.write.policy)
 	settle(s, &s.write.name)
 	settle(s, &s.write.request)
+	settle(s, &s.write.part)
 }
 
 // sum is the state digest.

@@ -17,7 +17,8 @@ import (
 //	magic    8 bytes  snapshotMagic
 //	header   frame    eventpb.SnapshotHeader
 //	records  frames   eventpb.SnapshotRecord: namespaces, nodes, identities,
-//	                  endpoints, policies, requests, names, each in the order of keys
+//	                  endpoints, policies, requests, names, parts, each in the order of
+//	                  keys
 //	end      1 byte   0, as a length that no frame has
 //	count    8 bytes  of records, little endian
 //	sum      32 bytes SHA-256 of all before it
@@ -72,6 +73,9 @@ func (v View) WriteSnapshot(w io.Writer) error {
 	}
 	for n := range all(t.names) {
 		sw.record(&eventpb.SnapshotRecord{Record: &eventpb.SnapshotRecord_Name{Name: namePB(n)}})
+	}
+	for p := range all(t.parts) {
+		sw.record(&eventpb.SnapshotRecord{Record: &eventpb.SnapshotRecord_Part{Part: partPB(p)}})
 	}
 	sw.write([]byte{0})
 	sw.write(binary.LittleEndian.AppendUint64(nil, sw.count))
@@ -204,6 +208,10 @@ func endpointPB(e *Endpoint) *eventpb.SnapshotEndpoint {
 
 func policyPB(p *Policy) *eventpb.SnapshotPolicy {
 	return &eventpb.SnapshotPolicy{Set: p.Set, CreatedRevision: uint64(p.Created), Revision: uint64(p.Revision)}
+}
+
+func partPB(p *part) *eventpb.SnapshotPart {
+	return &eventpb.SnapshotPart{Staged: p.set, Revision: uint64(p.revision), TimeUnixNs: p.timeNS, Node: p.node}
 }
 
 func requestPB(r *request) *eventpb.SnapshotRequest {

@@ -44,6 +44,7 @@ func rich(t testing.TB) *fold {
 		observe("n1", "default", "db", 1, "old.example.com.", map[string]int64{"203.0.113.9": 10}, seq(3)),
 		collected("n1", "default", "db", 1, "old.example.com.", []string{"203.0.113.9"}, seq(4)),
 	)
+	f.ok(restoring(f.View(), "half")[:2]...) // a restore that is under way
 	return f
 }
 
@@ -166,6 +167,9 @@ func (p parsed) policy() *eventpb.SnapshotPolicy       { return p.find("policy")
 func (p parsed) request() *eventpb.SnapshotRequest     { return p.find("request").GetRequest() }
 func (p parsed) name() *eventpb.SnapshotName           { return p.find("name").GetName() }
 
+// part is one of the parts, which are the last records.
+func (p parsed) part(i int) *eventpb.SnapshotPart { return p.records[len(p.records)-2+i].GetPart() }
+
 // find is the first record of a kind.
 func (p parsed) find(kind string) *eventpb.SnapshotRecord {
 	for _, r := range p.records {
@@ -259,6 +263,15 @@ func TestSnapshotForgery(t *testing.T) {
 		"name order":           {func(p *parsed) { a := p.name().Addresses; a[0], a[1] = a[1], a[0] }, "order"},
 		"name expiry":          {func(p *parsed) { p.name().Addresses[0].ExpiresUnixNs++ }, "digest"},
 		"name revisions":       {func(p *parsed) { p.name().Addresses[0].Revision = 99 }, "revision"},
+		"part of another":      {func(p *parsed) { p.part(1).Staged.Restore = "other" }, "is of restore"},
+		"part number":          {func(p *parsed) { p.part(1).Staged.Part = 7 }, "the next one is 1"},
+		"part missing":         {func(p *parsed) { p.part(0).Staged = nil }, "restore"},
+		"part digest":          {func(p *parsed) { p.part(0).Staged.Digest[0]++ }, "digest"},
+		"part rows":            {func(p *parsed) { p.part(1).Staged.Policies[0].Manifest = "{}" }, "digest"},
+		"part policy":          {func(p *parsed) { p.part(1).Staged.Policies[0].Specs = nil }, "policies[0]"},
+		"part time":            {func(p *parsed) { p.part(0).TimeUnixNs = 99 * second }, "time"},
+		"part revision":        {func(p *parsed) { p.part(0).Revision = 99 }, "revision 99"},
+		"part node":            {func(p *parsed) { p.part(0).Node = "n9" }, "digest"},
 		"request order":        {func(p *parsed) { p.request().Revision = 12 }, "order"},
 	} {
 		t.Run(name, func(t *testing.T) {

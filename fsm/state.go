@@ -25,6 +25,7 @@ type State struct {
 	requestByID map[string]*request
 	owners      map[netip.Addr]owner
 	learned     map[string]int // addresses under all names of an endpoint, by its key
+	staged      staging        // of all parts
 
 	write   writers
 	epoch   *epoch // since the last View
@@ -141,6 +142,7 @@ type Decoded struct {
 	role       error // what it is and who may append it
 	stream     error // its stream and journal sequence number
 	policy     *policy.Policy
+	policies   []*policy.Policy
 	endpoint   *Endpoint
 	payloadErr error
 }
@@ -177,6 +179,8 @@ func (d *Decoded) check() {
 		if row, d.payloadErr = endpointFacts(p.EndpointCreated); d.payloadErr == nil {
 			d.endpoint = &row
 		}
+	case *eventpb.Event_SnapshotStaged:
+		d.policies, d.payloadErr = compileAll(p.SnapshotStaged.Policies)
 	}
 }
 
@@ -229,6 +233,7 @@ func (s *State) ApplyDecoded(d Decoded) (log.Record, log.Result, error) {
 	}
 	if rejection == nil {
 		s.collect(c.rev, c.now)
+		s.collectStaged(c.now)
 	}
 	return record, log.Result{Outcome: record.Outcome, Revision: c.rev, Head: c.rev, Reason: record.Reason}, nil
 }
@@ -340,6 +345,12 @@ func (s *State) apply(c *change) error {
 		return s.dnsObserved(c, p.DnsObserved)
 	case *eventpb.Event_DnsCollected:
 		return s.dnsCollected(c, p.DnsCollected)
+	case *eventpb.Event_SnapshotStaged:
+		return s.snapshotStaged(c, p.SnapshotStaged)
+	case *eventpb.Event_SnapshotRestored:
+		return s.snapshotRestored(c, p.SnapshotRestored)
+	case *eventpb.Event_SnapshotAbandoned:
+		return s.snapshotAbandoned(c, p.SnapshotAbandoned)
 	default:
 		return fmt.Errorf("%w: payload: none is set", log.ErrInvalid)
 	}

@@ -29,6 +29,7 @@ type tables struct {
 	policies   *table[string, Policy]   // by policyKey
 	names      *table[string, Name]     // by nameKey
 	requests   *table[log.Revision, request]
+	parts      *table[uint32, part] // of the restore that is under way
 
 	journal
 }
@@ -50,6 +51,7 @@ func newTables(cluster string) tables {
 		policies:     new(table[string, Policy]),
 		names:        new(table[string, Name]),
 		requests:     new(table[log.Revision, request]),
+		parts:        new(table[uint32, part]),
 		journal:      newJournal(),
 	}
 }
@@ -64,6 +66,7 @@ func (t *tables) freeze() *tables {
 	c.policies = t.policies.Copy()
 	c.names = t.names.Copy()
 	c.requests = t.requests.Copy()
+	c.parts = t.parts.Copy()
 	return &c
 }
 
@@ -217,6 +220,14 @@ func (t *tables) streamRevision(stream string) log.Revision {
 		if n, ok := lookup(t.nodes, rest); ok && !n.Left {
 			return n.Revision
 		}
+	case "restore":
+		var newest log.Revision
+		for p := range all(t.parts) {
+			if p.restore == rest {
+				newest = p.revision
+			}
+		}
+		return newest
 	}
 	return 0
 }

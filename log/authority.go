@@ -11,6 +11,8 @@ import (
 //   - an admin appends policies and namespaces, and never what a node alone can
 //     know (endpoints, nodes);
 //   - a node appends the facts of its own node and nothing else;
+//   - a restorer puts policies and namespaces back as a whole, and appends nothing
+//     else;
 //   - a reader, or a role that is not known, appends nothing.
 //
 // Actor and origin are as the server that authenticated the client set them. An
@@ -51,6 +53,8 @@ func roleName(r eventpb.Role) string {
 		return "node"
 	case eventpb.Role_ROLE_READER:
 		return "reader"
+	case eventpb.Role_ROLE_RESTORER:
+		return "restorer"
 	case eventpb.Role_ROLE_UNSPECIFIED:
 		return "an actor without role"
 	default:

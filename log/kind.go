@@ -27,6 +27,10 @@ const (
 	KindNodeLeft         Kind = 42
 	KindDNSObserved      Kind = 56
 	KindDNSCollected     Kind = 57
+
+	KindSnapshotStaged    Kind = 104
+	KindSnapshotRestored  Kind = 105
+	KindSnapshotAbandoned Kind = 106
 )
 
 // firstKind is the lowest field number of a payload; those below belong to the
@@ -104,6 +108,20 @@ var kinds = [...]kindInfo{
 		KindDNSCollected, "dns-collected", eventpb.Role_ROLE_NODE,
 		func(e *eventpb.Event) (string, error) { return dnsStream(e.GetDnsCollected().GetRef()) },
 		func(e *eventpb.Event) string { return e.GetDnsCollected().GetNode() },
+	},
+	{
+		KindSnapshotStaged, "snapshot-staged", eventpb.Role_ROLE_RESTORER,
+		func(e *eventpb.Event) (string, error) { return stream("restore", e.GetSnapshotStaged().GetRestore()) }, nil,
+	},
+	{
+		KindSnapshotRestored, "snapshot-restored", eventpb.Role_ROLE_RESTORER,
+		func(e *eventpb.Event) (string, error) { return stream("restore", e.GetSnapshotRestored().GetRestore()) }, nil,
+	},
+	{
+		KindSnapshotAbandoned, "snapshot-abandoned", eventpb.Role_ROLE_RESTORER,
+		func(e *eventpb.Event) (string, error) {
+			return stream("restore", e.GetSnapshotAbandoned().GetRestore())
+		}, nil,
 	},
 }
 
@@ -205,6 +223,12 @@ func KindOf(e *eventpb.Event) (Kind, error) {
 		k, empty = KindDNSObserved, p.DnsObserved == nil
 	case *eventpb.Event_DnsCollected:
 		k, empty = KindDNSCollected, p.DnsCollected == nil
+	case *eventpb.Event_SnapshotStaged:
+		k, empty = KindSnapshotStaged, p.SnapshotStaged == nil
+	case *eventpb.Event_SnapshotRestored:
+		k, empty = KindSnapshotRestored, p.SnapshotRestored == nil
+	case *eventpb.Event_SnapshotAbandoned:
+		k, empty = KindSnapshotAbandoned, p.SnapshotAbandoned == nil
 	default:
 		empty = true
 	}
@@ -221,6 +245,7 @@ func KindOf(e *eventpb.Event) (Kind, error) {
 //	endpoint/NAMESPACE/NAME
 //	node/NAME
 //	dns/NAMESPACE/NAME, of the endpoint that asked
+//	restore/ID, of a snapshot
 //
 // The error is ErrInvalid where a part of the name is missing or holds a slash,
 // otherwise as of KindOf.

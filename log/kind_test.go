@@ -107,6 +107,10 @@ func TestStreamOf(t *testing.T) {
 		{&eventpb.Event{Payload: &eventpb.Event_DnsObserved{DnsObserved: &eventpb.DnsObserved{Ref: ref}}}, "dns/default/web"},
 		{&eventpb.Event{Payload: &eventpb.Event_DnsCollected{DnsCollected: &eventpb.DnsCollected{Ref: ref}}}, "dns/default/web"},
 		{&eventpb.Event{Payload: &eventpb.Event_DnsCollected{DnsCollected: &eventpb.DnsCollected{}}}, ""},
+		{&eventpb.Event{Payload: &eventpb.Event_SnapshotStaged{SnapshotStaged: &eventpb.SnapshotStaged{Restore: "r"}}}, "restore/r"},
+		{&eventpb.Event{Payload: &eventpb.Event_SnapshotRestored{SnapshotRestored: &eventpb.SnapshotRestored{Restore: "r"}}}, "restore/r"},
+		{&eventpb.Event{Payload: &eventpb.Event_SnapshotAbandoned{SnapshotAbandoned: &eventpb.SnapshotAbandoned{Restore: "r"}}}, "restore/r"},
+		{&eventpb.Event{Payload: &eventpb.Event_SnapshotAbandoned{SnapshotAbandoned: &eventpb.SnapshotAbandoned{}}}, ""},
 	} {
 		got, err := StreamOf(c.event)
 		if got != c.want || (c.want == "") != errors.Is(err, ErrInvalid) {
@@ -134,8 +138,13 @@ func TestAuthorize(t *testing.T) {
 		"namespace-set":     {Payload: &eventpb.Event_NamespaceSet{NamespaceSet: &eventpb.NamespaceSet{}}},
 		"namespace-deleted": {Payload: &eventpb.Event_NamespaceDeleted{NamespaceDeleted: &eventpb.NamespaceDeleted{}}},
 	}
-	if len(node)+len(admin) != len(kinds) {
-		t.Fatalf("%d kinds are tested of %d", len(node)+len(admin), len(kinds))
+	restorer := map[string]*eventpb.Event{
+		"snapshot-staged":    {Payload: &eventpb.Event_SnapshotStaged{SnapshotStaged: &eventpb.SnapshotStaged{}}},
+		"snapshot-restored":  {Payload: &eventpb.Event_SnapshotRestored{SnapshotRestored: &eventpb.SnapshotRestored{}}},
+		"snapshot-abandoned": {Payload: &eventpb.Event_SnapshotAbandoned{SnapshotAbandoned: &eventpb.SnapshotAbandoned{}}},
+	}
+	if n := len(node) + len(admin) + len(restorer); n != len(kinds) {
+		t.Fatalf("%d kinds are tested of %d", n, len(kinds))
 	}
 	check := func(name string, e *eventpb.Event, role eventpb.Role, origin string, want bool) {
 		e.Actor, e.Origin = &eventpb.Actor{Role: role}, &eventpb.Origin{Node: origin}
@@ -144,10 +153,13 @@ func TestAuthorize(t *testing.T) {
 			t.Errorf("%s by %v of %q: %v, want allowed %v", name, role, origin, err, want)
 		}
 	}
-	for _, role := range []eventpb.Role{0, eventpb.Role_ROLE_ADMIN, eventpb.Role_ROLE_NODE, eventpb.Role_ROLE_READER, 17} {
+	for _, role := range []eventpb.Role{0, eventpb.Role_ROLE_ADMIN, eventpb.Role_ROLE_NODE, eventpb.Role_ROLE_READER, eventpb.Role_ROLE_RESTORER, 17} {
 		for _, origin := range []string{"", "n1", "n2"} {
 			for name, e := range admin {
 				check(name, e, role, origin, role == eventpb.Role_ROLE_ADMIN)
+			}
+			for name, e := range restorer {
+				check(name, e, role, origin, role == eventpb.Role_ROLE_RESTORER)
 			}
 			for name, e := range node {
 				// The owner of a live endpoint only the state knows.

@@ -28,6 +28,7 @@ type history struct {
 	// generations of endpoints, since each incarnation is higher than the last
 	incarnation uint64
 	skipped     bool // identities were released once
+	saved       []fsm.View
 }
 
 func newHistory(t testing.TB) *history {
@@ -96,7 +97,13 @@ func (h *history) drawEvent(t *rapid.T) {
 	live := func(ns, name string) (*fsm.Endpoint, bool) {
 		return h.state.View().Endpoint(fsm.EndpointRef{Namespace: ns, Name: name})
 	}
-	switch rapid.IntRange(0, 17).Draw(t, "event") {
+	switch rapid.IntRange(0, 19).Draw(t, "event") {
+	case 18:
+		h.saved = append(h.saved, h.state.View())
+	case 19:
+		if len(h.saved) > 0 {
+			h.restore(rapid.SampledFrom(h.saved).Draw(t, "restored"))
+		}
 	case 0, 1, 2, 3:
 		ns, name := pod()
 		h.incarnation++
@@ -191,6 +198,16 @@ func (h *history) hasPolicy(name string) bool {
 func (h *history) skip(revisions int) {
 	for range revisions {
 		h.admin(&eventpb.Event{Payload: &eventpb.Event_NamespaceSet{NamespaceSet: &eventpb.NamespaceSet{Name: "clock"}}})
+	}
+}
+
+// restore puts policies and namespaces back.
+func (h *history) restore(to fsm.View) {
+	h.t.Helper()
+	for _, e := range to.Restoring(fmt.Sprint(h.state.View().Revision()), 4096) {
+		if got := h.apply(eventpb.Role_ROLE_RESTORER, "one", e); got != log.OutcomeApplied {
+			h.t.Fatalf("restore: outcome %d", got)
+		}
 	}
 }
 

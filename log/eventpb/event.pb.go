@@ -36,6 +36,8 @@ const (
 	Role_ROLE_NODE Role = 2
 	// Reads everything, appends nothing.
 	Role_ROLE_READER Role = 3
+	// Puts policies and namespaces back to a snapshot's, all at once.
+	Role_ROLE_RESTORER Role = 4
 )
 
 // Enum value maps for Role.
@@ -45,12 +47,14 @@ var (
 		1: "ROLE_ADMIN",
 		2: "ROLE_NODE",
 		3: "ROLE_READER",
+		4: "ROLE_RESTORER",
 	}
 	Role_value = map[string]int32{
 		"ROLE_UNSPECIFIED": 0,
 		"ROLE_ADMIN":       1,
 		"ROLE_NODE":        2,
 		"ROLE_READER":      3,
+		"ROLE_RESTORER":    4,
 	}
 )
 
@@ -231,6 +235,9 @@ type Event struct {
 	//	*Event_NodeLeft
 	//	*Event_DnsObserved
 	//	*Event_DnsCollected
+	//	*Event_SnapshotStaged
+	//	*Event_SnapshotRestored
+	//	*Event_SnapshotAbandoned
 	Payload       isEvent_Payload `protobuf_oneof:"payload"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -430,6 +437,33 @@ func (x *Event) GetDnsCollected() *DnsCollected {
 	return nil
 }
 
+func (x *Event) GetSnapshotStaged() *SnapshotStaged {
+	if x != nil {
+		if x, ok := x.Payload.(*Event_SnapshotStaged); ok {
+			return x.SnapshotStaged
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetSnapshotRestored() *SnapshotRestored {
+	if x != nil {
+		if x, ok := x.Payload.(*Event_SnapshotRestored); ok {
+			return x.SnapshotRestored
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetSnapshotAbandoned() *SnapshotAbandoned {
+	if x != nil {
+		if x, ok := x.Payload.(*Event_SnapshotAbandoned); ok {
+			return x.SnapshotAbandoned
+		}
+	}
+	return nil
+}
+
 type isEvent_Payload interface {
 	isEvent_Payload()
 }
@@ -482,6 +516,18 @@ type Event_DnsCollected struct {
 	DnsCollected *DnsCollected `protobuf:"bytes,57,opt,name=dns_collected,json=dnsCollected,proto3,oneof"`
 }
 
+type Event_SnapshotStaged struct {
+	SnapshotStaged *SnapshotStaged `protobuf:"bytes,104,opt,name=snapshot_staged,json=snapshotStaged,proto3,oneof"`
+}
+
+type Event_SnapshotRestored struct {
+	SnapshotRestored *SnapshotRestored `protobuf:"bytes,105,opt,name=snapshot_restored,json=snapshotRestored,proto3,oneof"`
+}
+
+type Event_SnapshotAbandoned struct {
+	SnapshotAbandoned *SnapshotAbandoned `protobuf:"bytes,106,opt,name=snapshot_abandoned,json=snapshotAbandoned,proto3,oneof"`
+}
+
 func (*Event_PolicySet) isEvent_Payload() {}
 
 func (*Event_PolicyDeleted) isEvent_Payload() {}
@@ -505,6 +551,12 @@ func (*Event_NodeLeft) isEvent_Payload() {}
 func (*Event_DnsObserved) isEvent_Payload() {}
 
 func (*Event_DnsCollected) isEvent_Payload() {}
+
+func (*Event_SnapshotStaged) isEvent_Payload() {}
+
+func (*Event_SnapshotRestored) isEvent_Payload() {}
+
+func (*Event_SnapshotAbandoned) isEvent_Payload() {}
 
 type Actor struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2510,6 +2562,281 @@ func (x *DnsCollected) GetAddresses() [][]byte {
 	return nil
 }
 
+// SnapshotStaged is a part of the policies and namespaces that a restore will put
+// in force. It changes nothing yet. One restore is under way at a time; it begins
+// with its part 0, and is forgotten ten minutes after its last.
+type SnapshotStaged struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Restore string                 `protobuf:"bytes,1,opt,name=restore,proto3" json:"restore,omitempty"` // chosen by who restores, 32 hexadecimal digits
+	Part    uint32                 `protobuf:"varint,2,opt,name=part,proto3" json:"part,omitempty"`      // from 0, in order
+	// In ascending order over all parts, first all namespaces, then all policies.
+	Namespaces []*NamespaceSet `protobuf:"bytes,3,rep,name=namespaces,proto3" json:"namespaces,omitempty"`
+	Policies   []*PolicySet    `protobuf:"bytes,4,rep,name=policies,proto3" json:"policies,omitempty"`
+	// Digest of these, as of SnapshotRestored.
+	Digest        []byte `protobuf:"bytes,5,opt,name=digest,proto3" json:"digest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotStaged) Reset() {
+	*x = SnapshotStaged{}
+	mi := &file_log_eventpb_event_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotStaged) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotStaged) ProtoMessage() {}
+
+func (x *SnapshotStaged) ProtoReflect() protoreflect.Message {
+	mi := &file_log_eventpb_event_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotStaged.ProtoReflect.Descriptor instead.
+func (*SnapshotStaged) Descriptor() ([]byte, []int) {
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *SnapshotStaged) GetRestore() string {
+	if x != nil {
+		return x.Restore
+	}
+	return ""
+}
+
+func (x *SnapshotStaged) GetPart() uint32 {
+	if x != nil {
+		return x.Part
+	}
+	return 0
+}
+
+func (x *SnapshotStaged) GetNamespaces() []*NamespaceSet {
+	if x != nil {
+		return x.Namespaces
+	}
+	return nil
+}
+
+func (x *SnapshotStaged) GetPolicies() []*PolicySet {
+	if x != nil {
+		return x.Policies
+	}
+	return nil
+}
+
+func (x *SnapshotStaged) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+// SnapshotRestored makes the policies and namespaces those that were staged, at
+// once: what differs is set, and what was not staged is removed. Nodes, endpoints and
+// the names that they asked for are facts, and stay.
+type SnapshotRestored struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Restore string                 `protobuf:"bytes,1,opt,name=restore,proto3" json:"restore,omitempty"`
+	Parts   uint32                 `protobuf:"varint,2,opt,name=parts,proto3" json:"parts,omitempty"` // that were staged
+	// Digest that policies and namespaces then have (fsm.View.DeclaredDigest), 32 bytes.
+	Digest        []byte          `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
+	Source        *SnapshotSource `protobuf:"bytes,4,opt,name=source,proto3" json:"source,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotRestored) Reset() {
+	*x = SnapshotRestored{}
+	mi := &file_log_eventpb_event_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotRestored) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotRestored) ProtoMessage() {}
+
+func (x *SnapshotRestored) ProtoReflect() protoreflect.Message {
+	mi := &file_log_eventpb_event_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotRestored.ProtoReflect.Descriptor instead.
+func (*SnapshotRestored) Descriptor() ([]byte, []int) {
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *SnapshotRestored) GetRestore() string {
+	if x != nil {
+		return x.Restore
+	}
+	return ""
+}
+
+func (x *SnapshotRestored) GetParts() uint32 {
+	if x != nil {
+		return x.Parts
+	}
+	return 0
+}
+
+func (x *SnapshotRestored) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+func (x *SnapshotRestored) GetSource() *SnapshotSource {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
+// SnapshotSource is the state that was restored, as its file says.
+type SnapshotSource struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Revision      uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	TimeUnixNs    int64                  `protobuf:"varint,2,opt,name=time_unix_ns,json=timeUnixNs,proto3" json:"time_unix_ns,omitempty"`
+	Chain         []byte                 `protobuf:"bytes,3,opt,name=chain,proto3" json:"chain,omitempty"`   // 32 bytes, at revision
+	Digest        []byte                 `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"` // 32 bytes, the state digest at revision
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotSource) Reset() {
+	*x = SnapshotSource{}
+	mi := &file_log_eventpb_event_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotSource) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotSource) ProtoMessage() {}
+
+func (x *SnapshotSource) ProtoReflect() protoreflect.Message {
+	mi := &file_log_eventpb_event_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotSource.ProtoReflect.Descriptor instead.
+func (*SnapshotSource) Descriptor() ([]byte, []int) {
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *SnapshotSource) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *SnapshotSource) GetTimeUnixNs() int64 {
+	if x != nil {
+		return x.TimeUnixNs
+	}
+	return 0
+}
+
+func (x *SnapshotSource) GetChain() []byte {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
+}
+
+func (x *SnapshotSource) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+// SnapshotAbandoned forgets what a restore has staged.
+type SnapshotAbandoned struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Restore       string                 `protobuf:"bytes,1,opt,name=restore,proto3" json:"restore,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"` // for people
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotAbandoned) Reset() {
+	*x = SnapshotAbandoned{}
+	mi := &file_log_eventpb_event_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotAbandoned) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotAbandoned) ProtoMessage() {}
+
+func (x *SnapshotAbandoned) ProtoReflect() protoreflect.Message {
+	mi := &file_log_eventpb_event_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotAbandoned.ProtoReflect.Descriptor instead.
+func (*SnapshotAbandoned) Descriptor() ([]byte, []int) {
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *SnapshotAbandoned) GetRestore() string {
+	if x != nil {
+		return x.Restore
+	}
+	return ""
+}
+
+func (x *SnapshotAbandoned) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 // Snapshot records are written by package fsm; see fsm/snapshot.go for the file
 // format around them.
 type SnapshotHeader struct {
@@ -2527,7 +2854,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_log_eventpb_event_proto_msgTypes[30]
+	mi := &file_log_eventpb_event_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2539,7 +2866,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[30]
+	mi := &file_log_eventpb_event_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2552,7 +2879,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{30}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -2615,6 +2942,7 @@ type SnapshotRecord struct {
 	//	*SnapshotRecord_Policy
 	//	*SnapshotRecord_Request
 	//	*SnapshotRecord_Name
+	//	*SnapshotRecord_Part
 	Record        isSnapshotRecord_Record `protobuf_oneof:"record"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2622,7 +2950,7 @@ type SnapshotRecord struct {
 
 func (x *SnapshotRecord) Reset() {
 	*x = SnapshotRecord{}
-	mi := &file_log_eventpb_event_proto_msgTypes[31]
+	mi := &file_log_eventpb_event_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2634,7 +2962,7 @@ func (x *SnapshotRecord) String() string {
 func (*SnapshotRecord) ProtoMessage() {}
 
 func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[31]
+	mi := &file_log_eventpb_event_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2647,7 +2975,7 @@ func (x *SnapshotRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRecord.ProtoReflect.Descriptor instead.
 func (*SnapshotRecord) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{31}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *SnapshotRecord) GetRecord() isSnapshotRecord_Record {
@@ -2720,6 +3048,15 @@ func (x *SnapshotRecord) GetName() *SnapshotName {
 	return nil
 }
 
+func (x *SnapshotRecord) GetPart() *SnapshotPart {
+	if x != nil {
+		if x, ok := x.Record.(*SnapshotRecord_Part); ok {
+			return x.Part
+		}
+	}
+	return nil
+}
+
 type isSnapshotRecord_Record interface {
 	isSnapshotRecord_Record()
 }
@@ -2752,6 +3089,10 @@ type SnapshotRecord_Name struct {
 	Name *SnapshotName `protobuf:"bytes,7,opt,name=name,proto3,oneof"`
 }
 
+type SnapshotRecord_Part struct {
+	Part *SnapshotPart `protobuf:"bytes,8,opt,name=part,proto3,oneof"`
+}
+
 func (*SnapshotRecord_Namespace) isSnapshotRecord_Record() {}
 
 func (*SnapshotRecord_Node) isSnapshotRecord_Record() {}
@@ -2766,6 +3107,8 @@ func (*SnapshotRecord_Request) isSnapshotRecord_Record() {}
 
 func (*SnapshotRecord_Name) isSnapshotRecord_Record() {}
 
+func (*SnapshotRecord_Part) isSnapshotRecord_Record() {}
+
 type SnapshotNamespace struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Set           *NamespaceSet          `protobuf:"bytes,1,opt,name=set,proto3" json:"set,omitempty"`
@@ -2776,7 +3119,7 @@ type SnapshotNamespace struct {
 
 func (x *SnapshotNamespace) Reset() {
 	*x = SnapshotNamespace{}
-	mi := &file_log_eventpb_event_proto_msgTypes[32]
+	mi := &file_log_eventpb_event_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2788,7 +3131,7 @@ func (x *SnapshotNamespace) String() string {
 func (*SnapshotNamespace) ProtoMessage() {}
 
 func (x *SnapshotNamespace) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[32]
+	mi := &file_log_eventpb_event_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2801,7 +3144,7 @@ func (x *SnapshotNamespace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotNamespace.ProtoReflect.Descriptor instead.
 func (*SnapshotNamespace) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{32}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *SnapshotNamespace) GetSet() *NamespaceSet {
@@ -2832,7 +3175,7 @@ type SnapshotNode struct {
 
 func (x *SnapshotNode) Reset() {
 	*x = SnapshotNode{}
-	mi := &file_log_eventpb_event_proto_msgTypes[33]
+	mi := &file_log_eventpb_event_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2844,7 +3187,7 @@ func (x *SnapshotNode) String() string {
 func (*SnapshotNode) ProtoMessage() {}
 
 func (x *SnapshotNode) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[33]
+	mi := &file_log_eventpb_event_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2857,7 +3200,7 @@ func (x *SnapshotNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotNode.ProtoReflect.Descriptor instead.
 func (*SnapshotNode) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{33}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *SnapshotNode) GetJoined() *NodeJoined {
@@ -2915,7 +3258,7 @@ type SnapshotIdentity struct {
 
 func (x *SnapshotIdentity) Reset() {
 	*x = SnapshotIdentity{}
-	mi := &file_log_eventpb_event_proto_msgTypes[34]
+	mi := &file_log_eventpb_event_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2927,7 +3270,7 @@ func (x *SnapshotIdentity) String() string {
 func (*SnapshotIdentity) ProtoMessage() {}
 
 func (x *SnapshotIdentity) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[34]
+	mi := &file_log_eventpb_event_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2940,7 +3283,7 @@ func (x *SnapshotIdentity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotIdentity.ProtoReflect.Descriptor instead.
 func (*SnapshotIdentity) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{34}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *SnapshotIdentity) GetId() uint32 {
@@ -2992,7 +3335,7 @@ type SnapshotEndpoint struct {
 
 func (x *SnapshotEndpoint) Reset() {
 	*x = SnapshotEndpoint{}
-	mi := &file_log_eventpb_event_proto_msgTypes[35]
+	mi := &file_log_eventpb_event_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3004,7 +3347,7 @@ func (x *SnapshotEndpoint) String() string {
 func (*SnapshotEndpoint) ProtoMessage() {}
 
 func (x *SnapshotEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[35]
+	mi := &file_log_eventpb_event_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3017,7 +3360,7 @@ func (x *SnapshotEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotEndpoint.ProtoReflect.Descriptor instead.
 func (*SnapshotEndpoint) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{35}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *SnapshotEndpoint) GetCreated() *EndpointCreated {
@@ -3076,7 +3419,7 @@ type SnapshotName struct {
 
 func (x *SnapshotName) Reset() {
 	*x = SnapshotName{}
-	mi := &file_log_eventpb_event_proto_msgTypes[36]
+	mi := &file_log_eventpb_event_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3088,7 +3431,7 @@ func (x *SnapshotName) String() string {
 func (*SnapshotName) ProtoMessage() {}
 
 func (x *SnapshotName) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[36]
+	mi := &file_log_eventpb_event_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3101,7 +3444,7 @@ func (x *SnapshotName) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotName.ProtoReflect.Descriptor instead.
 func (*SnapshotName) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{36}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *SnapshotName) GetRef() *EndpointRef {
@@ -3150,7 +3493,7 @@ type SnapshotNameAddress struct {
 
 func (x *SnapshotNameAddress) Reset() {
 	*x = SnapshotNameAddress{}
-	mi := &file_log_eventpb_event_proto_msgTypes[37]
+	mi := &file_log_eventpb_event_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3162,7 +3505,7 @@ func (x *SnapshotNameAddress) String() string {
 func (*SnapshotNameAddress) ProtoMessage() {}
 
 func (x *SnapshotNameAddress) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[37]
+	mi := &file_log_eventpb_event_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3175,7 +3518,7 @@ func (x *SnapshotNameAddress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotNameAddress.ProtoReflect.Descriptor instead.
 func (*SnapshotNameAddress) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{37}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *SnapshotNameAddress) GetAddress() []byte {
@@ -3210,7 +3553,7 @@ type SnapshotPolicy struct {
 
 func (x *SnapshotPolicy) Reset() {
 	*x = SnapshotPolicy{}
-	mi := &file_log_eventpb_event_proto_msgTypes[38]
+	mi := &file_log_eventpb_event_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3222,7 +3565,7 @@ func (x *SnapshotPolicy) String() string {
 func (*SnapshotPolicy) ProtoMessage() {}
 
 func (x *SnapshotPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[38]
+	mi := &file_log_eventpb_event_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3235,7 +3578,7 @@ func (x *SnapshotPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotPolicy.ProtoReflect.Descriptor instead.
 func (*SnapshotPolicy) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{38}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *SnapshotPolicy) GetSet() *PolicySet {
@@ -3272,7 +3615,7 @@ type SnapshotRequest struct {
 
 func (x *SnapshotRequest) Reset() {
 	*x = SnapshotRequest{}
-	mi := &file_log_eventpb_event_proto_msgTypes[39]
+	mi := &file_log_eventpb_event_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3284,7 +3627,7 @@ func (x *SnapshotRequest) String() string {
 func (*SnapshotRequest) ProtoMessage() {}
 
 func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[39]
+	mi := &file_log_eventpb_event_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3297,7 +3640,7 @@ func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRequest.ProtoReflect.Descriptor instead.
 func (*SnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{39}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *SnapshotRequest) GetId() string {
@@ -3335,6 +3678,75 @@ func (x *SnapshotRequest) GetFingerprint() []byte {
 	return nil
 }
 
+// SnapshotPart is a part of a restore that is under way.
+type SnapshotPart struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Staged        *SnapshotStaged        `protobuf:"bytes,1,opt,name=staged,proto3" json:"staged,omitempty"`
+	Revision      uint64                 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	TimeUnixNs    int64                  `protobuf:"varint,3,opt,name=time_unix_ns,json=timeUnixNs,proto3" json:"time_unix_ns,omitempty"` // effective time of the event that staged it
+	Node          string                 `protobuf:"bytes,4,opt,name=node,proto3" json:"node,omitempty"`                                  // that took the request
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotPart) Reset() {
+	*x = SnapshotPart{}
+	mi := &file_log_eventpb_event_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotPart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotPart) ProtoMessage() {}
+
+func (x *SnapshotPart) ProtoReflect() protoreflect.Message {
+	mi := &file_log_eventpb_event_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotPart.ProtoReflect.Descriptor instead.
+func (*SnapshotPart) Descriptor() ([]byte, []int) {
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *SnapshotPart) GetStaged() *SnapshotStaged {
+	if x != nil {
+		return x.Staged
+	}
+	return nil
+}
+
+func (x *SnapshotPart) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *SnapshotPart) GetTimeUnixNs() int64 {
+	if x != nil {
+		return x.TimeUnixNs
+	}
+	return 0
+}
+
+func (x *SnapshotPart) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
 // ArchiveHeader says what an exported file holds; package history writes it.
 type ArchiveHeader struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3354,7 +3766,7 @@ type ArchiveHeader struct {
 
 func (x *ArchiveHeader) Reset() {
 	*x = ArchiveHeader{}
-	mi := &file_log_eventpb_event_proto_msgTypes[40]
+	mi := &file_log_eventpb_event_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3366,7 +3778,7 @@ func (x *ArchiveHeader) String() string {
 func (*ArchiveHeader) ProtoMessage() {}
 
 func (x *ArchiveHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_log_eventpb_event_proto_msgTypes[40]
+	mi := &file_log_eventpb_event_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3379,7 +3791,7 @@ func (x *ArchiveHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArchiveHeader.ProtoReflect.Descriptor instead.
 func (*ArchiveHeader) Descriptor() ([]byte, []int) {
-	return file_log_eventpb_event_proto_rawDescGZIP(), []int{40}
+	return file_log_eventpb_event_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ArchiveHeader) GetCluster() string {
@@ -3442,7 +3854,8 @@ var File_log_eventpb_event_proto protoreflect.FileDescriptor
 
 const file_log_eventpb_event_proto_rawDesc = "" +
 	"\n" +
-	"\x17log/eventpb/event.proto\x12\x0evarve.event.v1\"\xf6\b\n" +
+	"\x17log/eventpb/event.proto\x12\x0evarve.event.v1\"\xe6\n" +
+	"\n" +
 	"\x05Event\x12 \n" +
 	"\ftime_unix_ns\x18\x01 \x01(\x03R\n" +
 	"timeUnixNs\x12+\n" +
@@ -3467,7 +3880,10 @@ const file_log_eventpb_event_proto_rawDesc = "" +
 	"\fnode_updated\x18) \x01(\v2\x1b.varve.event.v1.NodeUpdatedH\x00R\vnodeUpdated\x127\n" +
 	"\tnode_left\x18* \x01(\v2\x18.varve.event.v1.NodeLeftH\x00R\bnodeLeft\x12@\n" +
 	"\fdns_observed\x188 \x01(\v2\x1b.varve.event.v1.DnsObservedH\x00R\vdnsObserved\x12C\n" +
-	"\rdns_collected\x189 \x01(\v2\x1c.varve.event.v1.DnsCollectedH\x00R\fdnsCollectedB\t\n" +
+	"\rdns_collected\x189 \x01(\v2\x1c.varve.event.v1.DnsCollectedH\x00R\fdnsCollected\x12I\n" +
+	"\x0fsnapshot_staged\x18h \x01(\v2\x1e.varve.event.v1.SnapshotStagedH\x00R\x0esnapshotStaged\x12O\n" +
+	"\x11snapshot_restored\x18i \x01(\v2 .varve.event.v1.SnapshotRestoredH\x00R\x10snapshotRestored\x12R\n" +
+	"\x12snapshot_abandoned\x18j \x01(\v2!.varve.event.v1.SnapshotAbandonedH\x00R\x11snapshotAbandonedB\t\n" +
 	"\apayloadB\x14\n" +
 	"\x12_expected_revision\"E\n" +
 	"\x05Actor\x12(\n" +
@@ -3633,7 +4049,29 @@ const file_log_eventpb_event_proto_rawDesc = "" +
 	"\x03ref\x18\x02 \x01(\v2\x1b.varve.event.v1.EndpointRefR\x03ref\x12 \n" +
 	"\vincarnation\x18\x03 \x01(\x04R\vincarnation\x12\x12\n" +
 	"\x04name\x18\x04 \x01(\tR\x04name\x12\x1c\n" +
-	"\taddresses\x18\x05 \x03(\fR\taddresses\"\xd3\x01\n" +
+	"\taddresses\x18\x05 \x03(\fR\taddresses\"\xcb\x01\n" +
+	"\x0eSnapshotStaged\x12\x18\n" +
+	"\arestore\x18\x01 \x01(\tR\arestore\x12\x12\n" +
+	"\x04part\x18\x02 \x01(\rR\x04part\x12<\n" +
+	"\n" +
+	"namespaces\x18\x03 \x03(\v2\x1c.varve.event.v1.NamespaceSetR\n" +
+	"namespaces\x125\n" +
+	"\bpolicies\x18\x04 \x03(\v2\x19.varve.event.v1.PolicySetR\bpolicies\x12\x16\n" +
+	"\x06digest\x18\x05 \x01(\fR\x06digest\"\x92\x01\n" +
+	"\x10SnapshotRestored\x12\x18\n" +
+	"\arestore\x18\x01 \x01(\tR\arestore\x12\x14\n" +
+	"\x05parts\x18\x02 \x01(\rR\x05parts\x12\x16\n" +
+	"\x06digest\x18\x03 \x01(\fR\x06digest\x126\n" +
+	"\x06source\x18\x04 \x01(\v2\x1e.varve.event.v1.SnapshotSourceR\x06source\"|\n" +
+	"\x0eSnapshotSource\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\x12 \n" +
+	"\ftime_unix_ns\x18\x02 \x01(\x03R\n" +
+	"timeUnixNs\x12\x14\n" +
+	"\x05chain\x18\x03 \x01(\fR\x05chain\x12\x16\n" +
+	"\x06digest\x18\x04 \x01(\fR\x06digest\"E\n" +
+	"\x11SnapshotAbandoned\x12\x18\n" +
+	"\arestore\x18\x01 \x01(\tR\arestore\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xd3\x01\n" +
 	"\x0eSnapshotHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x14\n" +
@@ -3642,7 +4080,7 @@ const file_log_eventpb_event_proto_rawDesc = "" +
 	"timeUnixNs\x12\x16\n" +
 	"\x06digest\x18\x05 \x01(\fR\x06digest\x12#\n" +
 	"\rnext_identity\x18\x06 \x01(\rR\fnextIdentity\x12\x18\n" +
-	"\acluster\x18\a \x01(\tR\acluster\"\xbc\x03\n" +
+	"\acluster\x18\a \x01(\tR\acluster\"\xf0\x03\n" +
 	"\x0eSnapshotRecord\x12A\n" +
 	"\tnamespace\x18\x01 \x01(\v2!.varve.event.v1.SnapshotNamespaceH\x00R\tnamespace\x122\n" +
 	"\x04node\x18\x02 \x01(\v2\x1c.varve.event.v1.SnapshotNodeH\x00R\x04node\x12>\n" +
@@ -3650,7 +4088,8 @@ const file_log_eventpb_event_proto_rawDesc = "" +
 	"\bendpoint\x18\x04 \x01(\v2 .varve.event.v1.SnapshotEndpointH\x00R\bendpoint\x128\n" +
 	"\x06policy\x18\x05 \x01(\v2\x1e.varve.event.v1.SnapshotPolicyH\x00R\x06policy\x12;\n" +
 	"\arequest\x18\x06 \x01(\v2\x1f.varve.event.v1.SnapshotRequestH\x00R\arequest\x122\n" +
-	"\x04name\x18\a \x01(\v2\x1c.varve.event.v1.SnapshotNameH\x00R\x04nameB\b\n" +
+	"\x04name\x18\a \x01(\v2\x1c.varve.event.v1.SnapshotNameH\x00R\x04name\x122\n" +
+	"\x04part\x18\b \x01(\v2\x1c.varve.event.v1.SnapshotPartH\x00R\x04partB\b\n" +
 	"\x06record\"_\n" +
 	"\x11SnapshotNamespace\x12.\n" +
 	"\x03set\x18\x01 \x01(\v2\x1c.varve.event.v1.NamespaceSetR\x03set\x12\x1a\n" +
@@ -3695,7 +4134,13 @@ const file_log_eventpb_event_proto_rawDesc = "" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x18\n" +
 	"\aoutcome\x18\x03 \x01(\rR\aoutcome\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x12 \n" +
-	"\vfingerprint\x18\x05 \x01(\fR\vfingerprint\"\xd7\x01\n" +
+	"\vfingerprint\x18\x05 \x01(\fR\vfingerprint\"\x98\x01\n" +
+	"\fSnapshotPart\x126\n" +
+	"\x06staged\x18\x01 \x01(\v2\x1e.varve.event.v1.SnapshotStagedR\x06staged\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\x12 \n" +
+	"\ftime_unix_ns\x18\x03 \x01(\x03R\n" +
+	"timeUnixNs\x12\x12\n" +
+	"\x04node\x18\x04 \x01(\tR\x04node\"\xd7\x01\n" +
 	"\rArchiveHeader\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x14\n" +
@@ -3704,13 +4149,14 @@ const file_log_eventpb_event_proto_rawDesc = "" +
 	"\x05chain\x18\x05 \x01(\fR\x05chain\x12&\n" +
 	"\x0fcreated_unix_ns\x18\x06 \x01(\x03R\rcreatedUnixNs\x12\x18\n" +
 	"\aversion\x18\a \x01(\tR\aversion\x12\x16\n" +
-	"\x06filter\x18\b \x01(\tR\x06filter*L\n" +
+	"\x06filter\x18\b \x01(\tR\x06filter*_\n" +
 	"\x04Role\x12\x14\n" +
 	"\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n" +
 	"\n" +
 	"ROLE_ADMIN\x10\x01\x12\r\n" +
 	"\tROLE_NODE\x10\x02\x12\x0f\n" +
-	"\vROLE_READER\x10\x03*\x7f\n" +
+	"\vROLE_READER\x10\x03\x12\x11\n" +
+	"\rROLE_RESTORER\x10\x04*\x7f\n" +
 	"\n" +
 	"PolicyKind\x12\x1b\n" +
 	"\x17POLICY_KIND_UNSPECIFIED\x10\x00\x12\x12\n" +
@@ -3731,7 +4177,7 @@ func file_log_eventpb_event_proto_rawDescGZIP() []byte {
 }
 
 var file_log_eventpb_event_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_log_eventpb_event_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
+var file_log_eventpb_event_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_log_eventpb_event_proto_goTypes = []any{
 	(Role)(0),                   // 0: varve.event.v1.Role
 	(PolicyKind)(0),             // 1: varve.event.v1.PolicyKind
@@ -3766,20 +4212,25 @@ var file_log_eventpb_event_proto_goTypes = []any{
 	(*DnsObserved)(nil),         // 30: varve.event.v1.DnsObserved
 	(*DnsAddress)(nil),          // 31: varve.event.v1.DnsAddress
 	(*DnsCollected)(nil),        // 32: varve.event.v1.DnsCollected
-	(*SnapshotHeader)(nil),      // 33: varve.event.v1.SnapshotHeader
-	(*SnapshotRecord)(nil),      // 34: varve.event.v1.SnapshotRecord
-	(*SnapshotNamespace)(nil),   // 35: varve.event.v1.SnapshotNamespace
-	(*SnapshotNode)(nil),        // 36: varve.event.v1.SnapshotNode
-	(*SnapshotIdentity)(nil),    // 37: varve.event.v1.SnapshotIdentity
-	(*SnapshotEndpoint)(nil),    // 38: varve.event.v1.SnapshotEndpoint
-	(*SnapshotName)(nil),        // 39: varve.event.v1.SnapshotName
-	(*SnapshotNameAddress)(nil), // 40: varve.event.v1.SnapshotNameAddress
-	(*SnapshotPolicy)(nil),      // 41: varve.event.v1.SnapshotPolicy
-	(*SnapshotRequest)(nil),     // 42: varve.event.v1.SnapshotRequest
-	(*ArchiveHeader)(nil),       // 43: varve.event.v1.ArchiveHeader
-	nil,                         // 44: varve.event.v1.NamespaceSet.LabelsEntry
-	nil,                         // 45: varve.event.v1.EndpointCreated.LabelsEntry
-	nil,                         // 46: varve.event.v1.EndpointUpdated.LabelsEntry
+	(*SnapshotStaged)(nil),      // 33: varve.event.v1.SnapshotStaged
+	(*SnapshotRestored)(nil),    // 34: varve.event.v1.SnapshotRestored
+	(*SnapshotSource)(nil),      // 35: varve.event.v1.SnapshotSource
+	(*SnapshotAbandoned)(nil),   // 36: varve.event.v1.SnapshotAbandoned
+	(*SnapshotHeader)(nil),      // 37: varve.event.v1.SnapshotHeader
+	(*SnapshotRecord)(nil),      // 38: varve.event.v1.SnapshotRecord
+	(*SnapshotNamespace)(nil),   // 39: varve.event.v1.SnapshotNamespace
+	(*SnapshotNode)(nil),        // 40: varve.event.v1.SnapshotNode
+	(*SnapshotIdentity)(nil),    // 41: varve.event.v1.SnapshotIdentity
+	(*SnapshotEndpoint)(nil),    // 42: varve.event.v1.SnapshotEndpoint
+	(*SnapshotName)(nil),        // 43: varve.event.v1.SnapshotName
+	(*SnapshotNameAddress)(nil), // 44: varve.event.v1.SnapshotNameAddress
+	(*SnapshotPolicy)(nil),      // 45: varve.event.v1.SnapshotPolicy
+	(*SnapshotRequest)(nil),     // 46: varve.event.v1.SnapshotRequest
+	(*SnapshotPart)(nil),        // 47: varve.event.v1.SnapshotPart
+	(*ArchiveHeader)(nil),       // 48: varve.event.v1.ArchiveHeader
+	nil,                         // 49: varve.event.v1.NamespaceSet.LabelsEntry
+	nil,                         // 50: varve.event.v1.EndpointCreated.LabelsEntry
+	nil,                         // 51: varve.event.v1.EndpointUpdated.LabelsEntry
 }
 var file_log_eventpb_event_proto_depIdxs = []int32{
 	4,  // 0: varve.event.v1.Event.actor:type_name -> varve.event.v1.Actor
@@ -3796,56 +4247,64 @@ var file_log_eventpb_event_proto_depIdxs = []int32{
 	29, // 11: varve.event.v1.Event.node_left:type_name -> varve.event.v1.NodeLeft
 	30, // 12: varve.event.v1.Event.dns_observed:type_name -> varve.event.v1.DnsObserved
 	32, // 13: varve.event.v1.Event.dns_collected:type_name -> varve.event.v1.DnsCollected
-	0,  // 14: varve.event.v1.Actor.role:type_name -> varve.event.v1.Role
-	1,  // 15: varve.event.v1.PolicyRef.kind:type_name -> varve.event.v1.PolicyKind
-	6,  // 16: varve.event.v1.PolicySet.ref:type_name -> varve.event.v1.PolicyRef
-	9,  // 17: varve.event.v1.PolicySet.specs:type_name -> varve.event.v1.PolicySpec
-	6,  // 18: varve.event.v1.PolicyDeleted.ref:type_name -> varve.event.v1.PolicyRef
-	18, // 19: varve.event.v1.PolicySpec.subject:type_name -> varve.event.v1.Selector
-	10, // 20: varve.event.v1.PolicySpec.ingress:type_name -> varve.event.v1.Rule
-	10, // 21: varve.event.v1.PolicySpec.egress:type_name -> varve.event.v1.Rule
-	10, // 22: varve.event.v1.PolicySpec.ingress_deny:type_name -> varve.event.v1.Rule
-	10, // 23: varve.event.v1.PolicySpec.egress_deny:type_name -> varve.event.v1.Rule
-	11, // 24: varve.event.v1.Rule.peers:type_name -> varve.event.v1.Peer
-	16, // 25: varve.event.v1.Rule.ports:type_name -> varve.event.v1.Port
-	18, // 26: varve.event.v1.Peer.endpoints:type_name -> varve.event.v1.Selector
-	15, // 27: varve.event.v1.Peer.cidr:type_name -> varve.event.v1.Cidr
-	12, // 28: varve.event.v1.Peer.fqdn:type_name -> varve.event.v1.FqdnSelector
-	13, // 29: varve.event.v1.Peer.aws_group:type_name -> varve.event.v1.AwsGroup
-	14, // 30: varve.event.v1.AwsGroup.labels:type_name -> varve.event.v1.GroupLabel
-	17, // 31: varve.event.v1.Port.dns:type_name -> varve.event.v1.DnsRules
-	12, // 32: varve.event.v1.DnsRules.names:type_name -> varve.event.v1.FqdnSelector
-	19, // 33: varve.event.v1.Selector.requirements:type_name -> varve.event.v1.Requirement
-	2,  // 34: varve.event.v1.Requirement.operator:type_name -> varve.event.v1.Requirement.Operator
-	44, // 35: varve.event.v1.NamespaceSet.labels:type_name -> varve.event.v1.NamespaceSet.LabelsEntry
-	22, // 36: varve.event.v1.EndpointCreated.ref:type_name -> varve.event.v1.EndpointRef
-	45, // 37: varve.event.v1.EndpointCreated.labels:type_name -> varve.event.v1.EndpointCreated.LabelsEntry
-	26, // 38: varve.event.v1.EndpointCreated.named_ports:type_name -> varve.event.v1.NamedPort
-	22, // 39: varve.event.v1.EndpointUpdated.ref:type_name -> varve.event.v1.EndpointRef
-	46, // 40: varve.event.v1.EndpointUpdated.labels:type_name -> varve.event.v1.EndpointUpdated.LabelsEntry
-	26, // 41: varve.event.v1.EndpointUpdated.named_ports:type_name -> varve.event.v1.NamedPort
-	22, // 42: varve.event.v1.EndpointDeleted.ref:type_name -> varve.event.v1.EndpointRef
-	22, // 43: varve.event.v1.DnsObserved.ref:type_name -> varve.event.v1.EndpointRef
-	31, // 44: varve.event.v1.DnsObserved.addresses:type_name -> varve.event.v1.DnsAddress
-	22, // 45: varve.event.v1.DnsCollected.ref:type_name -> varve.event.v1.EndpointRef
-	35, // 46: varve.event.v1.SnapshotRecord.namespace:type_name -> varve.event.v1.SnapshotNamespace
-	36, // 47: varve.event.v1.SnapshotRecord.node:type_name -> varve.event.v1.SnapshotNode
-	37, // 48: varve.event.v1.SnapshotRecord.identity:type_name -> varve.event.v1.SnapshotIdentity
-	38, // 49: varve.event.v1.SnapshotRecord.endpoint:type_name -> varve.event.v1.SnapshotEndpoint
-	41, // 50: varve.event.v1.SnapshotRecord.policy:type_name -> varve.event.v1.SnapshotPolicy
-	42, // 51: varve.event.v1.SnapshotRecord.request:type_name -> varve.event.v1.SnapshotRequest
-	39, // 52: varve.event.v1.SnapshotRecord.name:type_name -> varve.event.v1.SnapshotName
-	20, // 53: varve.event.v1.SnapshotNamespace.set:type_name -> varve.event.v1.NamespaceSet
-	27, // 54: varve.event.v1.SnapshotNode.joined:type_name -> varve.event.v1.NodeJoined
-	23, // 55: varve.event.v1.SnapshotEndpoint.created:type_name -> varve.event.v1.EndpointCreated
-	22, // 56: varve.event.v1.SnapshotName.ref:type_name -> varve.event.v1.EndpointRef
-	40, // 57: varve.event.v1.SnapshotName.addresses:type_name -> varve.event.v1.SnapshotNameAddress
-	7,  // 58: varve.event.v1.SnapshotPolicy.set:type_name -> varve.event.v1.PolicySet
-	59, // [59:59] is the sub-list for method output_type
-	59, // [59:59] is the sub-list for method input_type
-	59, // [59:59] is the sub-list for extension type_name
-	59, // [59:59] is the sub-list for extension extendee
-	0,  // [0:59] is the sub-list for field type_name
+	33, // 14: varve.event.v1.Event.snapshot_staged:type_name -> varve.event.v1.SnapshotStaged
+	34, // 15: varve.event.v1.Event.snapshot_restored:type_name -> varve.event.v1.SnapshotRestored
+	36, // 16: varve.event.v1.Event.snapshot_abandoned:type_name -> varve.event.v1.SnapshotAbandoned
+	0,  // 17: varve.event.v1.Actor.role:type_name -> varve.event.v1.Role
+	1,  // 18: varve.event.v1.PolicyRef.kind:type_name -> varve.event.v1.PolicyKind
+	6,  // 19: varve.event.v1.PolicySet.ref:type_name -> varve.event.v1.PolicyRef
+	9,  // 20: varve.event.v1.PolicySet.specs:type_name -> varve.event.v1.PolicySpec
+	6,  // 21: varve.event.v1.PolicyDeleted.ref:type_name -> varve.event.v1.PolicyRef
+	18, // 22: varve.event.v1.PolicySpec.subject:type_name -> varve.event.v1.Selector
+	10, // 23: varve.event.v1.PolicySpec.ingress:type_name -> varve.event.v1.Rule
+	10, // 24: varve.event.v1.PolicySpec.egress:type_name -> varve.event.v1.Rule
+	10, // 25: varve.event.v1.PolicySpec.ingress_deny:type_name -> varve.event.v1.Rule
+	10, // 26: varve.event.v1.PolicySpec.egress_deny:type_name -> varve.event.v1.Rule
+	11, // 27: varve.event.v1.Rule.peers:type_name -> varve.event.v1.Peer
+	16, // 28: varve.event.v1.Rule.ports:type_name -> varve.event.v1.Port
+	18, // 29: varve.event.v1.Peer.endpoints:type_name -> varve.event.v1.Selector
+	15, // 30: varve.event.v1.Peer.cidr:type_name -> varve.event.v1.Cidr
+	12, // 31: varve.event.v1.Peer.fqdn:type_name -> varve.event.v1.FqdnSelector
+	13, // 32: varve.event.v1.Peer.aws_group:type_name -> varve.event.v1.AwsGroup
+	14, // 33: varve.event.v1.AwsGroup.labels:type_name -> varve.event.v1.GroupLabel
+	17, // 34: varve.event.v1.Port.dns:type_name -> varve.event.v1.DnsRules
+	12, // 35: varve.event.v1.DnsRules.names:type_name -> varve.event.v1.FqdnSelector
+	19, // 36: varve.event.v1.Selector.requirements:type_name -> varve.event.v1.Requirement
+	2,  // 37: varve.event.v1.Requirement.operator:type_name -> varve.event.v1.Requirement.Operator
+	49, // 38: varve.event.v1.NamespaceSet.labels:type_name -> varve.event.v1.NamespaceSet.LabelsEntry
+	22, // 39: varve.event.v1.EndpointCreated.ref:type_name -> varve.event.v1.EndpointRef
+	50, // 40: varve.event.v1.EndpointCreated.labels:type_name -> varve.event.v1.EndpointCreated.LabelsEntry
+	26, // 41: varve.event.v1.EndpointCreated.named_ports:type_name -> varve.event.v1.NamedPort
+	22, // 42: varve.event.v1.EndpointUpdated.ref:type_name -> varve.event.v1.EndpointRef
+	51, // 43: varve.event.v1.EndpointUpdated.labels:type_name -> varve.event.v1.EndpointUpdated.LabelsEntry
+	26, // 44: varve.event.v1.EndpointUpdated.named_ports:type_name -> varve.event.v1.NamedPort
+	22, // 45: varve.event.v1.EndpointDeleted.ref:type_name -> varve.event.v1.EndpointRef
+	22, // 46: varve.event.v1.DnsObserved.ref:type_name -> varve.event.v1.EndpointRef
+	31, // 47: varve.event.v1.DnsObserved.addresses:type_name -> varve.event.v1.DnsAddress
+	22, // 48: varve.event.v1.DnsCollected.ref:type_name -> varve.event.v1.EndpointRef
+	20, // 49: varve.event.v1.SnapshotStaged.namespaces:type_name -> varve.event.v1.NamespaceSet
+	7,  // 50: varve.event.v1.SnapshotStaged.policies:type_name -> varve.event.v1.PolicySet
+	35, // 51: varve.event.v1.SnapshotRestored.source:type_name -> varve.event.v1.SnapshotSource
+	39, // 52: varve.event.v1.SnapshotRecord.namespace:type_name -> varve.event.v1.SnapshotNamespace
+	40, // 53: varve.event.v1.SnapshotRecord.node:type_name -> varve.event.v1.SnapshotNode
+	41, // 54: varve.event.v1.SnapshotRecord.identity:type_name -> varve.event.v1.SnapshotIdentity
+	42, // 55: varve.event.v1.SnapshotRecord.endpoint:type_name -> varve.event.v1.SnapshotEndpoint
+	45, // 56: varve.event.v1.SnapshotRecord.policy:type_name -> varve.event.v1.SnapshotPolicy
+	46, // 57: varve.event.v1.SnapshotRecord.request:type_name -> varve.event.v1.SnapshotRequest
+	43, // 58: varve.event.v1.SnapshotRecord.name:type_name -> varve.event.v1.SnapshotName
+	47, // 59: varve.event.v1.SnapshotRecord.part:type_name -> varve.event.v1.SnapshotPart
+	20, // 60: varve.event.v1.SnapshotNamespace.set:type_name -> varve.event.v1.NamespaceSet
+	27, // 61: varve.event.v1.SnapshotNode.joined:type_name -> varve.event.v1.NodeJoined
+	23, // 62: varve.event.v1.SnapshotEndpoint.created:type_name -> varve.event.v1.EndpointCreated
+	22, // 63: varve.event.v1.SnapshotName.ref:type_name -> varve.event.v1.EndpointRef
+	44, // 64: varve.event.v1.SnapshotName.addresses:type_name -> varve.event.v1.SnapshotNameAddress
+	7,  // 65: varve.event.v1.SnapshotPolicy.set:type_name -> varve.event.v1.PolicySet
+	33, // 66: varve.event.v1.SnapshotPart.staged:type_name -> varve.event.v1.SnapshotStaged
+	67, // [67:67] is the sub-list for method output_type
+	67, // [67:67] is the sub-list for method input_type
+	67, // [67:67] is the sub-list for extension type_name
+	67, // [67:67] is the sub-list for extension extendee
+	0,  // [0:67] is the sub-list for field type_name
 }
 
 func init() { file_log_eventpb_event_proto_init() }
@@ -3866,6 +4325,9 @@ func file_log_eventpb_event_proto_init() {
 		(*Event_NodeLeft)(nil),
 		(*Event_DnsObserved)(nil),
 		(*Event_DnsCollected)(nil),
+		(*Event_SnapshotStaged)(nil),
+		(*Event_SnapshotRestored)(nil),
+		(*Event_SnapshotAbandoned)(nil),
 	}
 	file_log_eventpb_event_proto_msgTypes[8].OneofWrappers = []any{
 		(*Peer_Endpoints)(nil),
@@ -3874,7 +4336,7 @@ func file_log_eventpb_event_proto_init() {
 		(*Peer_Fqdn)(nil),
 		(*Peer_AwsGroup)(nil),
 	}
-	file_log_eventpb_event_proto_msgTypes[31].OneofWrappers = []any{
+	file_log_eventpb_event_proto_msgTypes[35].OneofWrappers = []any{
 		(*SnapshotRecord_Namespace)(nil),
 		(*SnapshotRecord_Node)(nil),
 		(*SnapshotRecord_Identity)(nil),
@@ -3882,6 +4344,7 @@ func file_log_eventpb_event_proto_init() {
 		(*SnapshotRecord_Policy)(nil),
 		(*SnapshotRecord_Request)(nil),
 		(*SnapshotRecord_Name)(nil),
+		(*SnapshotRecord_Part)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3889,7 +4352,7 @@ func file_log_eventpb_event_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_log_eventpb_event_proto_rawDesc), len(file_log_eventpb_event_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   44,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
