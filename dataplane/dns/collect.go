@@ -1,7 +1,6 @@
 package dns
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -41,7 +40,7 @@ type use struct{ from, to netip.Addr }
 // use when the flows are read stays so.
 func (k *keeper) collect(ctx context.Context) error {
 	k.mu.Lock()
-	now := readClock()
+	now := k.clock().monotonicNS
 	due := k.due(now)
 	k.mu.Unlock()
 	if !due {
@@ -65,14 +64,14 @@ func (k *keeper) collect(ctx context.Context) error {
 }
 
 // due tells whether an address has expired or a name has too many. k.mu is held.
-func (k *keeper) due(now clock) bool {
+func (k *keeper) due(now int64) bool {
 	for _, e := range k.facts.endpoints {
 		for _, n := range e.names {
 			if len(n.addresses) > k.cfg.MaxAddresses {
 				return true
 			}
 			for _, x := range n.addresses {
-				if x.expires <= now.unixNS || k.cfg.IdleGrace > 0 && len(n.classes) > 0 {
+				if x.expires <= now || k.cfg.IdleGrace > 0 && len(n.classes) > 0 {
 					return true
 				}
 			}
@@ -82,7 +81,7 @@ func (k *keeper) due(now clock) bool {
 }
 
 // pick chooses what goes, as of the moment before the flows were read.
-func (k *keeper) pick(now clock, live map[use]bool) (events []*eventpb.DnsCollected, err error) {
+func (k *keeper) pick(now int64, live map[use]bool) (events []*eventpb.DnsCollected, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	var errs []error
@@ -91,22 +90,26 @@ func (k *keeper) pick(now clock, live map[use]bool) (events []*eventpb.DnsCollec
 			return e.rules != nil && (live[use{e.rules.IPv4, a}] || live[use{e.rules.IPv6, a}])
 		}
 		for _, n := range e.names {
-			var gone [][]byte
+			var gone []netip.Addr
 			for a, x := range n.addresses {
 				switch {
 				case inUse(a):
-					x.live = now.unixNS
+					x.live = now
 					errs = append(errs, k.grace(e, n, a, x, now))
-				case x.expires <= now.unixNS && x.live+int64(k.cfg.IdleGrace) <= now.unixNS:
-					gone = append(gone, a.AsSlice())
+				case x.expires <= now && x.live+int64(k.cfg.IdleGrace) <= now:
+					gone = append(gone, a)
 				}
 			}
 			errs = append(errs, k.expireSurplus(e, n, len(gone), now, inUse))
 			if len(gone) > 0 {
-				slices.SortFunc(gone, bytes.Compare)
+				slices.SortFunc(gone, netip.Addr.Compare)
+				addresses := make([][]byte, len(gone))
+				for i, a := range gone {
+					addresses[i] = a.AsSlice()
+				}
 				events = append(events, &eventpb.DnsCollected{
 					Node: k.cfg.Node, Ref: &eventpb.EndpointRef{Namespace: e.key.namespace, Name: e.key.name}, Incarnation: e.key.incarnation,
-					Name: n.name, Addresses: gone,
+					Name: n.name, Addresses: addresses,
 				})
 			}
 		}
@@ -115,9 +118,9 @@ func (k *keeper) pick(now clock, live map[use]bool) (events []*eventpb.DnsCollec
 }
 
 // grace keeps an address that is in use open for IdleGrace. k.mu is held.
-func (k *keeper) grace(e *endpointFacts, n *nameFacts, a netip.Addr, x *addressFact, now clock) error {
-	until := now.unixNS + int64(k.cfg.IdleGrace)
-	if k.cfg.IdleGrace == 0 || len(n.classes) == 0 || until <= x.expires || !x.extend(until, now) {
+func (k *keeper) grace(e *endpointFacts, n *nameFacts, a netip.Addr, x *addressFact, now int64) error {
+	until := now + int64(k.cfg.IdleGrace)
+	if k.cfg.IdleGrace == 0 || len(n.classes) == 0 || until <= x.expires || !x.extend(until) {
 		return nil
 	}
 	return k.write(e, a)
@@ -126,14 +129,14 @@ func (k *keeper) grace(e *endpointFacts, n *nameFacts, a netip.Addr, x *addressF
 // expireSurplus closes what a name has beyond MaxAddresses to new connections, those
 // that expire first, but none that is in use. The next round collects them, unless
 // a connection came in between. k.mu is held.
-func (k *keeper) expireSurplus(e *endpointFacts, n *nameFacts, going int, now clock, inUse func(netip.Addr) bool) error {
+func (k *keeper) expireSurplus(e *endpointFacts, n *nameFacts, going int, now int64, inUse func(netip.Addr) bool) error {
 	surplus := len(n.addresses) - going - k.cfg.MaxAddresses
 	if surplus <= 0 {
 		return nil
 	}
 	var open []netip.Addr
 	for a, x := range n.addresses {
-		if x.expires > now.unixNS && !inUse(a) {
+		if x.expires > now && !inUse(a) {
 			open = append(open, a)
 		}
 	}
@@ -142,7 +145,7 @@ func (k *keeper) expireSurplus(e *endpointFacts, n *nameFacts, going int, now cl
 	})
 	var errs []error
 	for _, a := range open[:min(surplus, len(open))] {
-		n.addresses[a].extend(now.unixNS, now)
+		n.addresses[a].extend(now)
 		errs = append(errs, k.write(e, a))
 	}
 	return errors.Join(errs...)
@@ -171,16 +174,16 @@ func (k *keeper) remove(events []*eventpb.DnsCollected) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	var errs []error
-	now := readClock()
+	now := k.clock().monotonicNS
 	for _, c := range events {
 		e := k.facts.endpoints[keyOf(c)]
 		for _, a := range addrsOf(c.GetAddresses()) {
 			x := e.address(c.GetName(), a)
 			switch {
 			case x == nil:
-			case x.expires > now.unixNS:
+			case x.expires > now:
 				// Renewed while this was written: to be written down once more.
-				x.kept = 0
+				x.kept = longAgo
 				k.refreshes[e.names[c.GetName()]] = true
 			default:
 				k.facts.forget(e, c.GetName(), []netip.Addr{a})
@@ -197,13 +200,13 @@ func (k *keeper) remove(events []*eventpb.DnsCollected) error {
 func (k *keeper) stillExpired(events []*eventpb.DnsCollected) []*eventpb.DnsCollected {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	now := readClock()
+	now := k.clock().monotonicNS
 	return slices.DeleteFunc(events, func(c *eventpb.DnsCollected) bool {
 		e := k.facts.endpoints[keyOf(c)]
 		c.Addresses = slices.DeleteFunc(c.Addresses, func(b []byte) bool {
 			a, _ := netip.AddrFromSlice(b)
 			x := e.address(c.GetName(), a)
-			return x == nil || x.expires > now.unixNS
+			return x == nil || x.expires > now
 		})
 		return len(c.Addresses) == 0
 	})

@@ -44,7 +44,9 @@ type nameFacts struct {
 
 // addressFact is an address of a name.
 type addressFact struct {
-	expires int64  // nanoseconds since the Unix epoch
+	// Times are nanoseconds of the monotonic clock.
+
+	expires int64
 	at      uint32 // the same as the maps have it
 	kept    int64  // what the journal says of that
 	seq     uint64
@@ -84,18 +86,18 @@ func (f *facts) observe(e *endpointFacts, seq uint64, o *eventpb.DnsObserved, no
 		}
 		x := n.addresses[addr]
 		if x == nil {
-			x = &addressFact{seq: seq}
+			x = &addressFact{expires: longAgo, kept: longAgo, seq: seq, live: longAgo}
 			f.backing[seq]++
 			n.addresses[addr] = x
 			e.by[addr] = append(e.by[addr], n)
 			f.addresses++
 		}
-		if a.GetExpiresUnixNs() >= x.kept {
-			x.kept = a.GetExpiresUnixNs()
+		if expires := now.monotonic(a.GetExpiresUnixNs()); expires >= x.kept {
+			x.kept = expires
 			f.rest(x, seq)
 		}
 		if x.kept > x.expires {
-			x.extend(x.kept, now)
+			x.extend(x.kept)
 		}
 		moved = append(moved, addr)
 	}
@@ -103,9 +105,9 @@ func (f *facts) observe(e *endpointFacts, seq uint64, o *eventpb.DnsObserved, no
 }
 
 // extend moves the expiry, and tells whether the maps see it.
-func (x *addressFact) extend(expires int64, now clock) bool {
+func (x *addressFact) extend(expires int64) bool {
 	before := x.at
-	x.expires, x.at = expires, deadline(expires, now)
+	x.expires, x.at = expires, deadline(expires)
 	return x.at != before
 }
 

@@ -1,11 +1,11 @@
 package dns
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -44,6 +44,9 @@ type keeper struct {
 	refreshes map[*nameFacts]bool
 	broken    error // why the last append failed
 
+	clock  func() clock // readClock, but in tests
+	offset int64        // of the clocks, by which the journal's times are; guarded by writing
+
 	queueMu sync.Mutex
 	queue   []*lesson
 	ready   chan struct{}
@@ -59,14 +62,14 @@ type lesson struct {
 	name      string
 	chain     []string
 	addresses []wire.Address
-	time      clock
+	at        int64 // of the monotonic clock
 	waiter    relay.Waiter
 }
 
 func newKeeper(cfg *Config, maps *bpf.Objects, j *journal.Journal, r *atomic.Pointer[rules], m *Metrics) *keeper {
 	return &keeper{
 		cfg: cfg, maps: maps, journal: j, rules: r, metrics: m, logger: cfg.Logger, flush: func() {},
-		facts: newFacts(), refreshes: map[*nameFacts]bool{},
+		facts: newFacts(), refreshes: map[*nameFacts]bool{}, clock: readClock, offset: readClock().offset(),
 		ready: make(chan struct{}, 1), collectNow: make(chan struct{}, 1),
 	}
 }
@@ -87,7 +90,7 @@ func (k *keeper) Known(o *relay.Observation) bool {
 	if r == nil || !keepable(o.Name) {
 		return true // no rule is about what it may reach
 	}
-	now := readClock()
+	now := k.clock().monotonicNS
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	e := k.facts.endpoints[r.key()]
@@ -107,8 +110,8 @@ func (k *keeper) Known(o *relay.Observation) bool {
 		a := &o.Addresses[i]
 		x := n.addresses[a.Addr]
 		lifetime := k.lifetime(a.TTLSeconds)
-		expires := now.unixNS + int64(lifetime)
-		if expires <= x.expires || !x.extend(expires, now) {
+		expires := now + int64(lifetime)
+		if expires <= x.expires || !x.extend(expires) {
 			continue
 		}
 		if len(n.classes) > 0 {
@@ -140,7 +143,7 @@ func keepable(name []byte) bool {
 // Learn implements relay.Learner.
 func (k *keeper) Learn(o *relay.Observation, w relay.Waiter) {
 	l := &lesson{
-		endpoint: o.Endpoint, name: string(o.Name), addresses: slices.Clone(o.Addresses), time: readClock(), waiter: w,
+		endpoint: o.Endpoint, name: string(o.Name), addresses: slices.Clone(o.Addresses), at: k.clock().monotonicNS, waiter: w,
 	}
 	for _, n := range o.Chain {
 		l.chain = append(l.chain, string(n))
@@ -170,6 +173,7 @@ func (k *keeper) run(ctx context.Context) error {
 			return nil
 		case <-k.ready:
 		case <-t.C:
+			k.followClock()
 			refresh = true
 		}
 		k.batch(refresh)
@@ -202,9 +206,12 @@ func (k *keeper) batch(refresh bool) {
 
 // observed is one event of a batch.
 type observed struct {
-	key   endpointKey
-	event *eventpb.DnsObserved
-	at    map[netip.Addr]int // in event.Addresses
+	key     endpointKey
+	event   *eventpb.DnsObserved
+	expires map[netip.Addr]int64 // of the monotonic clock
+	// anew: what the journal says of the addresses is taken back first.
+	anew   bool
+	record int // the event's, among those of the batch
 }
 
 // batch is what becomes durable together.
@@ -226,7 +233,7 @@ func (b *batch) of(key endpointKey, name string) *observed {
 	id := batchKey{key, name}
 	o := b.by[id]
 	if o == nil {
-		o = &observed{key: key, at: map[netip.Addr]int{}, event: &eventpb.DnsObserved{
+		o = &observed{key: key, expires: map[netip.Addr]int64{}, event: &eventpb.DnsObserved{
 			Node: b.k.cfg.Node, Ref: &eventpb.EndpointRef{Namespace: key.namespace, Name: key.name}, Incarnation: key.incarnation, Name: name,
 		}}
 		b.by[id] = o
@@ -236,12 +243,33 @@ func (b *batch) of(key endpointKey, name string) *observed {
 }
 
 func (o *observed) add(a netip.Addr, expires int64) {
-	if i, ok := o.at[a]; ok {
-		o.event.Addresses[i].ExpiresUnixNs = max(o.event.Addresses[i].ExpiresUnixNs, expires)
-		return
+	if was, ok := o.expires[a]; !ok || was < expires {
+		o.expires[a] = expires
 	}
-	o.at[a] = len(o.event.Addresses)
-	o.event.Addresses = append(o.event.Addresses, &eventpb.DnsAddress{Address: a.AsSlice(), ExpiresUnixNs: expires})
+}
+
+// records are what the journal gets: addresses ascending, times of the wall clock.
+func (o *observed) records(now clock) (records [][]byte, err error) {
+	o.event.Addresses = o.event.Addresses[:0]
+	var all [][]byte
+	for _, a := range slices.SortedFunc(maps.Keys(o.expires), netip.Addr.Compare) {
+		all = append(all, a.AsSlice())
+		o.event.Addresses = append(o.event.Addresses, &eventpb.DnsAddress{Address: a.AsSlice(), ExpiresUnixNs: now.unix(o.expires[a])})
+	}
+	events := []*eventpb.Event{{Payload: &eventpb.Event_DnsObserved{DnsObserved: o.event}}}
+	if o.anew {
+		events = slices.Insert(events, 0, &eventpb.Event{Payload: &eventpb.Event_DnsCollected{DnsCollected: &eventpb.DnsCollected{
+			Node: o.event.Node, Ref: o.event.Ref, Incarnation: o.event.Incarnation, Name: o.event.Name, Addresses: all,
+		}}})
+	}
+	for _, e := range events {
+		data, err := proto.Marshal(e)
+		if err != nil {
+			return nil, fmt.Errorf("event: %w", err)
+		}
+		records = append(records, data)
+	}
+	return records, nil
 }
 
 func (b *batch) add(l *lesson) {
@@ -252,7 +280,7 @@ func (b *batch) add(l *lesson) {
 	o := b.of(r.key(), l.name)
 	o.event.Chain = l.chain
 	for _, a := range l.addresses {
-		o.add(a.Addr, l.time.unixNS+int64(b.k.lifetime(a.TTLSeconds)))
+		o.add(a.Addr, l.at+int64(b.k.lifetime(a.TTLSeconds)))
 	}
 }
 
@@ -278,15 +306,16 @@ func (b *batch) refresh() {
 // nothing has changed.
 func (b *batch) commit() error {
 	k := b.k
+	now := k.clock()
 	var records [][]byte
-	b.events = slices.DeleteFunc(b.events, func(o *observed) bool { return len(o.event.Addresses) == 0 })
+	b.events = slices.DeleteFunc(b.events, func(o *observed) bool { return len(o.expires) == 0 })
 	for _, o := range b.events {
-		slices.SortFunc(o.event.Addresses, func(x, y *eventpb.DnsAddress) int { return bytes.Compare(x.Address, y.Address) })
-		data, err := proto.Marshal(&eventpb.Event{Payload: &eventpb.Event_DnsObserved{DnsObserved: o.event}})
+		rs, err := o.records(now)
 		if err != nil {
-			return fmt.Errorf("event: %w", err)
+			return err
 		}
-		records = append(records, data)
+		records = append(records, rs...)
+		o.record = len(records) - 1
 	}
 	if len(records) == 0 {
 		return nil
@@ -295,14 +324,13 @@ func (b *batch) commit() error {
 	if err != nil {
 		return err
 	}
-	now := readClock()
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	r := k.rules.Load()
 	var errs []error
-	for i, o := range b.events {
+	for _, o := range b.events {
 		e := k.facts.endpoint(o.key, r)
-		for _, a := range k.facts.observe(e, first+uint64(i), o.event, now) {
+		for _, a := range k.facts.observe(e, first+uint64(o.record), o.event, now) {
 			errs = append(errs, k.write(e, a))
 		}
 		if n := e.names[o.event.Name]; n != nil && len(n.addresses) > k.cfg.MaxAddresses {

@@ -181,8 +181,7 @@ func (n *node) expire(name string, a netip.Addr, ago time.Duration) {
 	n.keeper.mu.Lock()
 	defer n.keeper.mu.Unlock()
 	e := n.keeper.facts.endpoints[endpointKey{"default", "pod", 1}]
-	now := readClock()
-	e.address(name, a).extend(now.unixNS-int64(ago), now)
+	e.address(name, a).extend(monotonic() - int64(ago))
 	n.put(n.keeper.write(e, a))
 }
 

@@ -65,7 +65,7 @@ func (p *Proxy) Seed(_ context.Context, s dnslink.Seed) error {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	r, now := k.rules.Load(), readClock()
+	r, now := k.rules.Load(), k.clock()
 	for _, o := range s.Facts {
 		k.facts.observe(k.facts.endpoint(keyOf(o), r), 0, o, now)
 	}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"google.golang.org/protobuf/proto"
@@ -19,7 +21,7 @@ import (
 func (k *keeper) restore(seed *dnslink.Seed) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	r, now := k.rules.Load(), readClock()
+	r, now := k.rules.Load(), k.clock()
 	if seed != nil {
 		for _, o := range seed.Facts {
 			k.facts.observe(k.facts.endpoint(keyOf(o), r), 0, o, now)
@@ -68,8 +70,9 @@ func addrsOf(raw [][]byte) (out []netip.Addr) {
 	return out
 }
 
-// adopt takes over the later expiries that an earlier process gave the kernel and
-// had not written down yet.
+// adopt takes over the expiries that an earlier process gave the kernel: later ones that
+// it had not written down yet, and earlier ones than the journal has, since then the wall
+// clock was set back.
 func (k *keeper) adopt() error {
 	rows, err := k.rows()
 	if err != nil {
@@ -77,7 +80,6 @@ func (k *keeper) adopt() error {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	now := readClock()
 	r := k.rules.Load()
 	for key, v := range rows {
 		x := r.endpoints[key.Endpoint]
@@ -89,14 +91,15 @@ func (k *keeper) adopt() error {
 			continue
 		}
 		for _, n := range e.by[key.Addr.Addr()] {
-			f := n.addresses[key.Addr.Addr()]
+			// A class is open as long as any name of it: the least of all is the name's.
+			var least uint32
 			for _, class := range n.classes {
-				for i, c := range v.Class {
-					if c == class && v.ExpiresSeconds[i] > f.at {
-						f.at = v.ExpiresSeconds[i]
-						f.expires = now.unixNS + int64(f.at)*1e9 - now.monotonicNS
-					}
+				if i := slices.Index(v.Class[:], class); i >= 0 && (least == 0 || v.ExpiresSeconds[i] < least) {
+					least = v.ExpiresSeconds[i]
 				}
+			}
+			if f := n.addresses[key.Addr.Addr()]; least != 0 && least != f.at {
+				f.extend(int64(least) * int64(time.Second))
 			}
 		}
 	}

@@ -28,12 +28,13 @@ func (p *Proxy) Names() []Name {
 	k := p.keeper
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	now := k.clock()
 	var out []Name
 	for key, e := range k.facts.endpoints {
 		for _, n := range e.names {
 			x := Name{Namespace: key.namespace, Endpoint: key.name, Name: n.name, Chain: n.chain, Selected: len(n.classes) > 0}
 			for a, f := range n.addresses {
-				x.Addresses = append(x.Addresses, NameAddress{a, f.expires})
+				x.Addresses = append(x.Addresses, NameAddress{a, now.unix(f.expires)})
 			}
 			slices.SortFunc(x.Addresses, func(a, b NameAddress) int { return a.Addr.Compare(b.Addr) })
 			out = append(out, x)
