@@ -74,6 +74,9 @@ for group in "$@"; do
 		want iptables-legacy-restore iptables
 		want ipset ipset
 		want nft nftables
+		want dnsmasq dnsmasq-base
+		want unbound unbound
+		want nsenter util-linux
 		;;
 	generate)
 		want clang-19 clang-19

@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"strings"
 
+	"github.com/coredns/coredns/coremain"
 	"golang.org/x/sys/unix"
 )
 
@@ -23,7 +24,7 @@ type Machine struct {
 }
 
 func thisMachine(dir, varve string) (Machine, error) {
-	m := Machine{CPUs: runtime.NumCPU(), Versions: map[string]string{"etcd": etcdVersion, "Go": strings.TrimPrefix(runtime.Version(), "go")}}
+	m := Machine{CPUs: runtime.NumCPU(), Versions: map[string]string{"etcd": etcdVersion, "CoreDNS": coremain.CoreVersion, "Go": strings.TrimPrefix(runtime.Version(), "go")}}
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {
 		return m, fmt.Errorf("uname: %w", err)
@@ -49,6 +50,7 @@ func thisMachine(dir, varve string) (Machine, error) {
 	}
 	for name, args := range map[string][]string{
 		"varve": {varve, "version"}, "iptables": {"iptables", "--version"}, "nftables": {"nft", "--version"}, "iproute2": {"ip", "-V"},
+		"unbound": {"unbound", "-V"}, "dnsmasq": {"dnsmasq", "--version"},
 	} {
 		out, err := exec.Command(args[0], args[1:]...).Output()
 		if err == nil {

@@ -29,6 +29,9 @@ var commands = map[string]command{
 	"history":     historyCommand,
 	"traffic":     trafficCommand,
 	"etcd-server": etcdServerCommand,
+	"dns-load":    dnsLoadCommand,
+	"dns-server":  dnsServerCommand,
+	"coredns":     coreDNSCommand,
 }
 
 func main() {

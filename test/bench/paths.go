@@ -48,9 +48,9 @@ func (pt *path) remove() {
 	_ = pt.shell(context.Background(), `for n in $A $B $N; do ip netns del $n 2>/dev/null || true; done`)
 }
 
-// routed gives each end a veth pair to the node, addresses of its own and the
-// usual link-local gateway, as Calico and Cilium do.
-const routed = `
+// routedPod defines pod: a veth pair from a namespace to the node, an address of its own
+// and the usual link-local gateway, as Calico and Cilium do.
+const routedPod = `
 pod() {
   ip -n $N link add $2 type veth peer name eth0 netns $1
   ip -n $N link set $2 up; ip -n $1 link set eth0 up
@@ -62,6 +62,10 @@ pod() {
   ip -n $N route add $3/32 dev $2
   ip -n $N neigh replace $3 lladdr $m dev $2 nud permanent
 }
+`
+
+// routed gives each end such a pair.
+const routed = routedPod + `
 pod $A va ` + addrA + `; pod $B vb ` + addrB + `
 `
 

@@ -37,6 +37,12 @@ var figures = []figure{
 	{"datapath", "stream, Gbit/s", "One TCP stream, Gbit/s", "redirect_peer alone", "stream"},
 	{"datapath", liveMetric, "Nanoseconds a packet under live traffic of 100k tuples, by the kernel's run_time_ns and run_cnt", "", ""},
 	{"datapath", runMetric, "Nanoseconds a packet, one flow, by BPF_PROG_RUN (its harness, some 38 ns, included)", "", ""},
+	{"dns", dnsRate, "DNS queries a second", "CoreDNS", "dns"},
+	{"dns", dnsMean, "Time of a DNS query, mean, us", "CoreDNS", ""},
+	{"dns", dnsP99, "Time of a DNS query, 99th percentile, us", "CoreDNS", ""},
+	{"dns", dnsCPU, "CPU of the forwarder's processes, us a query", "CoreDNS", ""},
+	{"dns", dnsCPUWhole, "CPU of the whole machine, us a query", "CoreDNS", ""},
+	{"dns", dnsLost, "Queries that were never answered", "", ""},
 	{"policy", "all tables from the state, ms", "All tables from the state, ms", "", ""},
 	{"policy", "all tables from the state, MB allocated", "All tables from the state, MB allocated", "", ""},
 	{"policy", "an identity of a known class, us to in the kernel", "An identity of a known class, us until it is in the kernel", "", ""},
@@ -99,7 +105,7 @@ func fill(path string, r *Results) error {
 		return err
 	}
 	text := string(b)
-	for _, section := range []string{"machine", "append", "replay", "history", "datapath", "policy", "agent"} {
+	for _, section := range []string{"machine", "append", "replay", "history", "datapath", "dns", "policy", "agent"} {
 		head, rest, ok := strings.Cut(text, begin(section)+"\n")
 		_, tail, ended := strings.Cut(rest, end)
 		if !ok || !ended {
@@ -136,7 +142,7 @@ func writeMachine(w io.Writer, r *Results) {
 
 // writeTables writes all figures for people at a terminal.
 func writeTables(w io.Writer, r *Results) {
-	for _, section := range []string{"append", "replay", "history", "datapath", "policy", "agent"} {
+	for _, section := range []string{"append", "replay", "history", "datapath", "dns", "policy", "agent"} {
 		writeSection(w, r, section)
 	}
 }

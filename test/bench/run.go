@@ -43,6 +43,7 @@ var sections = []struct {
 	{"replay", runReplay},
 	{"history", runHistory},
 	{"datapath", runDatapath},
+	{"dns", runDNS},
 	{"policy", runPolicy},
 	{"agent", runAgent},
 }
