@@ -250,12 +250,13 @@ func TestRequestWindowForgetsTheOldest(t *testing.T) {
 	first := s.revision + 1
 	for i := range requestWindow + 1 {
 		s.revision++
-		s.remember(request{id: "r" + addr(i), revision: s.revision, outcome: log.OutcomeApplied})
+		s.remember(&request{id: newRequestID("r" + addr(i)), revision: s.revision, outcome: log.OutcomeApplied})
 	}
-	if _, ok := s.requestByID["r"+addr(0)]; ok || s.requests.Len() != requestWindow || len(s.requestByID) != requestWindow {
-		t.Fatalf("%d requests, %d ids, the first still there: %v", s.requests.Len(), len(s.requestByID), ok)
+	gone := newRequestID("r" + addr(0))
+	if _, ok := s.requestOf(&gone); ok || s.requests.len() != requestWindow || s.requestIndex.used != requestWindow {
+		t.Fatalf("%d requests, %d ids, the first still there: %v", s.requests.len(), s.requestIndex.used, ok)
 	}
-	if oldest, _, _ := s.requests.Min(); oldest != first+1 {
+	if oldest := s.requests.at(s.requests.first).revision; oldest != first+1 {
 		t.Errorf("the oldest is of revision %d, want %d", oldest, first+1)
 	}
 	if got := digestFromScratch(s.View()); got != s.sum() {

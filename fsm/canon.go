@@ -182,7 +182,8 @@ func canonPart(b []byte, p *part) []byte {
 
 // canonRequest leaves the reason out: it is for people.
 func canonRequest(b []byte, r *request) []byte {
-	b = appendString(b, r.id)
+	b = appendUint(b, uint64(r.id.size))
+	b = append(b, r.id.bytes[:r.id.size]...)
 	b = appendUint(b, uint64(r.revision))
 	b = append(b, byte(r.outcome))
 	return append(b, r.fingerprint[:]...)

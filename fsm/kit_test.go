@@ -249,7 +249,7 @@ func contentsOf(v View) contents {
 	return contents{
 		v.Revision(), v.Chain(), v.TimeNS(), v.Cluster(), v.Digest(),
 		slices.Collect(v.Namespaces()), slices.Collect(v.Nodes()), slices.Collect(v.Identities()),
-		slices.Collect(v.Endpoints()), slices.Collect(v.Policies()), slices.Collect(v.Names()), slices.Collect(all(v.tables().requests)), slices.Collect(all(v.tables().parts)),
+		slices.Collect(v.Endpoints()), slices.Collect(v.Policies()), slices.Collect(v.Names()), slices.Collect(v.tables().requests.all()), slices.Collect(all(v.tables().parts)),
 		v.tables().nextIdentity,
 	}
 }
@@ -257,7 +257,7 @@ func contentsOf(v View) contents {
 var compareContents = []cmp.Option{
 	protocmp.Transform(),
 	cmpopts.IgnoreFields(Policy{}, "Policy"), // follows from Set
-	cmp.AllowUnexported(request{}, part{}),
+	cmp.AllowUnexported(request{}, requestID{}, part{}),
 	cmpopts.IgnoreFields(part{}, "policies"), // follow from set
 	cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
 	cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
@@ -291,8 +291,8 @@ func digestFromScratch(v View) log.Hash {
 	for n := range v.Names() {
 		s.putName(nameKey(n.Endpoint.key(), n.Name), *n)
 	}
-	for r := range all(v.tables().requests) {
-		s.remember(*r)
+	for r := range v.tables().requests.all() {
+		s.remember(r)
 	}
 	for p := range all(v.tables().parts) {
 		s.putPart(*p)

@@ -268,7 +268,6 @@ func (l *loader) policy(pb *eventpb.SnapshotPolicy) error {
 
 func (l *loader) request(pb *eventpb.SnapshotRequest) error {
 	r := request{
-		id:       pb.Id,
 		revision: log.Revision(pb.Revision),
 		outcome:  log.Outcome(pb.Outcome),
 		reason:   pb.Reason,
@@ -281,19 +280,20 @@ func (l *loader) request(pb *eventpb.SnapshotRequest) error {
 	if pb.Outcome != uint32(log.OutcomeApplied) && pb.Outcome != rejected || (pb.Outcome == rejected) != (r.reason != "") {
 		return fmt.Errorf("outcome %d with reason %.80q", pb.Outcome, r.reason)
 	}
-	if len(r.id) == 0 || len(r.id) > maxRequestID || len(r.reason) > maxReason {
-		return fmt.Errorf("id of %d bytes, reason of %d", len(r.id), len(r.reason))
+	if len(pb.Id) == 0 || len(pb.Id) > maxRequestID || len(r.reason) > maxReason {
+		return fmt.Errorf("id of %d bytes, reason of %d", len(pb.Id), len(r.reason))
 	}
-	if _, ok := l.s.requestByID[r.id]; ok {
+	r.id = newRequestID(pb.Id)
+	if _, ok := l.s.requestOf(&r.id); ok {
 		return errors.New("given twice")
 	}
-	if l.s.requests.Len() == requestWindow {
+	if l.s.requests.len() == requestWindow {
 		return fmt.Errorf("more than %d", requestWindow)
 	}
 	if err := l.next(sectionRequests, fmt.Sprintf("%020d", pb.Revision)); err != nil {
 		return err
 	}
-	l.s.remember(r)
+	l.s.remember(&r)
 	return l.revisions(pb.Revision)
 }
 

@@ -15,8 +15,10 @@ func Resume(v View) *State {
 		s.byLabels[string(s.scratch)] = i.ID
 	}
 	s.rebuildReleased()
-	for r := range all(s.requests) {
-		s.requestByID[r.id] = r
+	s.requests = s.requests.fork()
+	s.requestsHashed = s.requests.end
+	for position := s.requests.first; position < s.requests.end; position++ {
+		s.requestIndex.add(&s.requests.at(position).id, position)
 	}
 	for n := range all(s.nodes) {
 		if !n.Left {

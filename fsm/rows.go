@@ -31,9 +31,8 @@ type rows[T any] struct {
 	unhashed []*cell[T]
 }
 
-// maxUnhashed bounds the memory of cells that wait to be hashed. It is above what
-// the window of requests holds, whose rows all live long.
-const maxUnhashed = 2 * requestWindow
+// maxUnhashed bounds the memory of cells that wait to be hashed.
+const maxUnhashed = 131072
 
 // writers is one for each table.
 type writers struct {
@@ -43,7 +42,6 @@ type writers struct {
 	endpoint  rows[Endpoint]
 	policy    rows[Policy]
 	name      rows[Name]
-	request   rows[request]
 	part      rows[part]
 }
 
@@ -55,7 +53,6 @@ func newWriters() writers {
 		endpoint:  rows[Endpoint]{name: "endpoint", canon: canonEndpoint},
 		policy:    rows[Policy]{name: "policy", canon: canonPolicy},
 		name:      rows[Name]{name: "name", canon: canonName},
-		request:   rows[request]{name: "request", canon: canonRequest},
 		part:      rows[part]{name: "part", canon: canonPart},
 	}
 }
@@ -68,8 +65,8 @@ func (s *State) settle() {
 	settle(s, &s.write.endpoint)
 	settle(s, &s.write.policy)
 	settle(s, &s.write.name)
-	settle(s, &s.write.request)
 	settle(s, &s.write.part)
+	s.settleRequests()
 }
 
 // sum is the state digest.

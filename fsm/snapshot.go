@@ -68,7 +68,7 @@ func (v View) WriteSnapshot(w io.Writer) error {
 	for p := range all(t.policies) {
 		sw.record(&eventpb.SnapshotRecord{Record: &eventpb.SnapshotRecord_Policy{Policy: policyPB(p)}})
 	}
-	for r := range all(t.requests) {
+	for r := range t.requests.all() {
 		sw.record(&eventpb.SnapshotRecord{Record: &eventpb.SnapshotRecord_Request{Request: requestPB(r)}})
 	}
 	for n := range all(t.names) {
@@ -216,7 +216,7 @@ func partPB(p *part) *eventpb.SnapshotPart {
 
 func requestPB(r *request) *eventpb.SnapshotRequest {
 	return &eventpb.SnapshotRequest{
-		Id:          r.id,
+		Id:          r.id.String(),
 		Revision:    uint64(r.revision),
 		Outcome:     uint32(r.outcome),
 		Reason:      r.reason,

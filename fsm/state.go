@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"strings"
 	"unicode/utf8"
 
 	"github.com/varve-net/varve/log"
@@ -22,10 +21,11 @@ type State struct {
 	identityIndex
 
 	// They follow from the tables and are rebuilt from a snapshot.
-	requestByID map[string]*request
-	owners      map[netip.Addr]owner
-	learned     map[string]int // addresses under all names of an endpoint, by its key
-	staged      staging        // of all parts
+	requestIndex   requestIndex
+	requestsHashed uint64 // the position up to which requests are in tables.rows
+	owners         map[netip.Addr]owner
+	learned        map[string]int // addresses under all names of an endpoint, by its key
+	staged         staging        // of all parts
 
 	write   writers
 	epoch   *epoch // since the last View
@@ -54,7 +54,6 @@ func New(cluster string) *State {
 	return &State{
 		tables:        newTables(cluster),
 		identityIndex: newIdentityIndex(),
-		requestByID:   map[string]*request{},
 		owners:        map[netip.Addr]owner{},
 		write:         newWriters(),
 		epoch:         new(epoch),
@@ -133,6 +132,7 @@ type Decoded struct {
 	bytes       []byte
 	event       *eventpb.Event
 	leaf        log.Hash
+	request     requestID
 	fingerprint log.Hash // zero if the request id is not to be remembered
 	err         error
 
@@ -156,7 +156,7 @@ func Decode(event []byte) Decoded {
 	}
 	d.leaf = log.Leaf(event)
 	if remembered(d.event) {
-		d.fingerprint = log.Fingerprint(event, d.event)
+		d.request, d.fingerprint = newRequestID(d.event.RequestId), log.Fingerprint(event, d.event)
 	}
 	d.check()
 	return d
@@ -203,7 +203,7 @@ func (s *State) ApplyDecoded(d Decoded) (log.Record, log.Result, error) {
 
 	remember := remembered(e)
 	if remember {
-		if first, ok := s.requestByID[e.RequestId]; ok {
+		if first, ok := s.requestOf(&d.request); ok {
 			return log.Record{}, s.seen(e, first, d.fingerprint), nil
 		}
 	}
@@ -229,7 +229,7 @@ func (s *State) ApplyDecoded(d Decoded) (log.Record, log.Result, error) {
 	s.revision, s.timeNS, s.chain = record.Revision, record.TimeNS, record.Chain
 	s.countNodeFact(&c)
 	if remember {
-		s.remember(request{strings.Clone(e.RequestId), c.rev, record.Outcome, record.Reason, d.fingerprint})
+		s.remember(&request{d.request, c.rev, record.Outcome, record.Reason, d.fingerprint})
 	}
 	if rejection == nil {
 		s.collect(c.rev, c.now)

@@ -28,7 +28,7 @@ type tables struct {
 	endpoints  *table[string, Endpoint] // by EndpointRef.key
 	policies   *table[string, Policy]   // by policyKey
 	names      *table[string, Name]     // by nameKey
-	requests   *table[log.Revision, request]
+	requests   window
 	parts      *table[uint32, part] // of the restore that is under way
 
 	journal
@@ -50,7 +50,6 @@ func newTables(cluster string) tables {
 		endpoints:    btree.NewMap[string, *cell[Endpoint]](endpointDegree),
 		policies:     new(table[string, Policy]),
 		names:        new(table[string, Name]),
-		requests:     new(table[log.Revision, request]),
 		parts:        new(table[uint32, part]),
 		journal:      newJournal(),
 	}
@@ -65,7 +64,6 @@ func (t *tables) freeze() *tables {
 	c.endpoints = t.endpoints.Copy()
 	c.policies = t.policies.Copy()
 	c.names = t.names.Copy()
-	c.requests = t.requests.Copy()
 	c.parts = t.parts.Copy()
 	return &c
 }
