@@ -64,6 +64,7 @@ type Config struct {
 type Past struct {
 	Config
 	turn   chan struct{} // of capacity 1: held by who replays
+	live   *fsm.State    // at the end of the last replay, or nil; the holder's
 	views  *recent[log.Revision, fsm.View]
 	tables tablesCache
 }
@@ -104,7 +105,7 @@ func (p *Past) Once(ctx context.Context, revision log.Revision) (fsm.View, error
 	if err := p.take(ctx); err != nil {
 		return fsm.View{}, err
 	}
-	state, err := p.start(ctx, revision)
+	state, err := p.start(ctx, revision, 0)
 	p.give()
 	if err == nil {
 		err = replay.Run(ctx, p.Log, revision, state)
@@ -138,22 +139,57 @@ func (p *Past) view(ctx context.Context, revision log.Revision) (fsm.View, error
 	if v, ok := p.views.get(revision); ok {
 		return v, nil
 	}
-	state, err := p.start(ctx, revision)
+	v, err := p.bring(ctx, revision, checkpointWorth)
+	if errors.Is(err, log.ErrCorrupt) {
+		// A checkpoint after the damage may serve what a replay over it cannot.
+		v, err = p.bring(ctx, revision, 0)
+	}
 	if err != nil {
 		return fsm.View{}, fmt.Errorf("state at revision %d: %w", revision, err)
 	}
+	return v, nil
+}
+
+// bring replays up to a revision, and keeps Views on the way. worth is how many events
+// are rather replayed than a checkpoint read.
+func (p *Past) bring(ctx context.Context, revision, worth log.Revision) (fsm.View, error) {
+	state, err := p.next(ctx, revision, worth)
+	if err != nil {
+		return fsm.View{}, err
+	}
 	for _, stop := range stops(state.View().Revision(), revision) {
 		if err := replay.Run(ctx, p.Log, stop, state); err != nil {
-			return fsm.View{}, fmt.Errorf("state at revision %d: %w", revision, err)
+			return fsm.View{}, err
 		}
 		v := state.View()
 		if v.Revision() != stop {
-			return fsm.View{}, fmt.Errorf("state at revision %d: %w", revision, &log.CorruptError{Revision: v.Revision() + 1, What: "the record is missing"})
+			return fsm.View{}, &log.CorruptError{Revision: v.Revision() + 1, What: "the record is missing"}
 		}
 		p.views.put(stop, v)
 	}
+	p.live = state
 	return state.View(), nil
 }
+
+// next is start, or the State that the last replay left, if none is nearer: it goes on
+// at no cost, and what changed since its last View is known (fsm.View.ChangesSince).
+func (p *Past) next(ctx context.Context, revision, worth log.Revision) (*fsm.State, error) {
+	live := p.live
+	p.live = nil // should the replay fail, nobody goes on with half of it
+	if live != nil {
+		at := live.View().Revision()
+		kept, _ := p.views.floor(revision)
+		checkpoints := p.checkpointsBefore(revision)
+		if at <= revision && kept.Revision() <= at && (len(checkpoints) == 0 || checkpoints[0] <= at+worth) {
+			return live, nil
+		}
+	}
+	return p.start(ctx, revision, worth)
+}
+
+// checkpointWorth is how many events are replayed in the time that it takes to read a
+// checkpoint, or somewhat fewer.
+const checkpointWorth = 8192
 
 // stops are the revisions on the way at which to keep a View, the last is to.
 func stops(from, to log.Revision) []log.Revision {
@@ -166,8 +202,9 @@ func stops(from, to log.Revision) []log.Revision {
 	return append(out, to)
 }
 
-// start makes the State from which the replay to a revision is shortest.
-func (p *Past) start(ctx context.Context, revision log.Revision) (*fsm.State, error) {
+// start makes the State from which the replay to a revision is shortest, but for what
+// worth says.
+func (p *Past) start(ctx context.Context, revision, worth log.Revision) (*fsm.State, error) {
 	kept, ok := p.views.floor(revision)
 	from := log.Revision(0)
 	if ok {
@@ -175,7 +212,7 @@ func (p *Past) start(ctx context.Context, revision log.Revision) (*fsm.State, er
 	}
 	var skipped error
 	for _, at := range p.checkpointsBefore(revision) {
-		if ok && at <= from {
+		if ok && at <= from+worth {
 			break
 		}
 		state, err := p.checkpoint(ctx, at)

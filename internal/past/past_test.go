@@ -188,6 +188,36 @@ func TestCompacted(t *testing.T) {
 	}
 }
 
+// What is asked for in the order of revisions is one replay, of which each answer
+// tells what changed since the one before.
+func TestGoingOn(t *testing.T) {
+	f, views := small(t, 3000)
+	f.checkpoint(t, views[1500])
+	p := New(Config{Log: f, Cluster: "bench", Checkpoints: f})
+	last := p.must(t, 1000)
+	f.read = 0
+	for _, at := range []log.Revision{1001, 1040, 2000, 3000} {
+		same(t, p, at, views[at])
+		v := p.must(t, at)
+		if changes, ok := v.ChangesSince(last); !ok || len(changes) == 0 {
+			t.Errorf("from %d to %d: %d changes, %v", last.Revision(), at, len(changes), ok)
+		}
+		last = v
+	}
+	if f.read != 2000 {
+		t.Errorf("%d records were read, want 2000", f.read)
+	}
+}
+
+func (p *Past) must(t *testing.T, at log.Revision) fsm.View {
+	t.Helper()
+	v, err := p.View(t.Context(), at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
 func TestDamagedRecord(t *testing.T) {
 	f, views := small(t, 600)
 	f.checkpoint(t, views[300])
@@ -199,6 +229,10 @@ func TestDamagedRecord(t *testing.T) {
 	if _, err := p.View(t.Context(), 250); !errors.As(err, &corrupt) || corrupt.Revision != 201 {
 		t.Errorf("over the damaged record: %v", err)
 	}
+	// A replay from what is known would be as short, but leads over the damage.
+	p = New(Config{Log: f, Cluster: "bench", Checkpoints: f})
+	same(t, p, 200, views[200])
+	same(t, p, 310, views[310])
 }
 
 func TestTables(t *testing.T) {

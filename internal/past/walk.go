@@ -20,7 +20,7 @@ func (p *Past) Walk(ctx context.Context, revisions []log.Revision, fn func(fsm.V
 	if err := p.take(ctx); err != nil {
 		return err
 	}
-	state, err := p.start(ctx, revisions[0])
+	state, err := p.start(ctx, revisions[0], 0)
 	p.give()
 	if err != nil {
 		return fmt.Errorf("state at revision %d: %w", revisions[0], err)
