@@ -57,7 +57,7 @@ func LoadOrCreate(dir, cluster, node string) (Identity, error) {
 	if err := checkName("node name", node); err != nil {
 		return Identity{}, err
 	}
-	id, err := load(dir)
+	id, err := Load(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return create(dir, cluster, node)
 	}
@@ -71,7 +71,9 @@ func LoadOrCreate(dir, cluster, node string) (Identity, error) {
 	return id, nil
 }
 
-func load(dir string) (Identity, error) {
+// Load reads the identity kept in a directory. The error is fs.ErrNotExist if there is
+// none.
+func Load(dir string) (Identity, error) {
 	path := filepath.Join(dir, identityFile)
 	b, err := os.ReadFile(path)
 	if err != nil {

@@ -61,7 +61,7 @@ func (s *Store) Follow(ctx context.Context, fromNS int64, flow func(*Flow) error
 // snapshot is the store as it is now, to be read without holding it up.
 type snapshot struct {
 	segments []segment
-	pending  block
+	pending  *block // what is still in memory; nil: nothing is ever there
 }
 
 func (s *Store) snapshot() snapshot {
@@ -75,7 +75,10 @@ func (s *Store) snapshotLocked() snapshot {
 	for _, seg := range s.segments {
 		out.segments = append(out.segments, *seg)
 	}
-	out.pending = block{fromNS: s.fromNS, toNS: s.now().UnixNano(), gap: s.gap, overflowed: s.overflowed}
+	if s.readOnly {
+		return out
+	}
+	out.pending = &block{fromNS: s.fromNS, toNS: s.now().UnixNano(), gap: s.gap, overflowed: s.overflowed}
 	for _, f := range s.counts {
 		out.pending.fromNS = min(out.pending.fromNS, f.FirstNS)
 		out.pending.flows = append(out.pending.flows, *f)
@@ -111,8 +114,10 @@ func (s *Store) read(ctx context.Context, of snapshot, fromNS, toNS int64, flow 
 			return err
 		}
 	}
-	if err := w.block(&of.pending); err != nil {
-		return err
+	if of.pending != nil {
+		if err := w.block(of.pending); err != nil {
+			return err
+		}
 	}
 	return w.end()
 }

@@ -68,6 +68,7 @@ type Store struct {
 	failed     error // why the last block is not in a file
 	observed   uint64
 	closed     bool
+	readOnly   bool // nobody writes it here
 }
 
 type follower struct {
@@ -92,6 +93,23 @@ func Open(cfg Config) (*Store, error) {
 	}
 	return s, nil
 }
+
+// OpenReadOnly opens a record that another process may write to, as it is now. Only
+// Read, Stats, Now and Close may be called; nothing in the directory is changed.
+func OpenReadOnly(dir string) (*Store, error) {
+	s := &Store{Config: Config{Dir: dir}, readOnly: true}
+	var err error
+	if s.segments, err = scanDir(dir); err != nil {
+		return nil, fmt.Errorf("flow store %s: %w", dir, err)
+	}
+	end := s.Stats().ToNS
+	s.now = func() time.Time { return time.Unix(0, end) }
+	return s, nil
+}
+
+// Now is what "an hour ago" counts back from: the clock's time, or the end of a record
+// that was opened to be read only.
+func (s *Store) Now() time.Time { return s.now() }
 
 func (s *Store) open() error {
 	if err := os.MkdirAll(s.Dir, 0o750); err != nil {

@@ -96,6 +96,52 @@ func (s *testStore) expect(from, to int64, want string) {
 
 const second = int64(time.Second)
 
+// A record that is read beside its writer is what is in its files, and nothing in the
+// folder is touched: not even the end that a crash tore off.
+func TestReadOnly(t *testing.T) {
+	dir, c := t.TempDir(), &clock{100 * second}
+	s := openStore(t, dir, c, nil)
+	s.Observe(s.flow(1))
+	s.pass(time.Second)
+	s.write(false)
+	s.Observe(s.flow(2)) // in memory
+	files, err := os.ReadDir(dir)
+	if err != nil || len(files) != 1 {
+		t.Fatalf("%v, %v", files, err)
+	}
+	path := filepath.Join(dir, files[0].Name())
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	torn := append(whole, whole[headerSize:len(whole)-3]...)
+	if err := os.WriteFile(path, torn, 0o600); err != nil {
+		t.Fatal(err)
+	}
+
+	r, err := OpenReadOnly(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := testStore{r, t, c, nil}
+	read.expect(100*second, 105*second, `
+default/p1 1m40s-1m40s x1
+gap 1m41s-1m45s lost 0 overflowed 0
+`)
+	if r.Now() != time.Unix(101, 0) {
+		t.Errorf("it ends at %s", r.Now())
+	}
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
+	if now, err := os.ReadFile(path); err != nil || !bytes.Equal(now, torn) {
+		t.Errorf("the file has changed; %v", err)
+	}
+	if _, err := OpenReadOnly(filepath.Join(dir, "none")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("of no folder: %v", err)
+	}
+}
+
 func TestFlowsAreCountedAndKept(t *testing.T) {
 	dir, c := t.TempDir(), &clock{100 * second}
 	s := openStore(t, dir, c, nil)

@@ -16,14 +16,13 @@ import (
 // Replay implements AuditService.
 func (a auditService) Replay(ctx context.Context, req *connect.Request[varvev1.AuditReplayRequest]) (*connect.Response[varvev1.AuditReplayResponse], error) {
 	if a.s.Flows == nil {
-		return nil, connect.NewError(connect.CodeFailedPrecondition, errors.New("there is no flow record here to replay: "+
-			"an agent keeps one unless --flow-store-max-bytes is 0, and of archives only its state directory holds it"))
+		return nil, a.s.noFlows()
 	}
 	what, err := a.supposition(req.Msg)
 	if err != nil {
 		return nil, err
 	}
-	now := time.Now()
+	now := a.s.Flows.Now()
 	from, err := flowTime("since", req.Msg.Since, now, a.s.Flows.Stats().FromNS)
 	if err != nil {
 		return nil, err

@@ -2,6 +2,7 @@ package apiserver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"time"
@@ -19,13 +20,13 @@ type flowService struct{ *Server }
 // Observe implements FlowService.
 func (s flowService) Observe(ctx context.Context, req *connect.Request[varvev1.ObserveRequest], stream *connect.ServerStream[varvev1.ObserveResponse]) error {
 	if s.Flows == nil {
-		return connect.NewError(connect.CodeFailedPrecondition, fmt.Errorf("this agent records no flows: --flow-store-max-bytes is 0"))
+		return s.noFlows()
 	}
 	keep, err := newFlowFilter(req.Msg.Filter)
 	if err != nil {
 		return err
 	}
-	now := time.Now()
+	now := s.Flows.Now()
 	from, err := flowTime("since", req.Msg.Since, now, s.Flows.Stats().FromNS)
 	if err != nil {
 		return err
@@ -40,6 +41,9 @@ func (s flowService) Observe(ctx context.Context, req *connect.Request[varvev1.O
 	if req.Msg.Follow && req.Msg.Until != "" {
 		return invalid("until: cannot be given with follow, which has no end")
 	}
+	if req.Msg.Follow && s.Archive {
+		return connect.NewError(connect.CodeFailedPrecondition, errors.New("follow: this is an archive, to which nothing is added; ask an agent, without --log"))
+	}
 	if err := stream.Send(nil); err != nil {
 		return err
 	}
@@ -51,6 +55,15 @@ func (s flowService) Observe(ctx context.Context, req *connect.Request[varvev1.O
 		err = out.flush()
 	}
 	return streamError(err)
+}
+
+// noFlows says why there is no flow record, and what has one.
+func (s *Server) noFlows() error {
+	why := "this agent records no flows: --flow-store-max-bytes is 0"
+	if s.Archive {
+		why = "there is no flow record here: an export holds the log alone; give --log the state directory of an agent, or --log-flows a copy of the folder flows in it"
+	}
+	return connect.NewError(connect.CodeFailedPrecondition, errors.New(why))
 }
 
 // flowTime is the time that a field names.

@@ -6,16 +6,19 @@ package offline
 import (
 	"context"
 	"errors"
-	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/varve-net/varve/api"
+	"github.com/varve-net/varve/cluster"
+	"github.com/varve-net/varve/flows"
 	"github.com/varve-net/varve/fsm"
 	"github.com/varve-net/varve/internal/apiserver"
 	"github.com/varve-net/varve/internal/past"
@@ -23,58 +26,90 @@ import (
 	"github.com/varve-net/varve/log"
 )
 
+// Config is what a Server is made of.
+type Config struct {
+	// Path is of an exported file, an agent's state directory, or the log or the
+	// history in it.
+	Path string
+	// Node is the one to answer for. Default: the one whose agent exported the file
+	// or has the state directory, or the only one that the log knows.
+	Node string
+	// Flows is a copy of the folder of a node's flow record. Default: the one in the
+	// state directory, if there is one.
+	Flows  string
+	Logger *slog.Logger
+}
+
 // Server answers for one archive, in this process alone.
 type Server struct {
 	Archive *past.Archive
+	flows   *flows.Store // nil: there are none
 	pairs   *pairs
 	stop    context.CancelFunc
 	served  chan error
 }
 
-// Serve opens an archive and answers for it as the agent of a node would. An empty
-// node is the one whose agent exported it, or the only one that it knows.
-func Serve(ctx context.Context, path, node string, logger *slog.Logger) (*Server, error) {
-	archive, err := past.OpenArchive(ctx, path, logger)
+// Serve opens an archive and answers for it as the agent of its node would.
+func Serve(ctx context.Context, c Config) (*Server, error) {
+	archive, err := past.OpenArchive(ctx, c.Path, c.Logger)
 	if err != nil {
 		return nil, err
 	}
-	view, err := newest(ctx, archive)
+	recorded, err := openFlows(c)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, errors.Join(err, archive.History.Close())
 	}
-	if node == "" {
-		node = nodeOf(archive, view)
-	}
+	// Most questions are about a moment of the past: the newest state costs a replay.
+	view := sync.OnceValue(func() fsm.View { return newest(archive) })
+	node := nodeOf(c, archive, view)
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
-	s := &Server{Archive: archive, pairs: newPairs(), stop: stop, served: make(chan error, 1)}
+	s := &Server{Archive: archive, flows: recorded, pairs: newPairs(), stop: stop, served: make(chan error, 1)}
 	info := apiserver.Info{Version: version.String(), Cluster: archive.Cluster, Node: node, PID: os.Getpid(), StartedUnixNS: time.Now().UnixNano()}
 	server := apiserver.New(apiserver.Config{
 		Listener: s.pairs, Cluster: archive.Cluster, Node: node, Info: func() apiserver.Info { return info },
 		Log: archivedLog{archive, view}, Projector: projector{archive, view, node}, Endpoints: endpoints{}, Kernel: kernel{},
-		Monitor: monitor{}, Past: archive.Past, Archive: true, Logger: logger,
+		Monitor: monitor{}, Past: archive.Past, Flows: recorded, Archive: true, Logger: c.Logger,
 	})
 	go func() { s.served <- server.Serve(serving) }()
 	return s, nil
 }
 
+// openFlows opens the flow record that belongs to the archive; nil if there is none.
+func openFlows(c Config) (*flows.Store, error) {
+	if c.Flows != "" {
+		return flows.OpenReadOnly(c.Flows)
+	}
+	s, err := flows.OpenReadOnly(filepath.Join(c.Path, "flows"))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		return nil, nil
+	}
+	return s, err
+}
+
 // newest is the state of the newest revision; of an archive that is filtered or
 // damaged it is the empty one, and what asks for it is answered with the reason.
-func newest(ctx context.Context, a *past.Archive) (fsm.View, error) {
+func newest(a *past.Archive) fsm.View {
 	head, _ := a.History.Last()
-	v, err := a.View(ctx, head)
-	if err != nil && ctx.Err() != nil {
-		return v, err
+	v, err := a.View(context.Background(), head)
+	if err != nil {
+		return fsm.View{}
 	}
-	return v, nil
+	return v
 }
 
 // nodeOf finds the node to answer for.
-func nodeOf(a *past.Archive, v fsm.View) string {
+func nodeOf(c Config, a *past.Archive, newest func() fsm.View) string {
+	if c.Node != "" {
+		return c.Node
+	}
 	if meta := a.History.Exported(); meta.GetNode() != "" {
 		return meta.GetNode()
 	}
+	if id, err := cluster.Load(c.Path); err == nil && id.Cluster == a.Cluster {
+		return id.Node
+	}
 	var names []string
-	for n := range v.Nodes() {
+	for n := range newest().Nodes() {
 		names = append(names, n.Name)
 	}
 	if len(names) == 1 {
@@ -91,7 +126,11 @@ func (s *Server) Client() (*api.Client, error) {
 // Close ends the server.
 func (s *Server) Close() error {
 	s.stop()
-	return errors.Join(<-s.served, s.Archive.History.Close())
+	err := <-s.served
+	if s.flows != nil {
+		err = errors.Join(err, s.flows.Close())
+	}
+	return errors.Join(err, s.Archive.History.Close())
 }
 
 // pairs is a listener whose connections are pairs of sockets of this process, so

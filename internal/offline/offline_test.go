@@ -62,7 +62,7 @@ func directory(t *testing.T) (string, []fsm.View) {
 
 func serve(t *testing.T, path string) *api.Client {
 	t.Helper()
-	s, err := offline.Serve(t.Context(), path, "", slog.New(slog.DiscardHandler))
+	s, err := offline.Serve(t.Context(), offline.Config{Path: path, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -224,10 +224,10 @@ func TestArchiveIsOnlyRead(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	if _, err := offline.Serve(context.Background(), t.TempDir(), "", slog.New(slog.DiscardHandler)); err == nil {
+	if _, err := offline.Serve(context.Background(), offline.Config{Path: t.TempDir(), Logger: slog.New(slog.DiscardHandler)}); err == nil {
 		t.Error("an empty directory was opened")
 	}
-	if _, err := offline.Serve(context.Background(), filepath.Join(dir, "none"), "", slog.New(slog.DiscardHandler)); !errors.Is(err, os.ErrNotExist) {
+	if _, err := offline.Serve(context.Background(), offline.Config{Path: filepath.Join(dir, "none"), Logger: slog.New(slog.DiscardHandler)}); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no file: %v", err)
 	}
 }

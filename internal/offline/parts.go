@@ -26,7 +26,7 @@ var errArchive = connect.NewError(connect.CodeFailedPrecondition,
 // archivedLog is an archive as a server's log.
 type archivedLog struct {
 	*past.Archive
-	view fsm.View
+	view func() fsm.View // of the newest revision
 }
 
 func (l archivedLog) Append(context.Context, ...*eventpb.Event) ([]log.Result, error) {
@@ -47,7 +47,7 @@ func (l archivedLog) Subscribe(context.Context, log.Revision, func(log.Record) e
 	return errArchive
 }
 
-func (l archivedLog) View() fsm.View { return l.view }
+func (l archivedLog) View() fsm.View { return l.view() }
 
 // ClockBehind is nothing that an archive can tell.
 func (l archivedLog) ClockBehind() time.Duration { return 0 }
@@ -57,14 +57,14 @@ func (l archivedLog) History() *history.History { return l.Archive.History }
 // projector makes the tables that the node had at the newest revision.
 type projector struct {
 	archive *past.Archive
-	view    fsm.View
+	view    func() fsm.View
 	node    string
 }
 
 func (p projector) Wait(context.Context, log.Revision) error { return nil }
 
 func (p projector) Current() *projections.Tables {
-	t, err := p.archive.Tables(context.Background(), p.view.Revision(), p.node)
+	t, err := p.archive.Tables(context.Background(), p.view().Revision(), p.node)
 	if err != nil {
 		return nil
 	}
@@ -72,12 +72,12 @@ func (p projector) Current() *projections.Tables {
 }
 
 func (p projector) Hold(_ context.Context, fn func(fsm.View, *projections.Tables) error) error {
-	return fn(p.view, p.Current())
+	return fn(p.view(), p.Current())
 }
 
 func (p projector) Err() error {
 	head, _ := p.archive.History.Last()
-	if p.view.Revision() != head {
+	if p.view().Revision() != head {
 		return fmt.Errorf("the state of revision %d cannot be told from this archive", head)
 	}
 	return nil

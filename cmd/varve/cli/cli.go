@@ -37,6 +37,7 @@ type app struct {
 	socket  string
 	archive string // answers instead of an agent
 	node    string // for which the archive answers
+	flows   string // a flow record beside the archive
 	output  string
 	noColor bool
 	ink     palette
@@ -100,8 +101,10 @@ internal.`, `
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.socket, "socket", "", "the agent's unix socket (default $"+api.SocketEnv+" or "+api.DefaultSocket+")")
 	flags.StringVar(&a.archive, "log", "", "answer from an exported log or a state directory instead of asking an agent")
-	flags.StringVar(&a.node, "log-node", "", "with --log: answer as the agent of this node (default the one that exported it, or the only one)")
+	flags.StringVar(&a.node, "log-node", "", "with --log: answer as the agent of this node (default the one whose it is, or the only one)")
+	flags.StringVar(&a.flows, "log-flows", "", "with --log: a copy of the folder of a node's flow record (default the one in the state directory)")
 	_ = root.MarkPersistentFlagFilename("log")
+	_ = root.MarkPersistentFlagDirname("log-flows")
 	flags.BoolVar(&a.noColor, "no-color", false, "print without colours, as if NO_COLOR were set")
 	root.PersistentPreRun = func(*cobra.Command, []string) { a.ink = newPalette(a.coloured(a.stdout)) }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"slices"
 	"strings"
 
@@ -20,7 +21,12 @@ func (a *app) dialArchive() (*api.Client, error) {
 	if a.socket != "" {
 		return nil, usagef("--log, --socket: an archive or an agent answers, not both; give one")
 	}
-	server, err := offline.Serve(context.Background(), a.archive, a.node, slog.New(slog.DiscardHandler))
+	// The states of a replay live as long as the answer takes: less often looking for
+	// what is garbage is a fifth of the time.
+	debug.SetGCPercent(200)
+	server, err := offline.Serve(context.Background(), offline.Config{
+		Path: a.archive, Node: a.node, Flows: a.flows, Logger: slog.New(slog.DiscardHandler),
+	})
 	if err != nil {
 		return nil, fmt.Errorf("--log: %w", err)
 	}
