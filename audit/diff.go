@@ -71,7 +71,21 @@ func DiffState(was, is fsm.View, fn func(StateChange) error) error {
 	if err != nil {
 		return err
 	}
-	return diffRows("name", was.Names(), is.Names(), nameRow, fn)
+	if err := diffRows("name", was.Names(), is.Names(), nameRow, fn); err != nil {
+		return err
+	}
+	return diffRows("restore", underWay(was), underWay(is), func(s *fsm.Staging) (string, stateRow) {
+		return s.Restore, stateRow{s.Restore, fmt.Sprintf("under way on node %s, parts: %d", s.Node, s.Parts), s.Revision}
+	}, fn)
+}
+
+// underWay yields the restore that is.
+func underWay(v fsm.View) iter.Seq[*fsm.Staging] {
+	return func(yield func(*fsm.Staging) bool) {
+		if s, ok := v.Staging(); ok {
+			yield(&s)
+		}
+	}
 }
 
 // stateRow is a row of the state: its name and its content in a line.

@@ -111,6 +111,13 @@ func describe(e *eventpb.Event, kind log.Kind) string {
 		return fmt.Sprintf("node %s has %s", name, addresses(p.NodeUpdated.Addresses))
 	case *eventpb.Event_NodeLeft:
 		return fmt.Sprintf("node %s leaves, and its endpoints with it", name)
+	case *eventpb.Event_SnapshotStaged:
+		st := p.SnapshotStaged
+		return fmt.Sprintf("stages part %d of restore %s: namespaces: %d, policies: %d", st.Part, name, len(st.Namespaces), len(st.Policies))
+	case *eventpb.Event_SnapshotRestored:
+		return fmt.Sprintf("restores policies and namespaces as of revision %d (restore %s)", p.SnapshotRestored.GetSource().GetRevision(), name)
+	case *eventpb.Event_SnapshotAbandoned:
+		return fmt.Sprintf("abandons restore %s: %s", name, p.SnapshotAbandoned.Reason)
 	}
 	return kind.String() + " " + name
 }

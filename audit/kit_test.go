@@ -168,6 +168,16 @@ func refPB(ref policy.Ref) *eventpb.PolicyRef {
 	return &eventpb.PolicyRef{Kind: eventpb.PolicyKind(ref.Kind), Namespace: ref.Namespace, Name: ref.Name}
 }
 
+// restore puts policies and namespaces back.
+func (m *memory) restore(to fsm.View) log.Revision {
+	m.t.Helper()
+	var last log.Revision
+	for _, e := range to.Restoring(fmt.Sprint(m.Head()), 2000) {
+		last = m.must(m.append(eventpb.Role_ROLE_RESTORER, "one", e))
+	}
+	return last
+}
+
 func pick[T any](r *rand.Rand, of ...T) T { return of[r.IntN(len(of))] }
 
 // churn appends one random event, some of which are rejected.
@@ -178,7 +188,9 @@ func (m *memory) churn(r *rand.Rand) {
 	namespace := func() string { return pick(r, "default", "shop") }
 	pod := func() string { return pick(r, "web", "db", "other") }
 	node := func() string { return pick(r, "one", "two") }
-	switch r.IntN(14) {
+	switch r.IntN(15) {
+	case 14:
+		m.restore(m.views[r.IntN(len(m.views))])
 	case 0:
 		m.join(node(), byte(1+r.IntN(4)))
 	case 1:

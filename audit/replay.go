@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -196,10 +197,8 @@ func (r *replaying) run(ctx context.Context) error {
 	keep := newSieve(r.endpoints())
 	real := newWorld(r.Options, keep.excerpt(view))
 	supposed := newWorld(r.Options, view.Excerpt(keep.endpoints, func(ref policy.Ref) bool { return keep.policy(ref) && !slices.Contains(r.changed, ref) }))
-	for _, set := range r.what.Set {
-		if err := supposed.state.Suppose(set); err != nil {
-			return err
-		}
+	if err := r.suppose(supposed); err != nil {
+		return err
 	}
 	judge := func(until log.Revision) error {
 		for len(r.flows) > 0 && r.flows[0].revision <= until {
@@ -224,13 +223,29 @@ func (r *replaying) run(ctx context.Context) error {
 			if ref, err := policy.ParseStream(string(log.PeekStream(rec.Event))); err == nil && slices.Contains(r.changed, ref) {
 				return nil
 			}
-			return supposed.fold(&rec)
+			if err := supposed.fold(&rec); err != nil || !bytes.HasPrefix(log.PeekStream(rec.Event), restoreStreams) {
+				return err
+			}
+			return r.suppose(supposed) // it may have put back what is supposed otherwise
 		})
 		if err != nil {
 			return err
 		}
 	}
 	return judge(last)
+}
+
+// suppose makes the policies of a world what they might have been.
+func (r *replaying) suppose(w *world) error {
+	for _, ref := range r.what.Delete {
+		w.state.SupposeNot(ref)
+	}
+	for _, set := range r.what.Set {
+		if err := w.state.Suppose(set); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // endpoints are those that any flow names.

@@ -105,6 +105,9 @@ func supposed(t *testing.T, m *memory, at log.Revision, what Supposition) fsm.Vi
 			t.Fatal(err)
 		}
 	}
+	for _, ref := range what.Delete {
+		other.delete(ref) // should a restore have brought it back
+	}
 	for _, set := range what.Set {
 		other.must(other.append(eventpb.Role_ROLE_ADMIN, "one", &eventpb.Event{Payload: &eventpb.Event_PolicySet{PolicySet: set}}))
 	}

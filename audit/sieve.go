@@ -14,8 +14,8 @@ import (
 
 // sieve keeps, of all records, those that can touch the answer to a question in
 // some span of revisions: of the endpoints that were its parties in that span, of
-// their namespaces and the policies in those, of cluster-wide policies, and of
-// nodes. Nothing else can: a policy of a namespace selects only its own endpoints
+// their namespaces and the policies in those, of cluster-wide policies, of restores,
+// and of nodes. Nothing else can: a policy of a namespace selects only its own endpoints
 // (policy.Compile), and a peer's part in a verdict is its labels, its named ports
 // and its address.
 //
@@ -48,6 +48,7 @@ var (
 	nodeStreams        = []byte("node/")
 	policyStreams      = []byte("policy/")
 	clusterwideStreams = []byte("policy/ccnp/")
+	restoreStreams     = []byte("restore/")
 )
 
 // record tells whether a record is of the sieve's.
@@ -57,7 +58,7 @@ func (s *sieve) record(r *log.Record) bool {
 	}
 	stream := log.PeekStream(r.Event)
 	switch {
-	case bytes.HasPrefix(stream, nodeStreams), bytes.HasPrefix(stream, clusterwideStreams):
+	case bytes.HasPrefix(stream, nodeStreams), bytes.HasPrefix(stream, clusterwideStreams), bytes.HasPrefix(stream, restoreStreams):
 		return true
 	case bytes.HasPrefix(stream, policyStreams):
 		// policy/KIND/NAMESPACE/NAME

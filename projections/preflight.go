@@ -68,6 +68,16 @@ func (t *Tables) Need() Need {
 	return need
 }
 
+// PreflightState is Preflight of another state altogether, before it is one.
+func PreflightState(current *Tables, v fsm.View, opts Options) (Need, error) {
+	t, err := build(factsOf(v), current.Node, opts)
+	if err != nil {
+		return Need{}, err
+	}
+	need, _ := current.beside(t)
+	return need, nil
+}
+
 // beside is the rows of t and those of others that it lacks, and how many of these
 // are ranges of addresses.
 func (t *Tables) beside(other *Tables) (need Need, ranges int) {

@@ -93,6 +93,8 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 
+	abandonRestore(ctx, &cfg, rlog)
+
 	var eps *endpoints
 	write := func(ctx context.Context, t *projections.Tables, d projections.Delta) (dataplane.Stats, error) {
 		return dp.Enforce(ctx, t, d, eps.bindings(rlog.View()))
@@ -156,7 +158,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		MaxAge: cfg.HistoryMaxAge, MaxBytes: cfg.HistoryMaxBytes, Logger: logger,
 	})
 	srv := apiserver.New(apiserver.Config{
-		Listener: listener, Group: cfg.Group, Cluster: cfg.Cluster, Node: cfg.Node,
+		Listener: listener, Group: cfg.Group, RestoreGroup: cfg.RestoreGroup, Cluster: cfg.Cluster, Node: cfg.Node,
 		Info: func() apiserver.Info { return info },
 		Log:  rlog, Projector: proj, Endpoints: eps, Kernel: watchedKernel{dp, met}, Monitor: mon,
 		Past: history, InForce: digests.All, Flows: recorded, Drift: drifts.Report, DNSSocket: cfg.DNSSocket, Logger: logger,

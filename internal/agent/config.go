@@ -22,6 +22,9 @@ type Config struct {
 	// Socket is the path of the API's unix socket; Group may use it beside root.
 	Socket string
 	Group  string
+	// RestoreGroup is those of Group who may restore snapshots beside root; empty:
+	// nobody.
+	RestoreGroup string
 	// BPFRoot is a directory on a bpffs, or one where the agent mounts its own. All
 	// pins are below it, so two agents of one machine have two of them.
 	BPFRoot string

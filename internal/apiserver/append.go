@@ -17,10 +17,15 @@ const maxRequestIDBytes = 64
 // event completes one that a caller asked for: who, where and in which stream. It
 // refuses what the caller may not append.
 func (s *Server) event(ctx context.Context, e *eventpb.Event) (*eventpb.Event, error) {
+	return s.eventOf(ActorFrom(ctx), e)
+}
+
+// eventOf is event for a caller who is known.
+func (s *Server) eventOf(actor Actor, e *eventpb.Event) (*eventpb.Event, error) {
 	if len(e.RequestId) > maxRequestIDBytes {
 		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("request_id: %d bytes; at most %d", len(e.RequestId), maxRequestIDBytes))
 	}
-	e.Actor = ActorFrom(ctx).Proto()
+	e.Actor = actor.Proto()
 	e.Origin = &eventpb.Origin{Cluster: s.Cluster, Node: s.Node}
 	stream, err := log.StreamOf(e)
 	if err != nil {

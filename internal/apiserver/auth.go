@@ -19,6 +19,9 @@ import (
 type Actor struct {
 	Role eventpb.Role
 	Name string // "unix:uid=0,gid=0,pid=4711"
+	// MayRestore: he may put policies and namespaces back to a snapshot's, which takes
+	// more than to change one.
+	MayRestore bool
 }
 
 // Proto is the actor as an event carries it.
@@ -64,8 +67,9 @@ func peerCredentials(c net.Conn) *unix.Ucred {
 // authenticator decides whom the socket lets in: root, the agent's own user and
 // members of one group.
 type authenticator struct {
-	uid   uint32
-	group string // members may call, "" for none
+	uid       uint32
+	group     string // members may call, "" for none
+	restorers string // members who may call may restore, "" for none
 }
 
 // actor turns a connection's credentials, nil for none, into an Actor.
@@ -74,17 +78,18 @@ func (a authenticator) actor(cred *unix.Ucred) (Actor, error) {
 		return Actor{}, connect.NewError(connect.CodeUnauthenticated, fmt.Errorf("the connection carries no credential: connect over the agent's unix socket"))
 	}
 	name := fmt.Sprintf("unix:uid=%d,gid=%d,pid=%d", cred.Uid, cred.Gid, cred.Pid)
-	if cred.Uid == 0 || cred.Uid == a.uid || a.member(cred) {
-		return Actor{Role: eventpb.Role_ROLE_ADMIN, Name: name}, nil
+	owner := cred.Uid == 0 || cred.Uid == a.uid
+	if owner || member(a.group, cred) {
+		return Actor{Role: eventpb.Role_ROLE_ADMIN, Name: name, MayRestore: owner || member(a.restorers, cred)}, nil
 	}
 	return Actor{}, connect.NewError(connect.CodePermissionDenied, fmt.Errorf("user %d may not use varve: run as root or join the group %q", cred.Uid, a.group))
 }
 
-func (a authenticator) member(cred *unix.Ucred) bool {
-	if a.group == "" {
+func member(group string, cred *unix.Ucred) bool {
+	if group == "" {
 		return false
 	}
-	g, err := user.LookupGroup(a.group)
+	g, err := user.LookupGroup(group)
 	if err != nil {
 		return false
 	}

@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"context"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -43,6 +44,38 @@ func TestGroupMembersAreLetIn(t *testing.T) {
 	a := authenticator{uid: 1000, group: "root"} // gid 0 exists everywhere
 	if _, err := a.actor(&unix.Ucred{Uid: 4711, Gid: 0}); err != nil {
 		t.Error(err)
+	}
+}
+
+// Restoring takes more than calling.
+func TestWhoMayRestore(t *testing.T) {
+	root := &unix.Ucred{Uid: 0}
+	own := &unix.Ucred{Uid: 1000, Gid: 1000}
+	member := &unix.Ucred{Uid: 4711, Gid: 0} // of the group "root"
+	for _, tt := range []struct {
+		group, restorers string
+		cred             *unix.Ucred
+		want             bool
+	}{
+		{"root", "", root, true},
+		{"root", "", own, true},
+		{"root", "", member, false},
+		{"root", "no-such-group", member, false},
+		{"root", "root", member, true},
+		{"", "root", member, false}, // may not even call
+	} {
+		a := authenticator{uid: 1000, group: tt.group, restorers: tt.restorers}
+		if actor, _ := a.actor(tt.cred); actor.MayRestore != tt.want {
+			t.Errorf("%+v of %+v: %t, want %t", tt.cred, a, actor.MayRestore, tt.want)
+		}
+	}
+	// Found out before the file is taken; what only looks is open to whoever may call.
+	ctx := context.WithValue(t.Context(), peerKey{}, &peer{actor: Actor{Role: eventpb.Role_ROLE_ADMIN}})
+	if err := mayRestore(ctx, false); connect.CodeOf(err) != connect.CodePermissionDenied || !strings.Contains(err.Error(), "--restore-group") {
+		t.Errorf("a member of the group alone: %v", err)
+	}
+	if err := mayRestore(ctx, true); err != nil {
+		t.Errorf("a dry run: %v", err)
 	}
 }
 

@@ -40,6 +40,22 @@ func (s *Server) preflight(view fsm.View, sets []*eventpb.PolicySet) error {
 	return nil
 }
 
+// preflightState is preflight of another state altogether.
+func (s *Server) preflightState(view fsm.View) error {
+	tables := s.Projector.Current()
+	if tables == nil {
+		return nil
+	}
+	need, err := projections.PreflightState(tables, view, projections.Options{})
+	if err != nil {
+		return connect.NewError(connect.CodeInternal, err)
+	}
+	if err := fitsMaps(need, s.Kernel.Capacities()); err != nil {
+		return connect.NewError(connect.CodeFailedPrecondition, err)
+	}
+	return nil
+}
+
 type rowsOf struct {
 	name string
 	rows int

@@ -12,6 +12,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -49,9 +50,12 @@ var services = []string{
 type Config struct {
 	Listener net.Listener // from Bind
 	Group    string       // members of it may call beside root; "" for root only
-	Cluster  string
-	Node     string
-	Info     func() Info
+	// RestoreGroup is those of Group who may restore snapshots beside root; "" for root
+	// only.
+	RestoreGroup string
+	Cluster      string
+	Node         string
+	Info         func() Info
 
 	Log       Log
 	Projector Projector
@@ -74,7 +78,8 @@ type Config struct {
 // Server answers the API.
 type Server struct {
 	Config
-	http *http.Server
+	http      *http.Server
+	restoring sync.Mutex // held by who restores a snapshot
 }
 
 // New makes a server that is ready to Serve.
@@ -102,17 +107,20 @@ func New(cfg Config) *Server {
 	mux.Handle(grpcreflect.NewHandlerV1Alpha(reflector))
 	mux.Handle(grpchealth.NewHandler(grpchealth.NewStaticChecker(services...)))
 
-	s.http = NewHTTP(mux, cfg.Group, cfg.Logger)
+	s.http = newHTTP(mux, authenticator{uid: uint32(os.Geteuid()), group: cfg.Group, restorers: cfg.RestoreGroup}, cfg.Logger)
 	return s
 }
 
 // NewHTTP makes a server for the listener of Bind that lets in root, the process's own
 // user and members of a group, and speaks HTTP/1 and HTTP/2 without TLS.
 func NewHTTP(h http.Handler, group string, logger *slog.Logger) *http.Server {
+	return newHTTP(h, authenticator{uid: uint32(os.Geteuid()), group: group}, logger)
+}
+
+func newHTTP(h http.Handler, auth authenticator, logger *slog.Logger) *http.Server {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
-	auth := authenticator{uid: uint32(os.Geteuid()), group: group}
 	return &http.Server{
 		Handler:           auth.authenticate(h),
 		ConnContext:       auth.identify,

@@ -3,6 +3,7 @@ package apiserver
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -10,6 +11,7 @@ import (
 
 	varvev1 "github.com/varve-net/varve/api/varve/v1"
 	"github.com/varve-net/varve/fsm"
+	"github.com/varve-net/varve/log"
 	"github.com/varve-net/varve/log/eventpb"
 )
 
@@ -66,7 +68,7 @@ func (k *kit) applyPolicy(t *testing.T, name, app string) {
 	}
 }
 
-// A restore brings policies and namespaces back by events, leaves endpoints alone,
+// A restore brings policies and namespaces back by one event, leaves endpoints alone,
 // and is done when it is done.
 func TestRestore(t *testing.T) {
 	k := newKit(t)
@@ -105,9 +107,57 @@ func TestRestore(t *testing.T) {
 	if _, ok := k.log.View().Endpoint(fsm.EndpointRef{Namespace: "default", Name: "web"}); !ok {
 		t.Error("the endpoint is gone")
 	}
+	var kinds []log.Kind
+	if err := k.log.Read(t.Context(), head+1, log.Revision(done.Revision), func(r log.Record) error {
+		e, err := log.Unmarshal(r.Event)
+		if err != nil {
+			return err
+		}
+		kind, err := log.KindOf(e)
+		kinds = append(kinds, kind)
+		if e.Actor.Role != eventpb.Role_ROLE_RESTORER || e.Stream != "restore/"+done.Restore {
+			t.Errorf("revision %d: by %v in stream %s", r.Revision, e.Actor, e.Stream)
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(kinds, []log.Kind{log.KindSnapshotStaged, log.KindSnapshotRestored}) {
+		t.Errorf("events: %v", kinds)
+	}
 	again, err := k.restore(t, file, false)
-	if err != nil || len(again.Streams) != 0 {
+	if now, _ := k.log.Head(); err != nil || len(again.Streams) != 0 || again.Restore != "" || uint64(now) != done.Revision {
 		t.Errorf("again: %v, %v", again, err)
+	}
+}
+
+// A restore that the state would not take is refused before anything is recorded, and
+// so is one beside another.
+func TestRestoreRehearses(t *testing.T) {
+	k := newKit(t)
+	k.applyPolicy(t, "p", "web")
+	file := k.save(t, "")
+	k.applyPolicy(t, "p", "db")
+	// Another node's, which is under way.
+	parts := k.log.View().Restoring("elsewhere", 1)
+	parts[0].Actor = &eventpb.Actor{Role: eventpb.Role_ROLE_RESTORER, Name: "test"}
+	parts[0].Origin, parts[0].Stream = &eventpb.Origin{Cluster: testCluster, Node: "n2"}, "restore/elsewhere"
+	if r, err := k.log.Append(t.Context(), parts[0]); err != nil || r[0].Outcome != log.OutcomeApplied {
+		t.Fatalf("%v, %v", r, err)
+	}
+	before, _ := k.log.Head()
+	_, err := k.restore(t, file, false)
+	if now, _ := k.log.Head(); err == nil || !strings.Contains(err.Error(), "restore elsewhere of node n2") || !strings.Contains(err.Error(), "nothing was changed") || now != before {
+		t.Errorf("%v, head %d, was %d", err, now, before)
+	}
+}
+
+// The events of a restore are no one's to append as they are.
+func TestRestoreByAppend(t *testing.T) {
+	k := newKit(t)
+	for _, e := range k.log.View().Restoring("mine", 1) {
+		_, err := k.Log.Append(t.Context(), connect.NewRequest(&varvev1.AppendRequest{Events: []*eventpb.Event{e}}))
+		codeIs(t, err, connect.CodePermissionDenied)
 	}
 }
 

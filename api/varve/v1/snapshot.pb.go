@@ -123,10 +123,12 @@ func (x *RestoreSnapshotRequest) GetDryRun() bool {
 type RestoreSnapshotResponse struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
 	SnapshotRevision uint64                 `protobuf:"varint,1,opt,name=snapshot_revision,json=snapshotRevision,proto3" json:"snapshot_revision,omitempty"` // that the file is of
-	Streams          []*RestoredStream      `protobuf:"bytes,2,rep,name=streams,proto3" json:"streams,omitempty"`
-	Revision         uint64                 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"` // of the log afterwards
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	Streams          []*RestoredStream      `protobuf:"bytes,2,rep,name=streams,proto3" json:"streams,omitempty"`                                            // that differ, those set before those deleted
+	// Of the event that restored; the log's if nothing differs, or in a dry run.
+	Revision      uint64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	Restore       string `protobuf:"bytes,4,opt,name=restore,proto3" json:"restore,omitempty"` // its name in the log; empty if nothing was recorded
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RestoreSnapshotResponse) Reset() {
@@ -178,6 +180,13 @@ func (x *RestoreSnapshotResponse) GetRevision() uint64 {
 		return x.Revision
 	}
 	return 0
+}
+
+func (x *RestoreSnapshotResponse) GetRestore() string {
+	if x != nil {
+		return x.Restore
+	}
+	return ""
 }
 
 type RestoredStream struct {
@@ -249,11 +258,12 @@ const file_api_varve_v1_snapshot_proto_rawDesc = "" +
 	"\x02at\x18\x01 \x01(\tR\x02at\"E\n" +
 	"\x16RestoreSnapshotRequest\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x17\n" +
-	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"\x96\x01\n" +
+	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"\xb0\x01\n" +
 	"\x17RestoreSnapshotResponse\x12+\n" +
 	"\x11snapshot_revision\x18\x01 \x01(\x04R\x10snapshotRevision\x122\n" +
 	"\astreams\x18\x02 \x03(\v2\x18.varve.v1.RestoredStreamR\astreams\x12\x1a\n" +
-	"\brevision\x18\x03 \x01(\x04R\brevision\"\\\n" +
+	"\brevision\x18\x03 \x01(\x04R\brevision\x12\x18\n" +
+	"\arestore\x18\x04 \x01(\tR\arestore\"\\\n" +
 	"\x0eRestoredStream\x12\x16\n" +
 	"\x06stream\x18\x01 \x01(\tR\x06stream\x12\x16\n" +
 	"\x06action\x18\x02 \x01(\tR\x06action\x12\x1a\n" +

@@ -76,6 +76,7 @@ keys are named as the flags are, and the default.`),
 	flags.StringVar(&cfg.DNSProxy, "dns-proxy", agent.DNSProxyChild, "who runs the DNS proxy: child (the agent), external (another service, such as systemd's), off (there is none)")
 	flags.StringVar(&cfg.DNSSocket, "dns-socket", "", "unix socket of the DNS proxy (default dns.sock beside the agent's)")
 	flags.StringVar(&cfg.Group, "group", agent.DefaultGroup, "members of this group may use the socket beside root; empty: nobody")
+	flags.StringVar(&cfg.RestoreGroup, "restore-group", "", "those of --group who are in this group too may restore snapshots beside root; empty: nobody")
 	flags.StringVar(&cfg.BPFRoot, "bpf-root", agent.DefaultBPFRoot, "directory of the BPF pins, on a bpffs or where one may be mounted")
 	flags.StringVar(&cfg.Cluster, "cluster-name", agent.DefaultCluster, "name of the cluster")
 	flags.StringVar(&cfg.Node, "node-name", "", "name of this node (default the host's name)")

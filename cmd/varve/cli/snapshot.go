@@ -137,16 +137,19 @@ func (a *app) snapshotRestore() *cobra.Command {
 		Short: "Bring back policies and namespaces, or make a new node of a file",
 		Long: strings.TrimSpace(`
 Without --state-dir, bring the policies and namespaces of a running agent back to
-what a snapshot of its own log says. Each change is an event, which subscribers see,
-in groups of at most 1,000; what is deleted comes last. Endpoints and nodes stay as
-they are: they are facts, which only their node states.
+what a snapshot of its own log says, all at once: parts of the file are staged in the
+log, and one event, which subscribers see, puts them in force. What both have alike is
+not touched. Endpoints, nodes and the names that they asked for stay as they are: they
+are facts, which only their node states. Root may, and members of the agent's
+--restore-group.
 
 With --state-dir, make the state directory of a new node: its log goes on after the
 snapshot's revision and continues its chain. The directory must be empty. Start the
 agent with it, and the same --cluster-name and --node-name, afterwards.
 
 The whole file is checked first; one that is damaged, of another cluster or of a
-later format is refused before anything is touched.`),
+later format, or that the node's maps have no room for, is refused before anything is
+touched. If the agent ends before the restore has, nothing of it is in force.`),
 		Example: strings.Trim(`
   varve snapshot restore today.varve --dry-run
   varve snapshot restore today.varve
@@ -249,10 +252,13 @@ func (a *app) restoreRunning(cmd *cobra.Command, file string, dryRun bool) error
 			g.add(s.Action, s.Stream, revision)
 		}
 		a.show(g, "policies and namespaces are as the snapshot has them")
-		what := "restored"
+		what, by := "restored", fmt.Sprintf(", by the event of revision %d", resp.Msg.Revision)
 		if dryRun {
 			what = "would be restored"
 		}
-		fmt.Fprintf(a.stderr, "%s to what they were at revision %d: %s\n", what, resp.Msg.SnapshotRevision, plural(len(resp.Msg.Streams), "change"))
+		if resp.Msg.Restore == "" {
+			by = ""
+		}
+		fmt.Fprintf(a.stderr, "%s to what they were at revision %d%s: %s\n", what, resp.Msg.SnapshotRevision, by, plural(len(resp.Msg.Streams), "change"))
 	})
 }

@@ -47,10 +47,12 @@ type SnapshotServiceClient interface {
 	// export of the log without records. It says what it is of and carries its
 	// checksums, its digest and its chain value.
 	Save(context.Context, *connect.Request[v1.SaveSnapshotRequest]) (*connect.ServerStreamForClient[v1.ExportChunk], error)
-	// Restore brings policies and namespaces back to what a file of this log says, by
-	// events: those that differ are set, then those that the file lacks are deleted.
-	// Endpoints and nodes stay: they are facts, which their node alone states.
-	// The file is checked as a whole before anything is changed.
+	// Restore brings policies and namespaces back to what a file of this log says, at
+	// once: parts of it are staged in the log, then one event sets what differs and
+	// removes what the file lacks. Nodes, endpoints and the names that they asked for
+	// stay: they are facts, which their node alone states. The file, and that the event
+	// will be applied and its rows have room, is checked before anything is recorded.
+	// Only root and members of the agent's --restore-group may call it, bar dry runs.
 	Restore(context.Context) *connect.ClientStreamForClient[v1.RestoreSnapshotRequest, v1.RestoreSnapshotResponse]
 }
 
@@ -103,10 +105,12 @@ type SnapshotServiceHandler interface {
 	// export of the log without records. It says what it is of and carries its
 	// checksums, its digest and its chain value.
 	Save(context.Context, *connect.Request[v1.SaveSnapshotRequest], *connect.ServerStream[v1.ExportChunk]) error
-	// Restore brings policies and namespaces back to what a file of this log says, by
-	// events: those that differ are set, then those that the file lacks are deleted.
-	// Endpoints and nodes stay: they are facts, which their node alone states.
-	// The file is checked as a whole before anything is changed.
+	// Restore brings policies and namespaces back to what a file of this log says, at
+	// once: parts of it are staged in the log, then one event sets what differs and
+	// removes what the file lacks. Nodes, endpoints and the names that they asked for
+	// stay: they are facts, which their node alone states. The file, and that the event
+	// will be applied and its rows have room, is checked before anything is recorded.
+	// Only root and members of the agent's --restore-group may call it, bar dry runs.
 	Restore(context.Context, *connect.ClientStream[v1.RestoreSnapshotRequest]) (*connect.Response[v1.RestoreSnapshotResponse], error)
 }
 
