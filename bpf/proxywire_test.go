@@ -307,29 +307,29 @@ func (n *node) outside(t *testing.T) *testns.NS {
 
 // asks gives a an egress policy by which it may ask port 53 of pods, the host and
 // the world by the proxy, and nothing else.
-func (n *node) asks() {
-	n.t.Helper()
+func (w *world) asks() {
+	w.t.Helper()
 	var rows []row
 	for _, class := range []uint64{abi.ClassPod, uint64(abi.IdentityHost), uint64(abi.IdentityWorldIPv4), uint64(abi.IdentityWorldIPv6)} {
 		for _, proto := range []uint8{6, 17} {
 			rows = append(rows, allow(class, proto, 53))
 		}
 	}
-	n.enforce(&n.a, abi.Egress, rows...)
+	w.enforce(&w.a, abi.Egress, rows...)
 	var key abi.PolicyKey
 	var value abi.PolicyValue
-	it := n.o.Policy.Iterate()
+	it := w.o.Policy.Iterate()
 	var asking []abi.PolicyKey
 	for it.Next(&key, &value) {
-		if key.Table == n.a.value.Egress.Table {
+		if key.Table == w.a.value.Egress.Table {
 			asking = append(asking, key)
 		}
 	}
 	for i, key := range asking {
-		n.put(n.o.Policy, key, abi.PolicyValue{Row: uint64(100 + i), Verdict: abi.VerdictAllow, Flags: abi.PolicyDNS})
+		w.put(w.o.Policy, key, abi.PolicyValue{Row: uint64(100 + i), Verdict: abi.VerdictAllow, Flags: abi.PolicyDNS})
 	}
-	n.a.value.Egress.Flags |= abi.PolicyAsks
-	n.put(n.o.Endpoints, abi.EndpointKey{Ifindex: n.a.ifindex}, n.a.value)
+	w.a.value.Egress.Flags |= abi.PolicyAsks
+	w.put(w.o.Endpoints, abi.EndpointKey{Ifindex: w.a.ifindex}, w.a.value)
 }
 
 // TestWireProxy sends questions of a container to a server in another container, on
@@ -463,12 +463,12 @@ func TestWireProxyAway(t *testing.T) {
 // TestAroundProxy: a server that may be asked by the proxy only gets no packet to
 // the container, nor the host's stack one of the container's to the server.
 func TestAroundProxy(t *testing.T) {
-	n := newNode(t)
-	n.asks()
+	w := newWorld(t, smallSizes())
+	w.asks()
 	families(t, func(t *testing.T, v family) {
-		n.from(n.b, v.out(n.b, v.of(n.a), udp, 53, 4000, 0)).refused(t, abi.ProxyBypassed, abi.Egress)
-		n.to(n.b, v.in(v.of(n.a), n.b, udp, 4000, 53, 0)).refused(t, abi.ProxyBypassed, abi.Ingress)
-		n.from(n.b, v.out(n.b, v.of(n.a), udp, 54, 4000, 0)).accepted(t, redirected, abi.Egress, abi.Ingress)
-		n.forget()
+		w.from(w.b, v.out(w.b, v.of(w.a), udp, 53, 4000, 0)).refused(t, abi.ProxyBypassed, abi.Egress)
+		w.to(w.b, v.in(v.of(w.a), w.b, udp, 4000, 53, 0)).refused(t, abi.ProxyBypassed, abi.Ingress)
+		w.from(w.b, v.out(w.b, v.of(w.a), udp, 54, 4000, 0)).accepted(t, redirected, abi.Egress, abi.Ingress)
+		w.forget()
 	})
 }

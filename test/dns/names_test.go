@@ -1,6 +1,7 @@
 package dns
 
 import (
+	"flag"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -71,6 +72,8 @@ func (w *town) on(t *testing.T) *town {
 	return &sub
 }
 
+var firstPackets = flag.Int("first-packets", 200, "names whose addresses TestNames sends a first packet to")
+
 // Each case has names of its own.
 func TestNames(t *testing.T) {
 	t.Parallel()
@@ -112,7 +115,7 @@ func TestNames(t *testing.T) {
 	})
 	t.Run("first packets", func(t *testing.T) {
 		w := w.on(t)
-		for i := range 200 {
+		for i := range *firstPackets {
 			number, family := 1000+i, i%2
 			server := servers[i%len(servers)].addrs[family]
 			want := site(number)
