@@ -44,10 +44,7 @@ func Marshal(e *eventpb.Event) ([]byte, error) {
 // UTF-8 and a field or a oneof given twice are ErrCorrupt. The event does not
 // alias b; who keeps one of its strings for long keeps a copy of all of b.
 func Unmarshal(b []byte) (*eventpb.Event, error) {
-	if len(b) > MaxEventBytes {
-		return nil, corruptf("event of %d bytes: longer than %d", len(b), MaxEventBytes)
-	}
-	if err := eventSchema.check(b); err != nil {
+	if err := checkEvent(b); err != nil {
 		return nil, err
 	}
 	// One copy that all strings point into, instead of one for each.
@@ -56,6 +53,14 @@ func Unmarshal(b []byte) (*eventpb.Event, error) {
 		return nil, corruptf("event: %v", err)
 	}
 	return e, nil
+}
+
+// checkEvent checks an event's bytes.
+func checkEvent(b []byte) error {
+	if len(b) > MaxEventBytes {
+		return corruptf("event of %d bytes: longer than %d", len(b), MaxEventBytes)
+	}
+	return eventSchema.check(b)
 }
 
 // MarshalMessage encodes any message of package eventpb as Marshal does an
