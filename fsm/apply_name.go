@@ -21,10 +21,11 @@ const (
 
 // dnsObserved adds addresses to a name of an endpoint that is live.
 func (s *State) dnsObserved(c *change, o *eventpb.DnsObserved) error {
-	endpoint, e, err := s.live(c, o.Ref, o.Incarnation)
+	of, err := s.live(c, o.Ref, o.Incarnation)
 	if err != nil {
 		return err
 	}
+	endpoint, e := of.key, &of.row
 	told, err := nameFacts(c, o)
 	if err != nil {
 		return fmt.Errorf("endpoint %s: %w", e.Ref, err)
@@ -92,10 +93,11 @@ func mergeAddresses(known, told []NameAddress) []NameAddress {
 // dnsCollected takes addresses from a name, and the name with its last. What is not
 // there is gone already.
 func (s *State) dnsCollected(c *change, o *eventpb.DnsCollected) error {
-	endpoint, e, err := s.live(c, o.Ref, o.Incarnation)
+	of, err := s.live(c, o.Ref, o.Incarnation)
 	if err != nil {
 		return err
 	}
+	endpoint, e := of.key, &of.row
 	if err := checkNames(o.Name, nil); err != nil {
 		return fmt.Errorf("endpoint %s: %w", e.Ref, err)
 	}
@@ -133,7 +135,7 @@ func (s *State) dnsCollected(c *change, o *eventpb.DnsCollected) error {
 
 func (s *State) removeName(key string, n *Name) {
 	s.note(Change{Kind: ChangeName, namespace: n.Endpoint.Namespace, name: n.Endpoint.Name, dns: n.Name})
-	remove(s, s.names, key)
+	remove(s, s.names, &s.write.name, key)
 }
 
 // forgetNames removes all that an endpoint has learned.

@@ -38,15 +38,15 @@ func (s *State) namespaceSet(c *change, set *eventpb.NamespaceSet) error {
 // relabelling is what other labels of a namespace mean for its endpoints.
 type relabelling struct {
 	namespace string
-	keys      []string
-	endpoints []Endpoint // as they are, those that get another identity
-	needs     []*need
-	made      map[string]*need // of all its workloads, by workloadKey
+	endpoints []*cell[string, Endpoint] // those that get another identity
+	needs     []*need                   // theirs
+	made      map[string]*need          // of all its workloads, by workloadKey
 }
 
 func (s *State) relabelling(namespace string, labels map[string]string) relabelling {
 	r := relabelling{namespace: namespace, made: map[string]*need{}}
-	s.inNamespace(namespace, func(key string, e *Endpoint) bool {
+	s.inNamespace(namespace, func(c *cell[string, Endpoint]) bool {
+		e := &c.row
 		s.scratch = workloadKey(s.scratch[:0], e)
 		n, ok := r.made[string(s.scratch)]
 		if !ok {
@@ -55,7 +55,7 @@ func (s *State) relabelling(namespace string, labels map[string]string) relabell
 			r.made[workload] = n
 		}
 		if id, _ := s.identityOf(n); id != e.Identity {
-			r.keys, r.endpoints, r.needs = append(r.keys, key), append(r.endpoints, *e), append(r.needs, n)
+			r.endpoints, r.needs = append(r.endpoints, c), append(r.needs, n)
 		}
 		return true
 	})
@@ -80,10 +80,10 @@ func (s *State) canRelabel(c *change, changes []relabelling) error {
 func (s *State) relabel(c *change, changes []relabelling) {
 	ids := s.acquire(needsOf(changes), c.rev, c.now)
 	for _, r := range changes {
-		for i, e := range r.endpoints {
-			s.release(e.Identity, c.rev, c.now)
+		for i, cell := range r.endpoints {
+			s.release(cell.row.Identity, c.rev, c.now)
+			e := s.editEndpoint(cell)
 			e.Identity, e.IdentityRevision, e.Revision = ids[i], c.rev, c.rev
-			s.putEndpoint(r.keys[i], e)
 		}
 		ids = ids[len(r.endpoints):]
 		s.know(r.namespace, r.made)
@@ -98,8 +98,8 @@ func (s *State) namespaceDeleted(d *eventpb.NamespaceDeleted) error {
 		return fmt.Errorf("namespace %.80q: does not exist", d.Name)
 	}
 	var live *Endpoint
-	s.inNamespace(d.Name, func(_ string, e *Endpoint) bool {
-		live = e
+	s.inNamespace(d.Name, func(c *cell[string, Endpoint]) bool {
+		live = &c.row
 		return false
 	})
 	if live != nil {
@@ -112,14 +112,14 @@ func (s *State) namespaceDeleted(d *eventpb.NamespaceDeleted) error {
 
 func (s *State) removeNamespace(name string) {
 	s.note(Change{Kind: ChangeNamespace, name: name})
-	remove(s, s.namespaces, name)
+	remove(s, s.namespaces, &s.write.namespace, name)
 }
 
 // inNamespace calls fn for each endpoint of a namespace, by name, until fn
 // returns false. fn changes no endpoint.
-func (s *State) inNamespace(name string, fn func(key string, e *Endpoint) bool) {
+func (s *State) inNamespace(name string, fn func(c *cell[string, Endpoint]) bool) {
 	prefix := name + keySep
-	s.endpoints.Ascend(prefix, func(key string, c *cell[Endpoint]) bool {
-		return strings.HasPrefix(key, prefix) && fn(key, &c.row)
+	s.endpoints.Ascend(prefix, func(key string, c *cell[string, Endpoint]) bool {
+		return strings.HasPrefix(key, prefix) && fn(c)
 	})
 }

@@ -36,7 +36,7 @@ func (s *State) nodeLeft(c *change, l *eventpb.NodeLeft) error {
 		return err
 	}
 	var keys []string
-	s.endpoints.Scan(func(key string, e *cell[Endpoint]) bool {
+	s.endpoints.Scan(func(key string, e *cell[string, Endpoint]) bool {
 		if e.row.Node == l.Name {
 			keys = append(keys, key)
 		}

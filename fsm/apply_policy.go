@@ -10,10 +10,10 @@ import (
 // policySet stores a policy, new or in place of the one of that name. Setting
 // what is there already moves the revision too, as a put does in etcd.
 func (s *State) policySet(c *change, set *eventpb.PolicySet) error {
-	compiled, err := c.compile(set)
-	if err != nil {
+	if err := c.ahead.payloadErr; err != nil {
 		return err
 	}
+	compiled := c.ahead.policy
 	row := Policy{Policy: compiled, Set: set, Created: c.rev, Revision: c.rev}
 	if old, ok := lookup(s.policies, policyKey(compiled.Ref)); ok {
 		row.Created = old.Created
@@ -36,5 +36,5 @@ func (s *State) policyDeleted(d *eventpb.PolicyDeleted) error {
 
 func (s *State) removePolicy(ref policy.Ref) {
 	s.notePolicy(ref)
-	remove(s, s.policies, policyKey(ref))
+	remove(s, s.policies, &s.write.policy, policyKey(ref))
 }

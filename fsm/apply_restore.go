@@ -27,11 +27,10 @@ func (s *State) snapshotStaged(c *change, staged *eventpb.SnapshotStaged) error 
 	case s.underWay(c.now):
 		return fmt.Errorf("restore %s: %w", staged.Restore, s.another())
 	}
-	compiled, err := c.compileAll(staged.Policies)
-	if err != nil {
+	if err := c.ahead.payloadErr; err != nil {
 		return fmt.Errorf("restore %s: %w", staged.Restore, err)
 	}
-	p := part{restore: staged.Restore, set: staged, policies: compiled, node: c.event.GetOrigin().GetNode(), revision: c.rev, timeNS: c.now}
+	p := part{restore: staged.Restore, set: staged, policies: c.ahead.policies, node: c.event.GetOrigin().GetNode(), revision: c.rev, timeNS: c.now}
 	if err := next.add(&p); err != nil {
 		return fmt.Errorf("restore %s: %w", staged.Restore, err)
 	}
@@ -44,13 +43,6 @@ func (s *State) snapshotStaged(c *change, staged *eventpb.SnapshotStaged) error 
 }
 
 // compileAll is policy.Compile of each.
-func (c *change) compileAll(sets []*eventpb.PolicySet) ([]*policy.Policy, error) {
-	if c.ahead != nil {
-		return c.ahead.policies, c.ahead.payloadErr
-	}
-	return compileAll(sets)
-}
-
 func compileAll(sets []*eventpb.PolicySet) ([]*policy.Policy, error) {
 	compiled := make([]*policy.Policy, len(sets))
 	for i, set := range sets {

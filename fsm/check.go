@@ -121,6 +121,23 @@ func endpointFacts(c *eventpb.EndpointCreated) (Endpoint, error) {
 	return e, nil
 }
 
+// endpointChanges checks an EndpointUpdated and makes what the row of its endpoint
+// shall have of it: Labels, ServiceAccount, NamedPorts, MTU, AuditMode and BigTCP.
+func endpointChanges(u *eventpb.EndpointUpdated) (Endpoint, error) {
+	e := Endpoint{Labels: u.GetLabels(), AuditMode: u.GetPolicyAuditMode(), BigTCP: u.GetBigTcp()}
+	err := checkLabels(e.Labels)
+	if err == nil {
+		e.MTU, err = interfaceMTU(u.GetMtu())
+	}
+	if err == nil {
+		e.ServiceAccount, err = serviceAccount(u.GetServiceAccount())
+	}
+	if err == nil {
+		e.NamedPorts, err = namedPorts(u.GetNamedPorts())
+	}
+	return e, err
+}
+
 // interfaceMTU takes 0 or what IPv6 can live with (RFC 8200, section 5) and IPv4 can say.
 func interfaceMTU(mtu uint32) (uint16, error) {
 	if mtu != 0 && mtu < 1280 || mtu > 65535 {
@@ -165,7 +182,7 @@ func unicastMAC(b []byte) (mac [6]byte, err error) {
 	return mac, nil
 }
 
-// namedPorts returns the ports sorted, names in lower case.
+// namedPorts returns the ports sorted, names in lower case. They are for keeps.
 func namedPorts(ports []*eventpb.NamedPort) ([]NamedPort, error) {
 	if len(ports) == 0 {
 		return nil, nil
@@ -186,7 +203,7 @@ func namedPorts(ports []*eventpb.NamedPort) ([]NamedPort, error) {
 		if p.GetPort() == 0 || p.GetPort() > 65535 {
 			return nil, fmt.Errorf("named_ports[%d].port: %d: want 1 to 65535", i, p.GetPort())
 		}
-		out[i] = NamedPort{strings.ToLower(p.Name), uint8(p.Protocol), uint16(p.Port)}
+		out[i] = NamedPort{strings.Clone(strings.ToLower(p.Name)), uint8(p.Protocol), uint16(p.Port)}
 	}
 	slices.SortFunc(out, func(a, b NamedPort) int {
 		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Protocol, b.Protocol))

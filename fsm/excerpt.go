@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"cmp"
 	"fmt"
 
 	"github.com/varve-net/varve/log"
@@ -30,7 +31,7 @@ func (v View) Excerpt(endpoints []EndpointRef, keep func(policy.Ref) bool) *Stat
 			}
 		}
 	}
-	from.parts.Scan(func(i uint32, c *cell[part]) bool {
+	from.parts.Scan(func(i uint32, c *cell[uint32, part]) bool {
 		s.parts.Set(i, c)
 		s.rows.Add(c.hash)
 		return true
@@ -61,7 +62,7 @@ func (v View) Excerpt(endpoints []EndpointRef, keep func(policy.Ref) bool) *Stat
 		}
 		row := c.row
 		row.Refs = refs[e.Identity]
-		s.tables.identities.Set(row.ID, &cell[Identity]{row: row, hash: c.hash, hashed: true})
+		s.tables.identities.Set(row.ID, &cell[uint32, Identity]{key: row.ID, row: row, hash: c.hash, hashed: true})
 		s.rows.Add(c.hash)
 		s.byLabels[string(labelKey(nil, row.Labels))] = row.ID
 	}
@@ -69,7 +70,7 @@ func (v View) Excerpt(endpoints []EndpointRef, keep func(policy.Ref) bool) *Stat
 }
 
 func copyRows[T any](s *State, to, from *table[string, T], keep func(*T) bool) {
-	from.Scan(func(key string, c *cell[T]) bool {
+	from.Scan(func(key string, c *cell[string, T]) bool {
 		if keep == nil || keep(&c.row) {
 			to.Set(key, c)
 			s.rows.Add(c.hash)
@@ -91,14 +92,12 @@ func (s *State) Fold(r *log.Record) error {
 		return fmt.Errorf("revision %d: the excerpt is at %d", r.Revision, s.revision)
 	}
 	if r.Outcome == log.OutcomeApplied {
-		e, err := log.Unmarshal(r.Event)
-		if err != nil {
+		d := &s.decoded
+		d.Decode(r.Event)
+		if err := cmp.Or(d.err, d.role, d.stream); err != nil {
 			return fmt.Errorf("revision %d: %w", r.Revision, err)
 		}
-		c := change{event: e, rev: r.Revision, now: r.TimeNS, authorized: true}
-		if c.kind, err = log.KindOf(e); err != nil {
-			return fmt.Errorf("revision %d: %w", r.Revision, err)
-		}
+		c := change{event: d.event, kind: d.kind, rev: r.Revision, now: r.TimeNS, authorized: true, ahead: d}
 		s.begin(c.rev)
 		if err := s.apply(&c); err != nil {
 			return fmt.Errorf("revision %d: %w", r.Revision, err)

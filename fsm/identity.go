@@ -5,6 +5,7 @@ import (
 	"container/list"
 	"errors"
 	"slices"
+	"strings"
 
 	"github.com/varve-net/varve/log"
 	"github.com/varve-net/varve/policy"
@@ -67,6 +68,10 @@ func labelKey(b []byte, labels policy.Labels) []byte {
 type need struct {
 	labels policy.Labels
 	key    string
+	// workload and account are the endpoint's own part of the labels. The endpoints
+	// that have the need share them.
+	workload map[string]string
+	account  string
 	// id is that of the labels as long as no number was freed since: freed is the
 	// State's. It spares hashing a long key.
 	id    uint32
@@ -88,23 +93,33 @@ func (s *State) identityOf(n *need) (uint32, bool) {
 // maxKnown bounds the memory of needs.
 const maxKnown = 16384
 
-// needOf is the label set for which an endpoint needs an identity. Most come
-// many times over, and to make one costs more than to find it.
-func (s *State) needOf(e *Endpoint) *need {
-	s.scratch = workloadKey(s.scratch[:0], e)
-	if n, ok := s.known[e.Ref.Namespace][string(s.scratch)]; ok {
+// needOf is the label set for which an endpoint of a namespace needs an identity, from
+// its workload's labels and account. Most come many times over, and to make one costs
+// more than to find it. The need keeps nothing of the endpoint.
+func (s *State) needOf(namespace string, e *Endpoint, workload []byte) *need {
+	if n, ok := s.known[namespace][string(workload)]; ok {
 		return n
 	}
-	key := string(s.scratch)
-	n := s.makeNeed(e, s.namespaceLabels(e.Ref.Namespace))
+	own := Endpoint{Ref: EndpointRef{Namespace: strings.Clone(namespace)}, ServiceAccount: strings.Clone(e.ServiceAccount)}
+	if len(e.Labels) > 0 {
+		labels := make(map[string]string, len(e.Labels))
+		//purity:ordered clones of different keys are different keys
+		for k, v := range e.Labels {
+			labels[strings.Clone(k)] = strings.Clone(v)
+		}
+		own.Labels = labels
+	}
+	n := s.makeNeed(&own, s.namespaceLabels(own.Ref.Namespace))
 	if s.knownCount == maxKnown {
 		clear(s.known)
 		s.knownCount = 0
 	}
-	if s.known[e.Ref.Namespace] == nil {
-		s.known[e.Ref.Namespace] = map[string]*need{}
+	of := s.known[own.Ref.Namespace]
+	if of == nil {
+		of = map[string]*need{}
+		s.known[own.Ref.Namespace] = of
 	}
-	s.known[e.Ref.Namespace][key] = n
+	of[string(workload)] = n
 	s.knownCount++
 	return n
 }
@@ -118,10 +133,12 @@ func (s *State) know(namespace string, needs map[string]*need) {
 	}
 }
 
+// makeNeed is needOf of an endpoint whose strings are for keeps, under the labels of a
+// namespace.
 func (s *State) makeNeed(e *Endpoint, nsLabels map[string]string) *need {
 	labels := s.securityLabels(e, nsLabels)
 	s.scratch = labelKey(s.scratch[:0], labels)
-	return &need{labels: labels, key: string(s.scratch)}
+	return &need{labels: labels, key: string(s.scratch), workload: e.Labels, account: e.ServiceAccount}
 }
 
 // workloadKey is what, with its namespace's labels, decides an endpoint's
@@ -265,7 +282,7 @@ func (s *State) collect(rev log.Revision, now int64) {
 		delete(s.byLabels, string(s.scratch))
 		s.freed++
 		s.note(Change{Kind: ChangeIdentity, identity: i.ID})
-		remove(s, s.tables.identities, i.ID)
+		remove(s, s.tables.identities, &s.write.identity, i.ID)
 	}
 }
 

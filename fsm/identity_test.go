@@ -97,13 +97,15 @@ func TestIdentityIsFreedAfterBothGraces(t *testing.T) {
 	}
 }
 
+func (f *fold) needFor(e *Endpoint) *need { return f.needOf(e.Ref.Namespace, e, workloadKey(nil, e)) }
+
 // fill takes numbers until n are left, by the labels of endpoints that no test
 // looks at; it goes around Apply since 65,000 events would take long.
 func (f *fold) fill(left int) {
 	for i := 0; f.tables.identities.Len() < identityCount-left; i++ {
 		e := Endpoint{Ref: EndpointRef{"fill", fmt.Sprintf("e%d", i)}, Labels: labels("n", fmt.Sprint(i)), Node: "n1"}
 		e.ServiceAccount, e.ID, e.Incarnation, e.MAC = "default", 1_000_000+uint32(i), 1, [6]byte{2}
-		e.Identity = f.acquire([]*need{f.needOf(&e)}, f.revision, f.timeNS)[0]
+		e.Identity = f.acquire([]*need{f.needFor(&e)}, f.revision, f.timeNS)[0]
 		e.Created, e.Revision, e.IdentityRevision = f.revision, f.revision, f.revision
 		f.putEndpoint(e.Ref.key(), e)
 	}
@@ -183,13 +185,13 @@ func TestAcquireKeepsWhatItNeeds(t *testing.T) {
 	web := Endpoint{Ref: EndpointRef{"default", "web"}, Labels: labels("app", "web"), ServiceAccount: "default"}
 	more := Endpoint{Ref: EndpointRef{"default", "more"}, Labels: labels("app", "more"), ServiceAccount: "default"}
 	rev, now := f.revision+1, f.timeNS
-	if err := f.canAcquire([]*need{f.needOf(&more)}, rev, now); err != nil {
+	if err := f.canAcquire([]*need{f.needFor(&more)}, rev, now); err != nil {
 		t.Errorf("one new: %v", err)
 	}
-	if err := f.canAcquire([]*need{f.needOf(&web)}, rev, now); err != nil {
+	if err := f.canAcquire([]*need{f.needFor(&web)}, rev, now); err != nil {
 		t.Errorf("one that exists: %v", err)
 	}
-	if err := f.canAcquire([]*need{f.needOf(&more), f.needOf(&web)}, rev, now); err == nil {
+	if err := f.canAcquire([]*need{f.needFor(&more), f.needFor(&web)}, rev, now); err == nil {
 		t.Error("one new beside the only one that could be freed: taken")
 	}
 }

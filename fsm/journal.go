@@ -1,6 +1,8 @@
 package fsm
 
 import (
+	"slices"
+
 	"github.com/varve-net/varve/log"
 	"github.com/varve-net/varve/policy"
 )
@@ -56,19 +58,22 @@ const journalChanges = 8192
 // journal remembers the newest changes. It follows from nothing that a replica
 // shares: it is in no digest and in no snapshot.
 //
-//	changes  [ old ......................... new ]
-//	         ^ all with Revision > after         ^ Views end here
+//	older  [ old ........ ]  changes  [ ...... new ]
+//	         ^ all with Revision > after          ^ Views end here
 //
-// Only the State appends. What a View can see of the slice is never written again.
+// Only the State appends. What a View can see of the slices is never written again.
 type journal struct {
 	// lineage is the State's own: revisions of another one are not comparable.
 	lineage *lineage
 	// now is the revision that changes get; 0 before the first event, so that
 	// loading a snapshot is no change.
-	now     log.Revision
-	after   log.Revision
-	changes []Change
-	viewed  bool // a View can see of the slice
+	now   log.Revision
+	after log.Revision
+	// changes has up to journalChanges; then they become older, and the older ones are
+	// forgotten.
+	older, changes []Change
+	// A View can see of the slice.
+	olderSeen, seen bool
 }
 
 type lineage struct{ _ byte }
@@ -88,16 +93,22 @@ func (j *journal) note(c Change) {
 		return
 	}
 	c.Revision = j.now
-	if len(j.changes) == 2*journalChanges {
-		j.after = j.changes[journalChanges-1].Revision
-		to := j.changes[:0]
-		if j.viewed {
-			to, j.viewed = make([]Change, 0, 2*journalChanges), false
+	if len(j.changes) == journalChanges {
+		forgotten := j.older
+		if n := len(forgotten); n > 0 {
+			j.after = forgotten[n-1].Revision
 		}
-		j.changes = append(to, j.changes[journalChanges:]...)
+		if j.olderSeen || forgotten == nil {
+			forgotten = make([]Change, 0, journalChanges)
+		}
+		j.older, j.changes = j.changes, forgotten[:0]
+		j.olderSeen, j.seen = j.seen, false
 	}
 	j.changes = append(j.changes, c)
 }
+
+// look is called before a View is taken.
+func (j *journal) look() { j.olderSeen, j.seen = true, true }
 
 // ChangesSince lists the rows that events after old's revision changed, derived
 // ones included: a namespace's new labels change its endpoints and identities. A
@@ -118,9 +129,18 @@ func (v View) ChangesSince(old View) ([]Change, bool) {
 	if from.revision < to.after {
 		return nil, false
 	}
-	first := len(to.changes)
-	for first > 0 && to.changes[first-1].Revision > from.revision {
+	changes := newer(to.changes, from.revision)
+	if len(changes) < len(to.changes) {
+		return changes, true
+	}
+	return slices.Concat(newer(to.older, from.revision), changes), true
+}
+
+// newer is the changes after a revision.
+func newer(changes []Change, than log.Revision) []Change {
+	first := len(changes)
+	for first > 0 && changes[first-1].Revision > than {
 		first--
 	}
-	return to.changes[first:], true
+	return changes[first:]
 }

@@ -100,7 +100,7 @@ func TestTheJournalForgetsAndIsOfOneState(t *testing.T) {
 	first := f.View()
 	f.ok(setNamespace("a", nil))
 	second := f.View()
-	for range 2*journalChanges - len(f.changes) {
+	for range 2*journalChanges - len(f.older) - len(f.changes) {
 		f.ok(setNamespace("a", nil))
 	}
 	if _, ok := f.View().ChangesSince(first); !ok {
@@ -116,8 +116,8 @@ func TestTheJournalForgetsAndIsOfOneState(t *testing.T) {
 	if _, ok := second.ChangesSince(f.View()); ok {
 		t.Error("changes backwards")
 	}
-	if len(f.changes) > 2*journalChanges {
-		t.Errorf("%d changes are kept", len(f.changes))
+	if n := len(f.older) + len(f.changes); n > 2*journalChanges {
+		t.Errorf("%d changes are kept", n)
 	}
 
 	var b bytes.Buffer

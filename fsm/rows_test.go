@@ -13,7 +13,7 @@ func TestDigestWithoutViews(t *testing.T) {
 		name := fmt.Sprintf("ns-%d", i%1000)
 		s.putNamespace(Namespace{Name: name, Revision: 1})
 		if i%3 > 0 {
-			remove(s, s.namespaces, name)
+			remove(s, s.namespaces, &s.write.namespace, name)
 		}
 	}
 	if n := len(s.write.namespace.unhashed); n > maxUnhashed {

@@ -163,7 +163,7 @@ func (s *State) rebuildStaged() {
 // unstage forgets the restore that is under way.
 func (s *State) unstage() {
 	for i := range s.staged.Parts {
-		remove(s, s.parts, i)
+		remove(s, s.parts, &s.write.part, i)
 	}
 	s.staged = staging{}
 }

@@ -8,7 +8,6 @@ import (
 
 	"github.com/varve-net/varve/log"
 	"github.com/varve-net/varve/log/eventpb"
-	"github.com/varve-net/varve/policy"
 )
 
 // maxReason bounds the reason of a rejection, in bytes: it may quote an event.
@@ -30,6 +29,7 @@ type State struct {
 	write   writers
 	epoch   *epoch // since the last View
 	scratch []byte
+	decoded Decoded // of Apply and Fold
 }
 
 // owner is who has an address: an endpoint, or else a node.
@@ -66,7 +66,8 @@ func New(cluster string) *State {
 // goroutine.
 func (s *State) View() View {
 	s.settle()
-	s.epoch, s.viewed = new(epoch), true
+	s.look()
+	s.epoch = new(epoch)
 	return View{s.freeze()}
 }
 
@@ -80,25 +81,8 @@ type change struct {
 	authorized bool
 	// tookEndpointID: the event used the NextEndpointID of its node.
 	tookEndpointID bool
-	// ahead is what was found out when the event was decoded; nil for Fold.
+	// ahead is what was found out when the event was decoded.
 	ahead *Decoded
-}
-
-// compile is policy.Compile of the event's policy.
-func (c *change) compile(set *eventpb.PolicySet) (*policy.Policy, error) {
-	if c.ahead != nil {
-		return c.ahead.policy, c.ahead.payloadErr
-	}
-	return policy.Compile(set)
-}
-
-// endpointFacts is that of the event's endpoint. The row is the caller's.
-func (c *change) endpointFacts(created *eventpb.EndpointCreated) (*Endpoint, error) {
-	if c.ahead != nil {
-		return c.ahead.endpoint, c.ahead.payloadErr
-	}
-	row, err := endpointFacts(created)
-	return &row, err
 }
 
 // Apply folds one event, as its bytes stand in the log, into the state. What it
@@ -124,72 +108,13 @@ func (c *change) endpointFacts(created *eventpb.EndpointCreated) (*Endpoint, err
 // bytes that are no event at all, which no appender writes (log.Marshal). The
 // state is then unchanged. The Record's Event aliases event.
 func (s *State) Apply(event []byte) (log.Record, log.Result, error) {
-	return s.ApplyDecoded(Decode(event))
+	s.decoded.Decode(event)
+	return s.ApplyDecoded(&s.decoded)
 }
 
-// Decoded is an event that is ready for ApplyDecoded.
-type Decoded struct {
-	bytes       []byte
-	event       *eventpb.Event
-	leaf        log.Hash
-	request     requestID
-	fingerprint log.Hash // zero if the request id is not to be remembered
-	err         error
-
-	// What of the checks depends on the event alone, in the order in which an event
-	// is rejected: by its envelope, then by its payload.
-	kind       log.Kind
-	role       error // what it is and who may append it
-	stream     error // its stream and journal sequence number
-	policy     *policy.Policy
-	policies   []*policy.Policy
-	endpoint   *Endpoint
-	payloadErr error
-}
-
-// Decode does what of Apply does not depend on the state, which is half of its
-// work: a replay decodes ahead, in other goroutines, and applies in one.
-func Decode(event []byte) Decoded {
-	d := Decoded{bytes: event}
-	if d.event, d.err = log.Unmarshal(event); d.err != nil {
-		return d
-	}
-	d.leaf = log.Leaf(event)
-	if remembered(d.event) {
-		d.request, d.fingerprint = newRequestID(d.event.RequestId), log.Fingerprint(event, d.event)
-	}
-	d.check()
-	return d
-}
-
-// check does the checks that need no state.
-func (d *Decoded) check() {
-	e := d.event
-	if d.kind, d.role = checkRole(e); d.role != nil {
-		return
-	}
-	if d.stream = checkStream(e, d.kind); d.stream != nil {
-		return
-	}
-	switch p := e.Payload.(type) {
-	case *eventpb.Event_PolicySet:
-		d.policy, d.payloadErr = policy.Compile(p.PolicySet)
-	case *eventpb.Event_EndpointCreated:
-		var row Endpoint
-		if row, d.payloadErr = endpointFacts(p.EndpointCreated); d.payloadErr == nil {
-			d.endpoint = &row
-		}
-	case *eventpb.Event_SnapshotStaged:
-		d.policies, d.payloadErr = compileAll(p.SnapshotStaged.Policies)
-	}
-}
-
-// remembered tells whether an event's request id is kept to find its repeats.
-func remembered(e *eventpb.Event) bool { return e.RequestId != "" && len(e.RequestId) <= maxRequestID }
-
-// ApplyDecoded is Apply of an event that was decoded before. The event must be
-// applied once only: the state keeps parts of it.
-func (s *State) ApplyDecoded(d Decoded) (log.Record, log.Result, error) {
+// ApplyDecoded is Apply of an event that was decoded before, and is applied once only.
+// d may be used for the next one then.
+func (s *State) ApplyDecoded(d *Decoded) (log.Record, log.Result, error) {
 	if err := d.err; err != nil {
 		if corrupt, ok := errors.AsType[*log.CorruptError](err); ok {
 			corrupt.Revision = s.revision + 1
@@ -198,7 +123,7 @@ func (s *State) ApplyDecoded(d Decoded) (log.Record, log.Result, error) {
 		return log.Record{}, log.Result{}, fmt.Errorf("revision %d: %w", s.revision+1, err)
 	}
 	e := d.event
-	c := change{event: e, rev: s.revision + 1, now: max(s.timeNS, e.TimeUnixNs)}
+	c := change{event: e, rev: s.revision + 1, now: max(s.timeNS, e.TimeUnixNs), ahead: d}
 	s.begin(c.rev)
 
 	remember := remembered(e)
@@ -207,7 +132,6 @@ func (s *State) ApplyDecoded(d Decoded) (log.Record, log.Result, error) {
 			return log.Record{}, s.seen(e, first, d.fingerprint), nil
 		}
 	}
-	c.ahead = &d
 	rejection := s.admit(&c)
 	if rejection == nil {
 		if r, ok := s.ordered(&c); !ok {
@@ -264,38 +188,12 @@ func (s *State) admit(c *change) error {
 	return d.stream
 }
 
-// checkRole tells what an event is, and whether its actor may append that.
-func checkRole(e *eventpb.Event) (log.Kind, error) {
-	if len(e.RequestId) > maxRequestID {
-		return 0, fmt.Errorf("request_id: %d bytes, the most is %d", len(e.RequestId), maxRequestID)
-	}
-	kind, err := log.KindOf(e)
-	if err != nil {
-		return 0, err
-	}
-	return kind, log.Authorize(e)
-}
-
-func checkStream(e *eventpb.Event, kind log.Kind) error {
-	stream, err := log.StreamOf(e)
-	if err != nil {
-		return err
-	}
-	if e.Stream != stream {
-		return fmt.Errorf("stream: %.300q, but the payload is of stream %.300q", e.Stream, stream)
-	}
-	if e.JournalSeq != 0 && !kind.IsNodeFact() {
-		return fmt.Errorf("journal_seq: %d, but only facts of a node are numbered, and %s is none", e.JournalSeq, kind)
-	}
-	return nil
-}
-
 // ordered checks where the event stands among others. If it is false, the event
 // takes no revision and the Result is its answer.
 func (s *State) ordered(c *change) (log.Result, bool) {
 	e := c.event
 	if e.JournalSeq != 0 {
-		n, ok := lookup(s.nodes, e.Origin.Node)
+		n, ok := s.node(e.Origin.Node)
 		if ok && e.JournalSeq <= *n.seqOf(c.kind) {
 			return log.Result{
 				Outcome: log.OutcomeRepeat,
@@ -330,7 +228,7 @@ func (s *State) apply(c *change) error {
 	case *eventpb.Event_NamespaceDeleted:
 		return s.namespaceDeleted(p.NamespaceDeleted)
 	case *eventpb.Event_EndpointCreated:
-		return s.endpointCreated(c, p.EndpointCreated)
+		return s.endpointCreated(c)
 	case *eventpb.Event_EndpointUpdated:
 		return s.endpointUpdated(c, p.EndpointUpdated)
 	case *eventpb.Event_EndpointDeleted:
@@ -362,17 +260,16 @@ func (s *State) countNodeFact(c *change) {
 	if !c.authorized || !c.kind.IsNodeFact() || seq == 0 && !c.tookEndpointID {
 		return
 	}
-	n, ok := lookup(s.nodes, c.event.Origin.Node)
+	cell, ok := s.write.node.find(s.nodes, c.event.Origin.Node)
 	if !ok {
 		return
 	}
-	row := *n
-	at := row.seqOf(c.kind)
+	n := s.editNode(cell)
+	at := n.seqOf(c.kind)
 	*at = max(*at, seq)
 	if c.tookEndpointID {
-		row.NextEndpointID++
+		n.NextEndpointID++
 	}
-	s.putNode(row)
 }
 
 // seqOf is the counter that facts of a kind move.

@@ -34,7 +34,7 @@ type tables struct {
 	journal
 }
 
-type table[K cmp.Ordered, T any] = btree.Map[K, *cell[T]]
+type table[K cmp.Ordered, T any] = btree.Map[K, *cell[K, T]]
 
 // endpointDegree makes nodes of at most 31 rows. Endpoints change at random
 // places, and the first change of a node after a View copies it.
@@ -47,7 +47,7 @@ func newTables(cluster string) tables {
 		namespaces:   new(table[string, Namespace]),
 		nodes:        new(table[string, Node]),
 		identities:   new(table[uint32, Identity]),
-		endpoints:    btree.NewMap[string, *cell[Endpoint]](endpointDegree),
+		endpoints:    btree.NewMap[string, *cell[string, Endpoint]](endpointDegree),
 		policies:     new(table[string, Policy]),
 		names:        new(table[string, Name]),
 		parts:        new(table[uint32, part]),
@@ -173,7 +173,7 @@ func (v View) NameOf(ref EndpointRef, name string) (*Name, bool) {
 // namesOf calls fn for the names of an endpoint until it returns false.
 func namesOf(t *table[string, Name], endpoint string, fn func(key string, n *Name) bool) {
 	from := nameKey(endpoint, "")
-	t.Ascend(from, func(key string, c *cell[Name]) bool {
+	t.Ascend(from, func(key string, c *cell[string, Name]) bool {
 		return strings.HasPrefix(key, from) && fn(key, &c.row)
 	})
 }
@@ -240,6 +240,6 @@ func lookup[K cmp.Ordered, T any](t *table[K, T], key K) (*T, bool) {
 
 func all[K cmp.Ordered, T any](t *table[K, T]) iter.Seq[*T] {
 	return func(yield func(*T) bool) {
-		t.Scan(func(_ K, c *cell[T]) bool { return yield(&c.row) })
+		t.Scan(func(_ K, c *cell[K, T]) bool { return yield(&c.row) })
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"runtime"
-	"slices"
 
 	"golang.org/x/sync/errgroup"
 
@@ -13,18 +12,43 @@ import (
 	"github.com/varve-net/varve/log"
 )
 
-// batchRecords share a hand-over between goroutines.
-const batchRecords = 256
+// batchRecords share a hand-over between goroutines. What is under way at once shall
+// fit into a core's cache.
+const batchRecords = 64
 
 // Reader is what of log.Reader a replay needs.
 type Reader interface {
 	Read(ctx context.Context, first, last log.Revision, fn func(log.Record) error) error
 }
 
+// batch is records on their way: read, decoded, applied, and empty again.
 type batch struct {
 	records []log.Record
-	decoded []fsm.Decoded
-	done    chan struct{} // closed once decoded is filled
+	bytes   []byte // of their events
+	events  [batchRecords]fsm.Decoded
+	decoded chan struct{} // receives once events are filled
+}
+
+// add copies a record.
+func (b *batch) add(r log.Record) {
+	b.bytes = append(b.bytes, r.Event...)
+	b.records = append(b.records, r)
+}
+
+// seal lets the records have their events, which moved while they were gathered.
+func (b *batch) seal() {
+	rest := b.bytes
+	for i := range b.records {
+		n := len(b.records[i].Event)
+		b.records[i].Event, rest = rest[:n:n], rest[n:]
+	}
+}
+
+func (b *batch) decode() {
+	for i := range b.records {
+		b.events[i].Decode(b.records[i].Event)
+	}
+	b.decoded <- struct{}{}
 }
 
 // Run applies the records after the state's revision up to last, as far as they
@@ -34,15 +58,17 @@ type batch struct {
 func Run(ctx context.Context, from Reader, last log.Revision, state *fsm.State) error {
 	work, ctx := errgroup.WithContext(ctx)
 	decoders := max(1, runtime.GOMAXPROCS(0)-1)
-	todo := make(chan *batch, 2*decoders)
-	ordered := make(chan *batch, 4*decoders)
+	under := 4 * (decoders + 1) // way
+	empty := make(chan *batch, under)
+	todo := make(chan *batch, under)
+	ordered := make(chan *batch, under)
+	for range under {
+		empty <- nil // made when it is needed
+	}
 	for range decoders {
 		work.Go(func() error {
 			for b := range todo {
-				for i := range b.records {
-					b.decoded[i] = fsm.Decode(b.records[i].Event)
-				}
-				close(b.done)
+				b.decode()
 			}
 			return nil
 		})
@@ -51,66 +77,56 @@ func Run(ctx context.Context, from Reader, last log.Revision, state *fsm.State) 
 	work.Go(func() error {
 		defer close(todo)
 		defer close(ordered)
-		return read(ctx, from, first, last, func(b *batch) error {
-			for _, to := range []chan *batch{todo, ordered} {
-				select {
-				case to <- b:
-				case <-ctx.Done():
-					return ctx.Err()
-				}
-			}
-			return nil
+		return read(ctx, from, first, last, empty, func(b *batch) {
+			b.seal()
+			todo <- b
+			ordered <- b
 		})
 	})
 	work.Go(func() error {
 		for b := range ordered {
-			select {
-			case <-b.done:
-			case <-ctx.Done():
-				return ctx.Err()
-			}
+			<-b.decoded
 			for i := range b.records {
-				if err := apply(state, &b.records[i], b.decoded[i]); err != nil {
+				if err := apply(state, &b.records[i], &b.events[i]); err != nil {
 					return err
 				}
 			}
+			empty <- b
 		}
 		return nil
 	})
 	return work.Wait()
 }
 
-// read hands on records in batches. Their events are copies, in one piece a batch.
-func read(ctx context.Context, from Reader, first, last log.Revision, next func(*batch) error) error {
-	var records []log.Record
-	var bytes []byte
-	flush := func() error {
-		if len(records) == 0 {
-			return nil
-		}
-		whole := slices.Clone(bytes)
-		for i := range records {
-			n := len(records[i].Event)
-			records[i].Event, whole = whole[:n:n], whole[n:]
-		}
-		b := &batch{records: slices.Clone(records), decoded: make([]fsm.Decoded, len(records)), done: make(chan struct{})}
-		records, bytes = records[:0], bytes[:0]
-		return next(b)
-	}
+// read fills empty batches and hands them on. No channel between the goroutines is
+// ever full: each has room for all batches that there are.
+func read(ctx context.Context, from Reader, first, last log.Revision, empty <-chan *batch, full func(*batch)) error {
+	var b *batch
 	err := from.Read(ctx, first, last, func(r log.Record) error {
-		bytes = append(bytes, r.Event...)
-		if records = append(records, r); len(records) < batchRecords {
-			return nil
+		if b == nil {
+			select {
+			case b = <-empty:
+				if b == nil {
+					b = &batch{decoded: make(chan struct{}, 1)}
+				}
+				b.records, b.bytes = b.records[:0], b.bytes[:0]
+			case <-ctx.Done():
+				return ctx.Err()
+			}
 		}
-		return flush()
+		if b.add(r); len(b.records) == batchRecords {
+			full(b)
+			b = nil
+		}
+		return nil
 	})
-	if err != nil {
-		return err
+	if err == nil && b != nil {
+		full(b)
 	}
-	return flush()
+	return err
 }
 
-func apply(state *fsm.State, kept *log.Record, event fsm.Decoded) error {
+func apply(state *fsm.State, kept *log.Record, event *fsm.Decoded) error {
 	got, _, err := state.ApplyDecoded(event)
 	if err != nil {
 		return err
