@@ -38,7 +38,7 @@ test: deps-test ## Vet and run every test, those that need the kernel too (as ro
 	@{ CGO_ENABLED=1 $(GO) test -json -race -count=1 -timeout $(TEST_TIMEOUT) ./... || true; } | $(GO) run ./hack/testreport
 
 .PHONY: test-vm
-test-vm: deps-vm ## Run the kernel tests on Debian's 6.1 and 6.12 in emulated machines; VM="-run=regexp -kernels=bookworm" narrow them
+test-vm: deps-vm ## Run the kernel tests on Debian's 6.1 and 6.12 in emulated machines; VM=-quick for some, VM="-run=regexp -kernels=bookworm" narrow them
 	@{ $(GO) run ./test/vm $(VM) || true; } | $(GO) run ./hack/testreport
 
 .PHONY: test-crash

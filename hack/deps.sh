@@ -61,6 +61,7 @@ for group in "$@"; do
 		want xz xz-utils
 		want mkfs.ext4 e2fsprogs
 		want nsenter util-linux
+		want dig bind9-dnsutils
 		want /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring
 		;;
 	dns)

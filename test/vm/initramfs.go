@@ -3,33 +3,46 @@ package main
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
+
+	"github.com/varve-net/varve/test/vm/wire"
 )
 
-// build compiles the init and the packages' tests, static and without symbols,
-// into dir.
-func build(ctx context.Context, dir string, packages []string) error {
+// guestTag is the build tag of tests that only a machine runs, since they would harm
+// the one that they run on: they set its clock.
+const guestTag = "guest"
+
+// build compiles the init, the jobs' tests and, if one wants it, the real binary, static
+// and without symbols, into dir.
+func build(ctx context.Context, dir string, jobs []job) error {
 	if err := goBuild(ctx, "build", filepath.Join(dir, "init"), "./test/vm/init"); err != nil {
 		return err
 	}
-	for _, p := range packages {
-		if err := goBuild(ctx, "test", testBinary(dir, p), "./"+p); err != nil {
+	for _, j := range jobs {
+		if err := goBuild(ctx, "test", testBinary(dir, j.pkg), "./"+j.pkg); err != nil {
 			return err
 		}
+	}
+	if slices.ContainsFunc(jobs, wantsBinary) {
+		return goBuild(ctx, "build", filepath.Join(dir, "varve"), "./cmd/varve")
 	}
 	return nil
 }
 
+func wantsBinary(j job) bool { return j.binary }
+
 func goBuild(ctx context.Context, command, out, pkg string) error {
 	args := []string{command, "-trimpath", "-ldflags", "-s -w", "-o", out}
 	if command == "test" {
-		args = append(args, "-c")
+		args = append(args, "-c", "-tags", guestTag)
 	}
 	cmd := exec.CommandContext(ctx, "go", append(args, pkg)...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
@@ -46,17 +59,19 @@ func testBinary(dir, pkg string) string {
 
 // contents are what an initramfs has beside its init.
 type contents struct {
-	packages []string // whose tests it has
-	commands []string // of this machine
-	modules  []string // without those that they depend on
+	jobs    []job
+	plan    wire.Plan
+	modules []string // without those that they depend on
 }
 
 // writeInitramfs packs, not compressed, since to unpack costs an emulated machine
 // more than to read:
 //
 //	/init
+//	/plan.json              what it is to do
 //	/modules/00-NAME.ko     in the order in which they are loaded
 //	/src/PACKAGE/test       and the package's testdata beside it
+//	/bin/varve              the real binary
 //	/bin/ip ...             of this machine, with the libraries they are linked to
 func writeInitramfs(file string, k kernel, dir string, with contents) (err error) {
 	f, err := os.Create(file)
@@ -77,11 +92,22 @@ func writeInitramfs(file string, k kernel, dir string, with contents) (err error
 	for i, m := range ms {
 		c.file(fmt.Sprintf("modules/%02d-%s.ko", i, m.name), 0o644, m.data)
 	}
-	for _, p := range with.packages {
-		c.copy("src/"+p+"/test", 0o755, testBinary(dir, p))
-		c.tree("src/"+p+"/testdata", filepath.Join(p, "testdata"))
+	plan, err := json.Marshal(with.plan)
+	if err != nil {
+		return err
 	}
-	for _, name := range with.commands {
+	c.file(strings.TrimPrefix(wire.PlanFile, "/"), 0o644, plan)
+	var commands []string
+	for _, j := range with.jobs {
+		c.copy("src/"+j.pkg+"/test", 0o755, testBinary(dir, j.pkg))
+		c.tree("src/"+j.pkg+"/testdata", filepath.Join(j.pkg, "testdata"))
+		commands = append(append(commands, everyJob...), j.commands...)
+	}
+	if slices.ContainsFunc(with.jobs, wantsBinary) {
+		c.copy("bin/varve", 0o755, filepath.Join(dir, "varve"))
+	}
+	slices.Sort(commands)
+	for _, name := range slices.Compact(commands) {
 		if err := addCommand(context.Background(), c, name); err != nil {
 			return fmt.Errorf("command %s: %w", name, err)
 		}
@@ -92,8 +118,8 @@ func writeInitramfs(file string, k kernel, dir string, with contents) (err error
 	return buffered.Flush()
 }
 
-// commands are those that tests run inside namespaces.
-var commands = []string{"nsenter", "ip", "ethtool", "cat"}
+// everyJob are the commands that tests of any package run inside namespaces.
+var everyJob = []string{"nsenter", "ip", "ethtool", "cat"}
 
 // library is a line of ldd's: "libc.so.6 => /lib/libc.so.6 (0x7f..)", or only the
 // path, for the loader.

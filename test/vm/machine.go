@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/varve-net/varve/test/vm/wire"
@@ -31,21 +30,11 @@ type machine struct {
 const kernelParams = "console=ttyS0 panic=-1 mitigations=off nokaslr no_timer_check rdinit=/init"
 
 func (m machine) command(ctx context.Context) *exec.Cmd {
-	params := []string{
-		kernelParams,
-		wire.PackagesParam + "=" + strings.Join(m.packages, ","),
-		wire.TimeoutParam + "=" + m.timeout.String(),
-	}
-	for param, value := range map[string]string{wire.RunParam: m.config.run, wire.SkipParam: m.config.skip} {
-		if value != "" {
-			params = append(params, param+"="+value)
-		}
-	}
 	return exec.CommandContext(ctx, "qemu-system-x86_64",
 		"-accel", "tcg,thread=multi", "-cpu", "max", "-machine", "q35",
 		"-smp", strconv.Itoa(m.cpus), "-m", strconv.Itoa(m.memoryMB),
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-nic", "none",
-		"-kernel", m.kernel.image, "-initrd", m.initrd, "-append", strings.Join(params, " "),
+		"-kernel", m.kernel.image, "-initrd", m.initrd, "-append", kernelParams,
 		"-serial", "file:"+m.console, "-serial", "stdio")
 }
 

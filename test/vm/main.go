@@ -32,8 +32,8 @@ import (
 type config struct {
 	cache    string
 	suites   []string // of Debian, whose kernels are booted at once
-	packages []string // directories from the module's root
-	run      string   // of the tests: the flags of the same names
+	jobs     []job
+	run      string // of the tests: the flags of the same names
 	skip     string
 	timeout  time.Duration
 	boot     time.Duration
@@ -73,7 +73,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if c.crash > 0 {
 		return runCrash(ctx, c, work, stderr)
 	}
-	if err := build(ctx, work, c.packages); err != nil {
+	tell(stderr, c.jobs)
+	if err := build(ctx, work, c.jobs); err != nil {
 		return err
 	}
 	// Tests mostly wait for one processor of their machine at a time.
@@ -97,11 +98,12 @@ func parse(args []string, stderr io.Writer) (config, error) {
 	fs := flag.NewFlagSet("vm", flag.ContinueOnError)
 	fs.SetOutput(stderr)
 	suites := fs.String("kernels", "bookworm,trixie", "Debian's suites whose kernels are booted")
-	packages := fs.String("packages", "bpf,dataplane", "directories of the packages to test")
+	packages := fs.String("packages", "", "directories of the packages to test; empty: every one of test/vm/jobs.go")
+	quick := fs.Bool("quick", false, "only tests that load every program and send packets along every path")
 	fs.StringVar(&c.cache, "cache", "", "where unpacked kernels are kept; empty: varve/vm in the user's cache directory. Remove it to get newer ones")
 	fs.StringVar(&c.run, "run", "", "only tests that match")
 	fs.StringVar(&c.skip, "skip", "", "no tests that match")
-	fs.DurationVar(&c.timeout, "timeout", 40*time.Minute, "for all of a kernel's tests")
+	fs.DurationVar(&c.timeout, "timeout", 40*time.Minute, "for all of a kernel's tests, and for each package")
 	fs.DurationVar(&c.boot, "boot-timeout", 10*time.Minute, "until the first test starts")
 	fs.IntVar(&c.memoryMB, "memory", 1536, "of a machine, in MiB")
 	fs.IntVar(&c.cpus, "cpus", 2, "of a machine")
@@ -110,7 +112,11 @@ func parse(args []string, stderr io.Writer) (config, error) {
 	if err := fs.Parse(args); err != nil {
 		return c, err
 	}
-	c.suites, c.packages = strings.Split(*suites, ","), strings.Split(*packages, ",")
+	c.suites = strings.Split(*suites, ",")
+	var err error
+	if c.jobs, err = choose(strings.FieldsFunc(*packages, func(r rune) bool { return r == ',' }), *quick); err != nil {
+		return c, err
+	}
 	if c.cache == "" {
 		dir, err := os.UserCacheDir()
 		if err != nil {
@@ -132,7 +138,7 @@ func test(ctx context.Context, c config, suite, work string, stdout, stderr io.W
 		initrd:  filepath.Join(work, "initrd-"+suite),
 		console: filepath.Join(work, "console-"+suite),
 	}
-	if err := writeInitramfs(m.initrd, k, work, contents{c.packages, commands, wanted}); err != nil {
+	if err := writeInitramfs(m.initrd, k, work, contents{jobs: c.jobs, plan: plan(c.jobs, c.timeout, c.run, c.skip), modules: wanted}); err != nil {
 		return fmt.Errorf("initramfs: %w", err)
 	}
 	if c.keep {

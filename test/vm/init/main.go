@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -12,12 +13,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/varve-net/varve/internal/testbin"
 	"github.com/varve-net/varve/test/vm/guest"
 	"github.com/varve-net/varve/test/vm/wire"
 )
@@ -52,16 +53,12 @@ func run(ctx context.Context, port io.Writer) error {
 	if err := loopbackUp(); err != nil {
 		return err
 	}
-	params, err := parameters()
+	plan, err := readPlan()
 	if err != nil {
 		return err
 	}
-	timeout, err := time.ParseDuration(params[wire.TimeoutParam])
-	if err != nil {
-		return fmt.Errorf("kernel parameter %s: %w", wire.TimeoutParam, err)
-	}
-	for pkg := range strings.SplitSeq(params[wire.PackagesParam], ",") {
-		if err := test(ctx, port, pkg, params, timeout); err != nil {
+	for _, job := range plan.Jobs {
+		if err := test(ctx, port, job, plan.Timeout); err != nil {
 			return err
 		}
 	}
@@ -81,37 +78,35 @@ func loopbackUp() error {
 	return h.LinkSetUp(lo)
 }
 
-func parameters() (map[string]string, error) {
-	line, err := os.ReadFile("/proc/cmdline")
+func readPlan() (plan wire.Plan, err error) {
+	data, err := os.ReadFile(wire.PlanFile)
 	if err != nil {
-		return nil, err
+		return plan, err
 	}
-	params := make(map[string]string)
-	for field := range strings.FieldsSeq(string(line)) {
-		key, value, _ := strings.Cut(field, "=")
-		params[key] = value
+	if err := json.Unmarshal(data, &plan); err != nil {
+		return plan, fmt.Errorf("%s: %w", wire.PlanFile, err)
 	}
-	return params, nil
+	return plan, nil
 }
 
 // test runs one binary. That tests fail is no error.
-func test(ctx context.Context, port io.Writer, pkg string, params map[string]string, timeout time.Duration) error {
-	if _, err := io.WriteString(port, wire.Message{Kind: wire.Start, Package: pkg}.Line()); err != nil {
+func test(ctx context.Context, port io.Writer, job wire.Job, timeout time.Duration) error {
+	if _, err := io.WriteString(port, wire.Message{Kind: wire.Start, Package: job.Package}.Line()); err != nil {
 		return err
 	}
-	dir := filepath.Join("/src", pkg)
-	cmd := exec.CommandContext(ctx, filepath.Join(dir, "test"), "-test.v=test2json", "-test.timeout="+timeout.String(),
-		"-test.run="+params[wire.RunParam], "-test.skip="+params[wire.SkipParam])
+	dir := filepath.Join("/src", job.Package)
+	args := append([]string{"-test.v=test2json", "-test.timeout=" + timeout.String()}, job.Args...)
+	cmd := exec.CommandContext(ctx, filepath.Join(dir, "test"), args...)
 	cmd.Dir = dir
-	cmd.Env = []string{"PATH=/bin", "HOME=/tmp", "TMPDIR=/tmp", fmt.Sprintf("GOMAXPROCS=%d", runtime.NumCPU())}
+	cmd.Env = []string{"PATH=/bin", "HOME=/tmp", "TMPDIR=/tmp", testbin.Env + "=/bin/varve", fmt.Sprintf("GOMAXPROCS=%d", runtime.NumCPU())}
 	cmd.Stdout, cmd.Stderr = port, port
 	started := time.Now()
 	err := cmd.Run()
-	end := wire.Message{Kind: wire.End, Package: pkg, Took: time.Since(started).Round(10 * time.Millisecond)}
+	end := wire.Message{Kind: wire.End, Package: job.Package, Took: time.Since(started).Round(10 * time.Millisecond)}
 	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
 		end.Code = max(exit.ExitCode(), 1)
 	} else if err != nil {
-		return fmt.Errorf("tests of %s: %w", pkg, err)
+		return fmt.Errorf("tests of %s: %w", job.Package, err)
 	}
 	// A line of its own, even if a binary was killed within one.
 	_, err = io.WriteString(port, "\n"+end.Line())

@@ -1,7 +1,7 @@
-// Package wire is what the init of a test machine and its host agree on: kernel
-// parameters one way, and the other way a serial line on which the output of
-// test binaries alternates with messages, which begin with a byte that no output
-// has.
+// Package wire is what the init of a test machine and its host agree on: a plan one
+// way, in the machine's initramfs, and the other way a serial line on which the
+// output of test binaries alternates with messages, which begin with a byte that no
+// output has.
 package wire
 
 import (
@@ -10,13 +10,20 @@ import (
 	"time"
 )
 
-// Kernel parameters that the init reads.
-const (
-	PackagesParam = "varve.packages" // comma separated
-	TimeoutParam  = "varve.timeout"  // a time.Duration, of each package
-	RunParam      = "varve.run"      // empty: every test
-	SkipParam     = "varve.skip"     // empty: none left out
-)
+// PlanFile is where the machine has its Plan, as JSON.
+const PlanFile = "/plan.json"
+
+// Plan is what a machine has to do.
+type Plan struct {
+	Timeout time.Duration // of each job
+	Jobs    []Job         // one after the other
+}
+
+// Job is a run of a package's test binary.
+type Job struct {
+	Package string   // its directory from the module's root
+	Args    []string // of the binary, beside those of every run
+}
 
 // Port is the guest's device of the serial line.
 const Port = "/dev/ttyS1"
