@@ -34,6 +34,8 @@ demo: deps-demo build ## See varve do its main job on real packets (as root)
 .PHONY: test
 test: deps-test ## Vet and run every test, those that need the kernel too (as root)
 	$(GO) vet ./...
+	@# What only an emulated machine runs has to compile too.
+	$(GO) vet -tags guest ./test/dns ./test/faults
 	@# The report decides: a skip fails too, and a failed build shows in it.
 	@{ CGO_ENABLED=1 $(GO) test -json -race -count=1 -timeout $(TEST_TIMEOUT) ./... || true; } | $(GO) run ./hack/testreport
 

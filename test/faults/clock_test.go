@@ -110,14 +110,14 @@ func TestClockThatWentBack(t *testing.T) {
 		t.Errorf("the agent's log does not say it:\n%s", a.log())
 	}
 	tr.goesOn("clock behind")
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if _, err := n.client.Policies.Delete(ctx, connect.NewRequest(&varvev1.DeletePolicyRequest{Ref: &eventpb.PolicyRef{
 		Kind: eventpb.PolicyKind_CILIUM_NETWORK_POLICY, Namespace: "default", Name: "p",
 	}})); err != nil {
 		t.Fatal(err)
 	}
-	if err := tr.stranger.ExchangeTCP(tr.server, 10*time.Second); err != nil {
+	if err := tr.stranger.ExchangeTCP(tr.server, patience); err != nil {
 		t.Errorf("a policy that was deleted is still in force: %v", err)
 	}
 }

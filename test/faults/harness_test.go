@@ -33,6 +33,9 @@ var (
 	seed  = flag.Uint64("seed", 0, "of the random places; 0: a new one")
 )
 
+// patience is how long what must happen may take on a loaded or an emulated machine.
+const patience = 90 * time.Second
+
 // binary is the agent under test, built once.
 var binary string
 
@@ -156,7 +159,7 @@ func (n *node) stop(a *agent) {
 	_ = a.cmd.Process.Signal(unix.SIGTERM)
 	select {
 	case <-a.ended:
-	case <-time.After(20 * time.Second):
+	case <-time.After(patience):
 		n.t.Fatalf("the agent does not stop:\n%s", a.log())
 	}
 }
@@ -164,9 +167,9 @@ func (n *node) stop(a *agent) {
 // up waits until an agent answers, or has ended.
 func (n *node) up(a *agent) bool {
 	n.t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(patience)
 	for {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		_, err := n.client.Agent.Status(ctx, connect.NewRequest(&varvev1.StatusRequest{}))
 		cancel()
 		if err == nil {
@@ -197,7 +200,7 @@ func (n *node) refused(a *agent, parts ...string) {
 	n.t.Helper()
 	select {
 	case <-a.ended:
-	case <-time.After(20 * time.Second):
+	case <-time.After(patience):
 		n.t.Fatalf("the agent runs:\n%s", a.log())
 	}
 	if a.cmd.ProcessState.Success() {
@@ -240,7 +243,7 @@ func (n *node) appendMany(prefix string, count int) map[string]uint64 {
 // holds reports what is wrong with a running agent's log: the chain must verify
 // and every acknowledged event be at its revision.
 func (n *node) holds(acked map[string]uint64) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	verify, err := n.client.Log.Verify(ctx, connect.NewRequest(&varvev1.VerifyRequest{}))
 	if err != nil {

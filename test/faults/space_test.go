@@ -18,6 +18,10 @@ import (
 	"github.com/varve-net/varve/internal/testns"
 )
 
+// guard is the policy of traffic.
+const guard = `{"apiVersion":"cilium.io/v2","kind":"CiliumNetworkPolicy","metadata":{"name":"p"},"spec":{
+	"endpointSelector":{"matchLabels":{"app":"server"}},"ingress":[{"fromEndpoints":[{"matchLabels":{"app":"friend"}}]}]}}`
+
 // traffic is a server, a client that it lets in and one that it does not.
 type traffic struct {
 	t        *testing.T
@@ -50,9 +54,7 @@ func (n *node) traffic() *traffic {
 	server, addr := add("server")
 	tr.friend, _ = add("friend")
 	tr.stranger, _ = add("stranger")
-	_, err := n.client.Policies.Apply(context.Background(), connect.NewRequest(&varvev1.ApplyPolicyRequest{Manifest: `{
-		"apiVersion":"cilium.io/v2","kind":"CiliumNetworkPolicy","metadata":{"name":"p"},"spec":{
-		"endpointSelector":{"matchLabels":{"app":"server"}},"ingress":[{"fromEndpoints":[{"matchLabels":{"app":"friend"}}]}]}}`}))
+	_, err := n.client.Policies.Apply(context.Background(), connect.NewRequest(&varvev1.ApplyPolicyRequest{Manifest: guard}))
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -67,7 +69,7 @@ func (n *node) traffic() *traffic {
 		n.t.Fatal(err)
 	}
 	n.t.Cleanup(func() { c.Close() })
-	tr.trip = func() error { return testns.RoundTrip(c, "still here", 3*time.Second) }
+	tr.trip = func() error { return testns.RoundTrip(c, "still here", patience) }
 	return tr
 }
 
@@ -78,7 +80,7 @@ func (tr *traffic) goesOn(when string) {
 	if err := tr.trip(); err != nil {
 		tr.t.Errorf("%s: the open connection: %v", when, err)
 	}
-	if err := tr.friend.ExchangeTCP(tr.server, 3*time.Second); err != nil {
+	if err := tr.friend.ExchangeTCP(tr.server, patience); err != nil {
 		tr.t.Errorf("%s: an allowed connection: %v", when, err)
 	}
 	if err := tr.stranger.ExchangeTCP(tr.server, strangerTries); err == nil {

@@ -53,6 +53,20 @@ var jobs = []job{
 	{
 		pkg: "dataplane/dns/relay",
 	},
+	{
+		pkg:   "test/dns",
+		quick: "TestTheExample",
+		left: []left{
+			{"TestServersAndClientsOfOthers", "other servers and clients send the packets that the authority and dig send in the other tests; they want a whole system around them"},
+		},
+		args:   []string{"-first-packets=6"},
+		binary: true, commands: []string{"dig"},
+	},
+	{
+		pkg: "test/faults", run: "TestClock", quick: "TestClockSet",
+		left:   []left{{"TestFlipped|TestTruncated|TestDamaged|TestFullDisk|TestDisk|TestReadOnly|TestSecondAgent", "the file system's faults; the log is the same on every kernel"}},
+		binary: true,
+	},
 }
 
 // choose returns the jobs of packages, in the order of jobs; those that -quick has none
