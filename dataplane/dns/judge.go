@@ -40,6 +40,10 @@ type found struct {
 	generation uint32
 	rules      *rules
 	ruling     *relay.Ruling
+	// learns says that rows of what this endpoint learns of the server would count
+	// too: the ruling holds while the map has nothing under that key.
+	learns bool
+	key    abi.FQDNKey
 }
 
 // maxSeen bounds the rulings that are remembered.
@@ -58,41 +62,51 @@ func (j *judge) Rule(client netip.Addr, server netip.AddrPort, protocol uint8) *
 	j.mu.RLock()
 	f := j.seen[key]
 	j.mu.RUnlock()
-	if f != nil && f.generation == generation && f.rules == r {
+	if f != nil && f.generation == generation && f.rules == r && (!f.learns || j.unlearned(&f.key)) {
 		return f.ruling
 	}
-	ruling, lasts := j.look(r, src, dst, server.Port(), protocol)
-	if lasts {
+	f = &found{generation: generation, rules: r}
+	if lasts := j.look(f, src, dst, server.Port(), protocol); lasts {
 		j.mu.Lock()
 		defer j.mu.Unlock()
 		if len(j.seen) >= maxSeen {
 			clear(j.seen)
 		}
-		j.seen[key] = &found{generation, r, ruling}
+		j.seen[key] = f
 	}
-	return ruling
+	return f.ruling
 }
 
-// look asks the maps. The answer lasts unless it hangs on the time or on what could
-// not be read.
-func (j *judge) look(r *rules, client, server abi.Addr, port uint16, protocol uint8) (_ *relay.Ruling, lasts bool) {
+// unlearned tells whether the map `fqdn` has no row of a key, for sure.
+func (j *judge) unlearned(key *abi.FQDNKey) bool {
+	var v abi.FQDNValue
+	return errors.Is(j.maps.FQDN.Lookup(key, &v), ebpf.ErrKeyNotExist)
+}
+
+// look asks the maps for f's ruling under its rules. The answer lasts unless it hangs on
+// the time or on what could not be read.
+func (j *judge) look(f *found, client, server abi.Addr, port uint16, protocol uint8) (lasts bool) {
+	r := f.rules
 	var at abi.IPCacheValue
 	if err := j.maps.IPCache.Lookup(&abi.IPCacheKey{Addr: client}, &at); err != nil || at.Ifindex == 0 {
-		return nil, false
+		return false
 	}
 	var ep abi.EndpointValue
 	if err := j.maps.Endpoints.Lookup(&abi.EndpointKey{Ifindex: at.Ifindex}, &ep); err != nil {
-		return nil, false
+		return false
 	}
 	out := &relay.Ruling{}
+	f.ruling = out
 	if e := r.endpoints[ep.ID]; e != nil {
 		out.Endpoint, out.Namespace, out.Name = e.ID, e.Namespace, e.Name
 	}
 	q := lookup{maps: j.maps, ref: &ep.Egress, port: port, protocol: protocol}
-	row, verdict, lasts := q.decide(ep.ID, server)
+	f.key = abi.FQDNKey{Endpoint: ep.ID, Addr: server}
+	row, verdict, lasts := q.decide(&f.key)
 	if q.err != nil {
-		return out, false
+		return false
 	}
+	f.learns = q.learns
 	switch {
 	case verdict == abi.VerdictDeny:
 	case verdict == abi.VerdictNone:
@@ -107,7 +121,7 @@ func (j *judge) look(r *rules, client, server abi.Addr, port uint16, protocol ui
 			out.Sets = []relay.NameSet{*s}
 		}
 	}
-	return out, lasts
+	return lasts
 }
 
 // lookup is the walk over the maps for one packet.
@@ -116,6 +130,7 @@ type lookup struct {
 	ref      *abi.PolicyRef
 	port     uint16
 	protocol uint8
+	learns   bool  // what the endpoint has learned of the server counts
 	err      error // what could not be read, so that nothing is allowed
 }
 
@@ -124,8 +139,8 @@ type lookup struct {
 // be looked at. Of several the first has the whole answer: of the server's own
 // class, of its base class, of every peer, and then of what the endpoint itself has
 // learned of the server's address.
-func (l *lookup) decide(endpoint uint32, server abi.Addr) (row abi.PolicyValue, verdict abi.Verdict, lasts bool) {
-	class := l.classOf(l.peerOf(server), server)
+func (l *lookup) decide(key *abi.FQDNKey) (row abi.PolicyValue, verdict abi.Verdict, lasts bool) {
+	class := l.classOf(l.peerOf(key.Addr), key.Addr)
 	var rows []abi.PolicyValue
 	if abi.IsOwnClass(class) {
 		rows = append(rows, l.longest(class, l.ref.ClassLens))
@@ -136,8 +151,10 @@ func (l *lookup) decide(endpoint uint32, server abi.Addr) (row abi.PolicyValue, 
 	rows = append(rows, l.longest(abi.ClassAny, l.ref.AnyLens))
 	lasts = true
 	if l.ref.Flags&abi.PolicyFQDN != 0 && isWorld(abi.BaseOf(class)) {
-		lasts = false
-		rows = append(rows, l.learned(endpoint, server)...)
+		l.learns = true
+		var learned []abi.PolicyValue
+		learned, lasts = l.learned(key)
+		rows = append(rows, learned...)
 	}
 	for _, wins := range []func(r abi.PolicyValue) bool{
 		func(r abi.PolicyValue) bool { return r.Verdict == abi.VerdictDeny },
@@ -151,11 +168,12 @@ func (l *lookup) decide(endpoint uint32, server abi.Addr) (row abi.PolicyValue, 
 	return abi.PolicyValue{}, abi.VerdictNone, lasts
 }
 
-// learned is the rows of the classes under which the endpoint knows the address.
-func (l *lookup) learned(endpoint uint32, server abi.Addr) (rows []abi.PolicyValue) {
+// learned is the rows of the classes under which the endpoint knows the address, and
+// whether it knows nothing of it.
+func (l *lookup) learned(key *abi.FQDNKey) (rows []abi.PolicyValue, nothing bool) {
 	var v abi.FQDNValue
-	if !l.find(l.maps.FQDN, &abi.FQDNKey{Endpoint: endpoint, Addr: server}, &v) {
-		return nil
+	if !l.find(l.maps.FQDN, key, &v) {
+		return nil, true
 	}
 	now := monotonicSeconds()
 	for i, class := range v.Class {
@@ -163,7 +181,7 @@ func (l *lookup) learned(endpoint uint32, server abi.Addr) (rows []abi.PolicyVal
 			rows = append(rows, l.longest(class, l.ref.ClassLens))
 		}
 	}
-	return rows
+	return rows, false
 }
 
 func isWorld(base uint64) bool {
