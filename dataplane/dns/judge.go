@@ -21,6 +21,8 @@ import (
 type judge struct {
 	maps  *bpf.Objects
 	rules *atomic.Pointer[rules]
+	// opened grows after the keeper has put a new row into the map `fqdn`.
+	opened *atomic.Uint64
 
 	mu   sync.RWMutex
 	seen map[asked]*found
@@ -41,16 +43,18 @@ type found struct {
 	rules      *rules
 	ruling     *relay.Ruling
 	// learns says that rows of what this endpoint learns of the server would count
-	// too: the ruling holds while the map has nothing under that key.
+	// too: the ruling holds while the map has nothing under that key, as it had not
+	// when the keeper had opened so many.
 	learns bool
 	key    abi.FQDNKey
+	opened atomic.Uint64
 }
 
 // maxSeen bounds the rulings that are remembered.
 const maxSeen = 1 << 16
 
-func newJudge(maps *bpf.Objects, r *atomic.Pointer[rules]) *judge {
-	return &judge{maps: maps, rules: r, seen: map[asked]*found{}}
+func newJudge(maps *bpf.Objects, r *atomic.Pointer[rules], opened *atomic.Uint64) *judge {
+	return &judge{maps: maps, rules: r, opened: opened, seen: map[asked]*found{}}
 }
 
 // Rule implements relay.Policy.
@@ -62,10 +66,11 @@ func (j *judge) Rule(client netip.Addr, server netip.AddrPort, protocol uint8) *
 	j.mu.RLock()
 	f := j.seen[key]
 	j.mu.RUnlock()
-	if f != nil && f.generation == generation && f.rules == r && (!f.learns || j.unlearned(&f.key)) {
+	if f != nil && f.generation == generation && f.rules == r && (!f.learns || j.unlearned(f)) {
 		return f.ruling
 	}
 	f = &found{generation: generation, rules: r}
+	f.opened.Store(j.opened.Load())
 	if lasts := j.look(f, src, dst, server.Port(), protocol); lasts {
 		j.mu.Lock()
 		defer j.mu.Unlock()
@@ -77,10 +82,18 @@ func (j *judge) Rule(client netip.Addr, server netip.AddrPort, protocol uint8) *
 	return f.ruling
 }
 
-// unlearned tells whether the map `fqdn` has no row of a key, for sure.
-func (j *judge) unlearned(key *abi.FQDNKey) bool {
+// unlearned tells whether the map `fqdn` has no row under f's key, for sure.
+func (j *judge) unlearned(f *found) bool {
+	opened := j.opened.Load()
+	if f.opened.Load() == opened {
+		return true
+	}
 	var v abi.FQDNValue
-	return errors.Is(j.maps.FQDN.Lookup(key, &v), ebpf.ErrKeyNotExist)
+	if !errors.Is(j.maps.FQDN.Lookup(&f.key, &v), ebpf.ErrKeyNotExist) {
+		return false
+	}
+	f.opened.Store(opened)
+	return true
 }
 
 // look asks the maps for f's ruling under its rules. The answer lasts unless it hangs on

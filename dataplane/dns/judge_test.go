@@ -72,7 +72,7 @@ func TestJudge(t *testing.T) {
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			n := newNode(t, nil)
-			j := newJudge(n.maps, &n.Proxy.rules)
+			j := newJudge(n.maps, &n.Proxy.rules, &n.keeper.opened)
 			j.Rule(podAddr, server, relay.UDP) // what it remembers must not outlive the change
 			c.make(n)
 			for range 2 {
@@ -94,7 +94,7 @@ func TestJudge(t *testing.T) {
 
 func TestJudgeKnowsWhoAsks(t *testing.T) {
 	n := newNode(t, nil)
-	j := newJudge(n.maps, &n.Proxy.rules)
+	j := newJudge(n.maps, &n.Proxy.rules, &n.keeper.opened)
 	for _, a := range []string{"10.1.0.9", "192.0.2.1", "fd00::1"} {
 		if r := j.Rule(netip.MustParseAddr(a), netip.MustParseAddrPort("198.51.100.53:53"), relay.UDP); r != nil {
 			t.Errorf("%s is %+v", a, r)

@@ -43,6 +43,13 @@ type keeper struct {
 	// refreshes are names of which an expiry has moved beyond what the journal says.
 	refreshes map[*nameFacts]bool
 	broken    error // why the last append failed
+	// row is what the map is written from.
+	row struct {
+		key   abi.FQDNKey
+		value abi.FQDNValue
+	}
+	// opened counts the rows that may be new in the map, after they are there.
+	opened atomic.Uint64
 
 	clock  func() clock // readClock, but in tests
 	offset int64        // of the clocks, by which the journal's times are; guarded by writing
@@ -101,21 +108,24 @@ func (k *keeper) Known(o *relay.Observation) bool {
 	if n == nil {
 		return false
 	}
+	var buf [8]*addressFact
+	known := buf[:0]
 	for i := range o.Addresses {
-		if n.addresses[o.Addresses[i].Addr] == nil {
+		x := n.addresses[o.Addresses[i].Addr]
+		if x == nil {
 			return false
 		}
+		known = append(known, x)
 	}
-	for i := range o.Addresses {
+	for i, x := range known {
 		a := &o.Addresses[i]
-		x := n.addresses[a.Addr]
 		lifetime := k.lifetime(a.TTLSeconds)
 		expires := now + int64(lifetime)
 		if expires <= x.expires || !x.extend(expires) {
 			continue
 		}
 		if len(n.classes) > 0 {
-			if err := k.write(e, a.Addr); err != nil {
+			if err := k.extend(e, a.Addr); err != nil {
 				k.logger.Error("address not opened", "name", n.name, "address", a.Addr, "error", err)
 				return false
 			}
@@ -358,23 +368,42 @@ func (k *keeper) append(records [][]byte) (uint64, error) {
 
 // write puts what is known of an address into the map. k.mu is held.
 func (k *keeper) write(e *endpointFacts, addr netip.Addr) error {
+	err := k.update(e, addr, ebpf.UpdateAny)
+	k.opened.Add(1)
+	return err
+}
+
+// extend is write for an address whose row is there already, so that nobody needs to
+// be told of a new one.
+func (k *keeper) extend(e *endpointFacts, addr netip.Addr) error {
+	err := k.update(e, addr, ebpf.UpdateExist)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return k.write(e, addr)
+	}
+	return err
+}
+
+func (k *keeper) update(e *endpointFacts, addr netip.Addr, flags ebpf.MapUpdateFlags) error {
 	if e.rules == nil {
 		return nil
 	}
-	key := abi.FQDNKey{Endpoint: e.rules.ID, Addr: abi.AddrFrom(addr)}
-	v, unfit, ok := e.row(addr)
+	key, value := &k.row.key, &k.row.value
+	*key = abi.FQDNKey{Endpoint: e.rules.ID, Addr: abi.AddrFrom(addr)}
+	var unfit int
+	var ok bool
+	*value, unfit, ok = e.row(addr)
 	if unfit > 0 {
 		k.metrics.unfit.Add(float64(unfit))
 		k.logger.Warn("an address has more classes of names than fit; some rules do not open it", "endpoint", e.key.name, "address", addr, "left_out", unfit)
 	}
 	if !ok {
-		err := k.maps.FQDN.Delete(&key)
+		err := k.maps.FQDN.Delete(key)
 		if errors.Is(err, ebpf.ErrKeyNotExist) {
 			return nil
 		}
 		return err
 	}
-	if err := k.maps.FQDN.Put(&key, &v); err != nil {
+	if err := k.maps.FQDN.Update(key, value, flags); err != nil {
 		return fmt.Errorf("map fqdn: %s: %w", addr, err)
 	}
 	return nil

@@ -70,7 +70,7 @@ func Open(ctx context.Context, cfg Config, metrics prometheus.Registerer) (_ *Pr
 	seen := met.observer()
 	p.relay, err = relay.New(ctx, relay.Config{
 		Port: cfg.Port, Mark: abi.MarkFromProxy, RejectCode: cfg.RejectCode, Compress: cfg.Compress, MaxDelay: cfg.MaxDelay, Timeout: cfg.Timeout,
-		Policy: newJudge(p.maps, &p.rules), Learner: p.keeper, Logger: cfg.Logger,
+		Policy: newJudge(p.maps, &p.rules, &p.keeper.opened), Learner: p.keeper, Logger: cfg.Logger,
 		Observe: func(e *relay.Exchange) {
 			seen.observe(e)
 			p.log.add(e)
