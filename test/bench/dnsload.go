@@ -19,8 +19,8 @@ import (
 type DNSLoad struct {
 	Queries    int     `json:"queries"` // answered in the time that counts
 	Seconds    float64 `json:"seconds"`
-	All        int     `json:"all"` // answered, warm-up included
-	Lost       int     `json:"lost"`
+	All        int     `json:"all"`  // answered, warm-up included
+	Lost       int     `json:"lost"` // not answered in time, or with SERVFAIL
 	MeanMicros float64 `json:"mean_us"`
 	P99Micros  float64 `json:"p99_us"`
 }
@@ -116,8 +116,9 @@ func (a *asker) run(length time.Duration) (DNSLoad, error) {
 			if lane < 0 {
 				continue
 			}
-			out.All++
-			if now.After(from) {
+			if failed := a.in.at(i)[3]&0xf == 2; failed {
+				a.lost++
+			} else if out.All++; now.After(from) {
 				micros = append(micros, float64(now.Sub(a.lanes[lane].asked).Nanoseconds())/1e3)
 			}
 			if err := a.ask(lane, now); err != nil {
@@ -169,7 +170,8 @@ func (a *asker) flush() error {
 }
 
 // answered is the lane that an answer is for; -1: it came too late. An answer without
-// an address, or to another question, is an error: nothing here is to be refused.
+// an address, or to another question, is an error unless it is SERVFAIL, by which who
+// is too busy says so: nothing here is to be refused.
 func (a *asker) answered(msg []byte) (lane int, err error) {
 	end := questionEnd(msg)
 	if end == 0 {
@@ -184,7 +186,7 @@ func (a *asker) answered(msg []byte) (lane int, err error) {
 	if l.asked.IsZero() || l.turn != uint8(id>>8) {
 		return -1, nil
 	}
-	if msg[3]&0xf != 0 || binary.BigEndian.Uint16(msg[6:]) == 0 || !bytes.Equal(msg[dnsHeader:end], l.query[dnsHeader:]) {
+	if rcode := msg[3] & 0xf; rcode != 2 && (rcode != 0 || binary.BigEndian.Uint16(msg[6:]) == 0) || !bytes.Equal(msg[dnsHeader:end], l.query[dnsHeader:]) {
 		return 0, fmt.Errorf("asked %x, got %x", l.query, msg)
 	}
 	return lane, nil

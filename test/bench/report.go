@@ -42,7 +42,7 @@ var figures = []figure{
 	{"dns", dnsP99, "Time of a DNS query, 99th percentile, us", "CoreDNS", ""},
 	{"dns", dnsCPU, "CPU of the forwarder's processes, us a query", "CoreDNS", ""},
 	{"dns", dnsCPUWhole, "CPU of the whole machine, us a query", "CoreDNS", ""},
-	{"dns", dnsLost, "Queries that were never answered", "", ""},
+	{"dns", dnsLost, "Queries that were not answered, or with SERVFAIL", "", ""},
 	{"policy", "all tables from the state, ms", "All tables from the state, ms", "", ""},
 	{"policy", "all tables from the state, MB allocated", "All tables from the state, MB allocated", "", ""},
 	{"policy", "an identity of a known class, us to in the kernel", "An identity of a known class, us until it is in the kernel", "", ""},
