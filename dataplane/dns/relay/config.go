@@ -93,12 +93,13 @@ type Observation struct {
 	Addresses []wire.Address
 }
 
-// observation is what an answer teaches; nil if nothing.
-func (e *Exchange) observation() *Observation {
+// observe sets o to what an answer teaches, and tells whether that is anything.
+func (e *Exchange) observe(o *Observation) bool {
 	if len(e.Addresses) == 0 || e.Ruling.Endpoint == 0 {
-		return nil
+		return false
 	}
-	return &Observation{Endpoint: e.Ruling.Endpoint, Name: e.Name, Chain: e.Chain, Addresses: e.Addresses}
+	*o = Observation{Endpoint: e.Ruling.Endpoint, Name: e.Name, Chain: e.Chain, Addresses: e.Addresses}
+	return true
 }
 
 // Learner keeps what answers said, and opens the way to their addresses.

@@ -324,11 +324,12 @@ func (s *session) release(q *tcpQuestion, msg []byte, answer *wire.Answer) {
 	wire.Restore(msg, q.query.ID, q.query.Question(q.text))
 	q.e.RCode, q.e.Chain, q.e.Addresses = answer.RCode, answer.Chain, answer.Addresses
 	q.e.Upstream = time.Since(q.e.Time)
-	if o := q.e.observation(); o != nil && !s.r.cfg.Learner.Known(o) {
+	var o Observation
+	if q.e.observe(&o) && !s.r.cfg.Learner.Known(&o) {
 		h := hold(s.r, &q.e, msg, q.text, &q.query)
 		h.send = s.send
 		time.AfterFunc(s.r.cfg.MaxDelay, func() { h.give(NotApplied) })
-		s.r.cfg.Learner.Learn(o, h)
+		s.r.cfg.Learner.Learn(&o, h)
 		return
 	}
 	s.send(msg)

@@ -126,8 +126,7 @@ func TestLies(t *testing.T) {
 		pack(t, m),
 		{1, 2, 3},
 	} {
-		b.w.buf = append(b.w.buf[:0], msg...)
-		b.w.answerTo(u, b.w.buf)
+		b.w.answerTo(u, slices.Clone(msg))
 	}
 	if len(b.exchanges()) > 0 || len(b.learner.all()) > 0 {
 		t.Fatalf("a lie was taken: %+v", b.exchanges())

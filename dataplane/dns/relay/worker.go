@@ -24,10 +24,14 @@ type worker struct {
 	answers *sock.Answers
 	query   wire.Query
 	answer  wire.Answer
+	inbox   *sock.Inbox
 	out     []byte // an answer of ours
-	buf     []byte // an answer of a server's
-	random  *rand.ChaCha8
-	now     time.Time
+	// Of the question or answer in hand, here so that telling others of it allocates
+	// nothing.
+	exchange    Exchange
+	observation Observation
+	random      *rand.ChaCha8
+	now         time.Time
 
 	pools   map[poolKey]*pool
 	sockets []*upstream // by file descriptor
@@ -42,7 +46,7 @@ func newWorker(r *Relay) (w *worker, err error) {
 	var seed [32]byte
 	crand.Read(seed[:])
 	w = &worker{
-		r: r, epoll: -1, stop: -1, batch: sock.NewBatch(), buf: make([]byte, 65535), random: rand.NewChaCha8(seed),
+		r: r, epoll: -1, stop: -1, batch: sock.NewBatch(), inbox: sock.NewInbox(), random: rand.NewChaCha8(seed),
 		pools: map[poolKey]*pool{}, open: map[netip.Addr]int{}, now: time.Now(),
 	}
 	defer func() {
@@ -205,17 +209,18 @@ func (w *worker) question(d *sock.Datagram) {
 	if ruling == nil {
 		return
 	}
-	e := Exchange{Time: w.now, Client: d.From, Server: d.To, Protocol: UDP, Ruling: ruling, Name: w.query.Name, Type: w.query.Type}
+	e := &w.exchange
+	*e = Exchange{Time: w.now, Client: d.From, Server: d.To, Protocol: UDP, Ruling: ruling, Name: w.query.Name, Type: w.query.Type}
 	if !d.Whole {
 		err = wire.ErrFormat
 	}
-	if !w.r.judge(&e, err) {
-		w.out = w.r.refusal(w.out[:0], d.Data, &w.query, &e)
+	if !w.r.judge(e, err) {
+		w.out = w.r.refusal(w.out[:0], d.Data, &w.query, e)
 		w.answers.Add(d.To, d.From, w.out)
-		w.r.observe(&e)
+		w.r.observe(e)
 		return
 	}
-	w.forward(d, &e)
+	w.forward(d, e)
 }
 
 // forward asks the server.
@@ -255,14 +260,14 @@ func (w *worker) freeID(u *upstream) uint16 {
 	}
 }
 
-// reply reads one answer from a server's socket. The kernel has compared where it
-// came from: the socket is connected.
+// reply reads answers from a server's socket. The kernel has compared where they came
+// from: the socket is connected.
 func (w *worker) reply(fd int) {
 	if fd >= len(w.sockets) || w.sockets[fd] == nil {
 		return
 	}
 	u := w.sockets[fd]
-	n, err := unix.Read(fd, w.buf)
+	n, err := w.inbox.Receive(fd)
 	switch {
 	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR):
 		return
@@ -273,7 +278,9 @@ func (w *worker) reply(fd int) {
 		w.failAll(u, ServerAbsent)
 		return
 	}
-	w.answerTo(u, w.buf[:n])
+	for i := range n {
+		w.answerTo(u, w.inbox.At(i))
+	}
 }
 
 // answerTo handles a message that came in at a server's socket.
@@ -306,17 +313,18 @@ func (w *worker) release(q *question, msg []byte) {
 	if len(msg) > q.query.UDPSize {
 		msg = wire.Fit(msg, q.query.UDPSize, w.r.cfg.Compress)
 	}
-	e := q.exchange()
+	e := &w.exchange
+	*e = q.exchange()
 	e.RCode, e.Chain, e.Addresses = w.answer.RCode, w.answer.Chain, w.answer.Addresses
 	e.Upstream = w.now.Sub(q.asked)
-	if o := e.observation(); o != nil && !w.r.cfg.Learner.Known(o) {
-		h := hold(w.r, &e, msg, q.text, &q.query)
+	if o := &w.observation; e.observe(o) && !w.r.cfg.Learner.Known(o) {
+		h := hold(w.r, e, msg, q.text, &q.query)
 		w.held = append(w.held, h)
 		w.r.cfg.Learner.Learn(o, h)
 		return
 	}
 	w.answers.Add(q.server, q.client, msg)
-	w.r.observe(&e)
+	w.r.observe(e)
 }
 
 // fail tells the client of a question on its way that there is no answer.
@@ -327,11 +335,12 @@ func (w *worker) fail(q *question, p Problem) {
 
 // refuse tells the client that there is no answer.
 func (w *worker) refuse(q *question, p Problem) {
-	e := q.exchange()
+	e := &w.exchange
+	*e = q.exchange()
 	e.Problem, e.RCode = p, wire.ServFail
 	w.out = q.servfail(w.out[:0], p)
 	w.answers.Add(q.server, q.client, w.out)
-	w.r.observe(&e)
+	w.r.observe(e)
 	w.give(q)
 }
 
