@@ -15,6 +15,7 @@ func New(patterns []Pattern) *Set {
 		Set:    &Set{size: len(patterns), nodes: make([]node, 1), seed: maphash.MakeSeed()},
 		edges:  map[edge]uint32{},
 		shapes: map[uint32][]shape{},
+		stars:  map[uint32]uint32{},
 		here:   map[uint32][]uint32{},
 		deep:   map[uint32][]uint32{},
 	}
@@ -36,6 +37,7 @@ type builder struct {
 	*Set
 	edges      map[edge]uint32
 	shapes     map[uint32][]shape
+	stars      map[uint32]uint32   // nodes behind "*"
 	here, deep map[uint32][]uint32 // sorted, by node
 }
 
@@ -74,39 +76,46 @@ func insert(ids []uint32, id uint32) []uint32 {
 // child is the node behind a label of a pattern, made if it is not there yet.
 func (b *builder) child(from uint32, label string) uint32 {
 	if !strings.Contains(label, "*") {
-		e := edge{from, label}
-		to, ok := b.edges[e]
-		if !ok {
-			to = b.node()
-			b.nodes[to].from = from
-			b.setLabel(to, label)
-			b.edges[e] = to
-		}
-		return to
+		b.nodes[from].literal = true
+		return b.edge(from, label)
 	}
 	if strings.Trim(label, "*") == "" {
-		if b.nodes[from].star == 0 {
-			to := b.node()
-			b.nodes[from].star = to
+		if b.stars[from] == 0 {
+			b.stars[from] = b.node()
 		}
-		return b.nodes[from].star
+		return b.stars[from]
 	}
 	first, last, middle := splitGlob(label)
-	shapes := b.shapes[from]
-	i := slices.IndexFunc(shapes, func(s shape) bool { return s.first == len(first) && s.last == len(last) })
-	if i < 0 {
-		i = len(shapes)
-		shapes = append(shapes, shape{first: len(first), last: len(last), globs: map[string][]glob{}})
-		b.shapes[from] = shapes
+	if s := (shape{uint16(len(first)), uint16(len(last))}); !slices.Contains(b.shapes[from], s) {
+		b.shapes[from] = append(b.shapes[from], s)
 	}
-	globs := shapes[i].globs
-	for _, g := range globs[first+last] {
+	hub := b.edge(from|viaGlob, string(appendGlobKey(nil, first, last)))
+	if len(middle) == 0 {
+		return hub
+	}
+	for _, g := range b.middles[hub] {
 		if slices.Equal(g.middle, middle) {
 			return g.to
 		}
 	}
+	if b.middles == nil {
+		b.middles = map[uint32][]glob{}
+	}
 	to := b.node()
-	globs[first+last] = append(globs[first+last], glob{middle: middle, to: to})
+	b.middles[hub] = append(b.middles[hub], glob{middle: middle, to: to})
+	return to
+}
+
+// edge is the node that the table has for a label, made if it is not there yet.
+func (b *builder) edge(from uint32, label string) uint32 {
+	e := edge{from, label}
+	to, ok := b.edges[e]
+	if !ok {
+		to = b.node()
+		b.nodes[to].from = from
+		b.setLabel(to, label)
+		b.edges[e] = to
+	}
 	return to
 }
 
@@ -145,6 +154,12 @@ func (b *builder) freeze() {
 		if s := b.shapes[key]; s != nil {
 			b.globs = append(b.globs, s)
 			n.globs = uint32(len(b.globs))
+		}
+	}
+	for from, star := range b.stars {
+		b.nodes[from].starHere = b.nodes[star].here
+		if s := &b.nodes[star]; s.literal || s.deep != 0 || s.star != 0 || s.globs != 0 || b.stars[star] != 0 {
+			b.nodes[from].star = star
 		}
 	}
 }

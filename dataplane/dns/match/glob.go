@@ -19,8 +19,8 @@ func spelled(s []byte) bool {
 	return true
 }
 
-// glob is a label with wildcards, and where it leads. Its first and last literal
-// are in the key it is found under.
+// glob is a label with wildcards and literals between them, and where it leads. Its
+// first and last literal are in the key it is found under.
 type glob struct {
 	middle []string // literals between the first and the last wildcard
 	to     uint32
@@ -52,10 +52,16 @@ func indexSpelled(s []byte, literal string) int {
 	return -1
 }
 
-// shape is all globs of a node whose first and last literals have these lengths.
-type shape struct {
-	first, last int
-	globs       map[string][]glob // by first literal + last literal
+// shape is the lengths of the first and the last literal of a node's globs.
+type shape struct{ first, last uint16 }
+
+// viaGlob marks where a node hangs if what leads there is a glob's key.
+const viaGlob uint32 = 1 << 31
+
+// appendGlobKey appends what stands in the table for all globs with these first and last
+// literals.
+func appendGlobKey[T string | []byte](b []byte, first, last T) []byte {
+	return append(append(append(b, first...), '*'), last...)
 }
 
 // splitGlob takes a label with at least one wildcard apart.

@@ -34,24 +34,29 @@ type Set struct {
 	seed  maphash.Seed
 	long  map[uint32]string // labels that have no room in their node
 	globs [][]shape         // by node.globs - 1
-	lists [][]uint32        // by node.here and node.deep
-	every []uint32          // "*": every name
-	size  int
+	// middles are the globs with more literals than the first and the last, by the
+	// node that these two lead to.
+	middles map[uint32][]glob
+	lists   [][]uint32 // by node.here, deep and starHere
+	every   []uint32   // "*": every name
+	size    int
 }
 
 // maxInline makes a node 64 bytes: the labels of one path are then about all the
 // memory that a lookup touches, and cache misses are what it costs.
-const maxInline = 43
+const maxInline = 38
 
 // node is a place in the tree: the labels from the root to here have matched.
 type node struct {
-	here   uint32 // patterns that end here: 0, or id + 1, or manyIDs | list
-	deep   uint32 // the same, "**.": one or more labels follow
-	star   uint32 // behind "*" as a label; 0: none
-	globs  uint32 // behind labels with wildcards; 0: none
-	from   uint32
-	length uint8 // of label; above maxInline it is in Set.long
-	label  [maxInline]byte
+	here     uint32 // patterns that end here: 0, or id + 1, or manyIDs | list
+	deep     uint32 // the same, "**.": one or more labels follow
+	starHere uint32 // the same, "*" is the last label
+	star     uint32 // where patterns go on behind "*" as a label; 0: none does
+	globs    uint32 // behind labels with wildcards; 0: none
+	from     uint32 // where it hangs, with viaGlob
+	literal  bool   // there are nodes behind labels without wildcards
+	length   uint8  // of label; above maxInline it is in Set.long
+	label    [maxInline]byte
 }
 
 // manyIDs marks a reference to a list of ids.
@@ -69,7 +74,7 @@ func (s *Set) hash(from uint32, label []byte) uint64 {
 	return maphash.Bytes(s.seed, label) ^ uint64(from)*0x9E3779B97F4A7C15
 }
 
-// behind is the node behind a label without wildcards; 0: none.
+// behind is the node behind a label without wildcards, or behind a glob's key; 0: none.
 func (s *Set) behind(from uint32, label []byte) uint32 {
 	h := s.hash(from, label)
 	for i := h & s.mask; ; i = (i + 1) & s.mask {
@@ -170,29 +175,45 @@ func (w *walk) from(at uint32, end int) {
 	}
 	dot := bytes.LastIndexByte(w.name[:end], '.')
 	label := w.name[dot+1 : end]
-	if to := w.set.behind(at, label); to != 0 {
-		w.from(to, dot)
+	if n.literal {
+		if to := w.set.behind(at, label); to != 0 {
+			w.from(to, dot)
+		}
 	}
-	if n.star != 0 && spelled(label) {
-		w.from(n.star, dot)
+	if n.star|n.starHere != 0 && spelled(label) {
+		if dot < 0 {
+			w.list(n.starHere)
+		} else if n.star != 0 {
+			w.from(n.star, dot)
+		}
 	}
 	if n.globs != 0 {
 		shapes := w.set.globs[n.globs-1]
 		for i := range shapes {
-			w.shape(&shapes[i], label, dot)
+			w.shape(at, shapes[i], label, dot)
 		}
 	}
 }
 
-func (w *walk) shape(s *shape, label []byte, dot int) {
-	if len(label) < s.first+s.last {
+func (w *walk) shape(at uint32, s shape, label []byte, dot int) {
+	if len(label) < int(s.first)+int(s.last) {
 		return
 	}
 	var buf [64]byte
-	key := append(append(buf[:0], label[:s.first]...), label[len(label)-s.last:]...)
-	globs := s.globs[string(key)]
+	first, rest, last := label[:s.first], label[s.first:len(label)-int(s.last)], label[len(label)-int(s.last):]
+	to := w.set.behind(at|viaGlob, appendGlobKey(buf[:0], first, last))
+	if to == 0 {
+		return
+	}
+	if spelled(rest) {
+		w.from(to, dot)
+	}
+	if w.set.middles == nil {
+		return
+	}
+	globs := w.set.middles[to]
 	for i := range globs {
-		if globs[i].match(label[s.first : len(label)-s.last]) {
+		if globs[i].match(rest) {
 			w.from(globs[i].to, dot)
 		}
 	}

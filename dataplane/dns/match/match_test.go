@@ -123,6 +123,16 @@ func FuzzMatch(f *testing.F) {
 	})
 }
 
+func TestMatchAllocatesNothing(t *testing.T) {
+	s := set(t, "*.domain.com", "api.domain.com", "**.deep.io", "*sub.x.io", "a*b*c.x.io", "*")
+	for _, text := range []string{"www.domain.com.", "a.b.deep.io.", "evilsub.x.io.", "a1b2b3c.x.io.", "no.where."} {
+		name := []byte(text)
+		if n := testing.AllocsPerRun(100, func() { s.Match(name) }); n != 0 {
+			t.Errorf("%s: %v allocations", text, n)
+		}
+	}
+}
+
 // BenchmarkMatch is one name against 10,000 patterns.
 func BenchmarkMatch(b *testing.B) {
 	for _, bench := range []struct{ what, pattern, name string }{
