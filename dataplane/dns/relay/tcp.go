@@ -1,11 +1,13 @@
 package relay
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"sync"
@@ -110,7 +112,6 @@ type session struct {
 type tcpUpstream struct {
 	conn    *net.TCPConn
 	waiting map[uint16]*tcpQuestion // by the id that the server sees; guarded by session.mu
-	nextID  uint16
 }
 
 // tcpQuestion is a question that waits for its answer.
@@ -211,16 +212,15 @@ func (s *session) forward(q *tcpQuestion, msg []byte) {
 		s.refuse(q, TooMany)
 		return
 	}
-	for up.waiting[up.nextID] != nil {
-		up.nextID++
+	id := uint16(rand.Uint32())
+	for up.waiting[id] != nil {
+		id = uint16(rand.Uint32())
 	}
-	id := up.nextID
-	up.nextID++
+	q.text = bytes.Clone(q.text) // of msg, which gets another id
 	up.waiting[id] = q
 	_ = up.conn.SetReadDeadline(time.Now().Add(s.r.cfg.Timeout))
 	s.mu.Unlock()
 
-	q.text = append([]byte(nil), q.text...)
 	wire.SetID(msg, id)
 	if writeMessage(up.conn, msg, s.r.cfg.Timeout) != nil {
 		s.drop(up, ServerAbsent)
