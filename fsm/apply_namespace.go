@@ -117,9 +117,9 @@ func (s *State) removeNamespace(name string) {
 
 // inNamespace calls fn for each endpoint of a namespace, by name, until fn
 // returns false. fn changes no endpoint.
-func (s *State) inNamespace(name string, fn func(c *cell[string, Endpoint]) bool) {
+func (t *tables) inNamespace(name string, fn func(c *cell[string, Endpoint]) bool) {
 	prefix := name + keySep
-	s.endpoints.Ascend(prefix, func(key string, c *cell[string, Endpoint]) bool {
+	t.endpoints.Ascend(prefix, func(key string, c *cell[string, Endpoint]) bool {
 		return strings.HasPrefix(key, prefix) && fn(c)
 	})
 }

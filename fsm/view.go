@@ -127,6 +127,13 @@ func (v View) Endpoint(ref EndpointRef) (*Endpoint, bool) {
 // Endpoints yields every endpoint, by namespace and name.
 func (v View) Endpoints() iter.Seq[*Endpoint] { return all(v.tables().endpoints) }
 
+// EndpointsIn yields every endpoint of a namespace, by name.
+func (v View) EndpointsIn(namespace string) iter.Seq[*Endpoint] {
+	return func(yield func(*Endpoint) bool) {
+		v.tables().inNamespace(namespace, func(c *cell[string, Endpoint]) bool { return yield(&c.row) })
+	}
+}
+
 // Identity finds an identity by its number. Reserved ones are not in the View.
 func (v View) Identity(id uint32) (*Identity, bool) { return lookup(v.tables().identities, id) }
 

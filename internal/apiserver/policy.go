@@ -184,7 +184,11 @@ func policyProto(view fsm.View, p *fsm.Policy, node string) *varvev1.Policy {
 		Ref: p.Set.Ref, Manifest: p.Set.Manifest, Specs: p.Set.Specs,
 		CreatedRevision: uint64(p.Created), Revision: uint64(p.Revision),
 	}
-	for ep := range view.Endpoints() {
+	candidates := view.Endpoints()
+	if ref := p.Policy.Ref; policy.KindNamespaced(ref.Kind) { // it selects endpoints of its own namespace alone
+		candidates = view.EndpointsIn(ref.Namespace)
+	}
+	for ep := range candidates {
 		if node != "" && ep.Node != node {
 			continue
 		}

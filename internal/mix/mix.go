@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"math/rand/v2"
+	"net/netip"
 
 	"github.com/varve-net/varve/log"
 	"github.com/varve-net/varve/log/eventpb"
@@ -51,6 +52,12 @@ const (
 	startNS = 1_700_000_000_000_000_000
 	stepNS  = 10_000_000
 )
+
+// Address is that of the i-th endpoint, of a mix with so many nodes.
+func Address(i, nodes int) netip.Addr {
+	local := i/nodes + 2 // after the gateway
+	return netip.AddrFrom4([4]byte{10, byte(i%nodes + 1), byte(local >> 8), byte(local)})
+}
 
 // Node is the name of the i-th node.
 func Node(i int) string { return fmt.Sprintf("bench-%d", i+1) }
@@ -176,10 +183,9 @@ func (g *generator) endpoint(i, app int) *eventpb.Event {
 	g.incarnation[i]++
 	g.live[i] = true
 	node := g.node(i)
-	local := i/g.Nodes + 2 // after the gateway
 	return g.fact(node, &eventpb.Event{Payload: &eventpb.Event_EndpointCreated{EndpointCreated: &eventpb.EndpointCreated{
 		Ref: g.ref(i), Incarnation: g.incarnation[i], Node: Node(node), Labels: g.labels(app, "v1"),
-		Addresses:     [][]byte{{10, byte(node + 1), byte(local >> 8), byte(local)}},
+		Addresses:     [][]byte{Address(i, g.Nodes).AsSlice()},
 		Mac:           []byte{2, 0, 0, byte(i >> 16), byte(i >> 8), byte(i)},
 		HostInterface: fmt.Sprintf("vv%d", i), ContainerInterface: "eth0", Netns: fmt.Sprintf("/run/netns/web-%d", i),
 	}}})

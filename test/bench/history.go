@@ -13,8 +13,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/varve-net/varve/fsm"
-	"github.com/varve-net/varve/internal/keeper"
 	"github.com/varve-net/varve/internal/mix"
 	"github.com/varve-net/varve/internal/past"
 	"github.com/varve-net/varve/log"
@@ -25,16 +23,24 @@ import (
 type History struct {
 	PlainBytes, PackedBytes, CheckpointBytes float64 // an event
 	AppendMicros, KeepMicros, ApplyMicros    float64 // an event
-	VerifySeconds                            float64 // records, checkpoints and replay
+	LogMicros                                float64 // an event, appended to a log of its own in the same batches
+	ChainSeconds                             float64 // to verify the records: checksums, density, chain
+	VerifySeconds                            float64 // the same, checkpoints and replay
 	Bytes                                    int64   // that were verified
 	ColdMillis, NearMillis, ColdMost         float64
 }
+
+// histories is how many are made: each takes minutes, and tells much.
+func histories(p *plan) int { return (p.rounds + 3) / 4 }
+
+// askedRevisions is how many moments of each are asked for.
+const askedRevisions = 20
 
 // runHistory lets processes of their own keep a history of the standard mix as an
 // agent does, and ask it for revisions here and there.
 func runHistory(ctx context.Context, p *plan, out sink) error {
 	of := fmt.Sprintf("%d events", p.replay)
-	for round := range p.rounds {
+	for round := range histories(p) {
 		var h History
 		dir := filepath.Join(p.dir, "history")
 		if err := runSelf(ctx, &h, "history", "-dir", dir, "-events", fmt.Sprint(p.replay), "-seed", fmt.Sprint(round)); err != nil {
@@ -49,32 +55,21 @@ func runHistory(ctx context.Context, p *plan, out sink) error {
 		out.add("us an event", of, "apply to the state", h.ApplyMicros)
 		out.add("us an event", of, "append to history", h.AppendMicros)
 		out.add("us an event", of, "pack and checkpoint, beside appends", h.KeepMicros)
+		out.add("us an event", of, "append to the log, all in all", h.LogMicros)
+		out.add("share of an append, %", of, "append to history", 100*h.AppendMicros/h.LogMicros)
 		out.add("a moment of the past, ms", of, "cold", h.ColdMillis)
-		out.add("a moment of the past, ms", of, "cold, the slowest of 10", h.ColdMost)
+		out.add("a moment of the past, ms", of, "cold, the slowest of 20", h.ColdMost)
 		out.add("a moment of the past, ms", of, "a neighbour", h.NearMillis)
-		out.add("verify", of, "events/s", float64(p.replay)/h.VerifySeconds)
-		out.add("verify", of, "MB/s of files", float64(h.Bytes)/1e6/h.VerifySeconds)
-		p.say("history: round %d of %d", round+1, p.rounds)
+		n := float64(p.replay)
+		out.add("verify", of, "records and chain, events/s", n/h.ChainSeconds)
+		out.add("verify", of, "records and chain, MB/s as appended", n*h.PlainBytes/1e6/h.ChainSeconds)
+		out.add("verify", of, "all, events/s", n/h.VerifySeconds)
+		out.add("verify", of, "all, MB/s as appended", n*h.PlainBytes/1e6/h.VerifySeconds)
+		out.add("verify", of, "all, MB/s of files", float64(h.Bytes)/1e6/h.VerifySeconds)
+		p.say("history: round %d of %d", round+1, histories(p))
 	}
 	return nil
 }
-
-// kept is a log without Raft: the keeper's view of a history.
-type kept struct {
-	*history.History
-	view fsm.View
-}
-
-func (k *kept) View() fsm.View                 { return k.view }
-func (k *kept) Changed() <-chan struct{}       { return nil }
-func (k *kept) Snapshot(context.Context) error { return nil }
-func (k *kept) CheckSpace() error              { return nil }
-func (k *kept) Sparing(w io.Writer) io.Writer  { return w }
-
-// keptLog names the history as keeper.Log wants it.
-type keptLog struct{ *kept }
-
-func (k keptLog) History() *history.History { return k.kept.History }
 
 func historyCommand(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	fs := flag.NewFlagSet("history", flag.ContinueOnError)
@@ -89,81 +84,51 @@ func historyCommand(ctx context.Context, args []string, stdout, stderr io.Writer
 	if err != nil {
 		return err
 	}
-	r, err := measureHistory(ctx, h, *events, *seed)
+	r, err := measureHistory(ctx, h, *dir, *events, *seed)
 	if err = errors.Join(err, h.Close()); err != nil {
 		return err
 	}
 	return json.NewEncoder(stdout).Encode(r)
 }
 
-func measureHistory(ctx context.Context, h *history.History, events int, seed uint64) (*History, error) {
+func measureHistory(ctx context.Context, h *history.History, dir string, events int, seed uint64) (*History, error) {
 	r := &History{}
 	m := mix.Whole(events)
-	log0 := keptLog{&kept{History: h}}
 	of := func() *past.Past {
 		return past.New(past.Config{Log: past.Kept{History: h}, Cluster: m.Cluster, Checkpoints: h})
 	}
-	k := keeper.New(keeper.Config{Log: log0, Past: of(), Logger: slog.New(slog.DiscardHandler)})
-
-	state := fsm.New(m.Cluster)
-	var apply, write, keep time.Duration
-	var plain int64
 	digests := map[log.Revision]log.Hash{}
 	random := rand.New(rand.NewPCG(seed, 1))
-	for range 10 {
+	for range askedRevisions {
 		digests[log.Revision(1+random.IntN(events))] = log.Hash{}
 	}
-	var batch []log.Record
-	for event, err := range m.All() {
-		if err != nil {
-			return nil, err
-		}
-		began := time.Now()
-		record, _, err := state.Apply(event)
-		apply += time.Since(began)
-		if err != nil {
-			return nil, err
-		}
-		plain += int64(61 + len(record.Event) + len(record.Chain))
-		if _, asked := digests[record.Revision]; asked {
-			digests[record.Revision] = state.View().Digest()
-		}
-		if batch = append(batch, record); len(batch) < 256 && int(record.Revision) < events {
-			continue
-		}
-		began = time.Now()
-		if err := h.Append(batch); err != nil {
-			return nil, err
-		}
-		write += time.Since(began)
-		batch = batch[:0]
-		log0.view = state.View()
-		began = time.Now()
-		if err := k.Due(ctx); err != nil {
-			return nil, err
-		}
-		keep += time.Since(began)
-	}
-	began := time.Now()
-	if err := h.Sync(); err != nil {
+	made, err := makeHistory(ctx, h, m, digests)
+	if err != nil {
 		return nil, err
 	}
-	write += time.Since(began)
 	n := float64(events)
 	micros := func(d time.Duration) float64 { return float64(d.Microseconds()) / n }
-	r.ApplyMicros, r.AppendMicros, r.KeepMicros = micros(apply), micros(write), micros(keep)
+	r.ApplyMicros, r.AppendMicros, r.KeepMicros = micros(made.apply), micros(made.write), micros(made.keep)
 	if err := sizes(h, r, n); err != nil {
 		return nil, err
 	}
-	r.PlainBytes = float64(plain) / n
+	r.PlainBytes = float64(made.plain) / n
+	if r.LogMicros, err = appendAll(ctx, dir+".log", mix.Whole(min(events, logEvents))); err != nil {
+		return nil, err
+	}
 	if err := ask(ctx, of, digests, r); err != nil {
 		return nil, err
 	}
+	began := time.Now()
+	if err := h.Verify(ctx, 1); err != nil {
+		return nil, err
+	}
+	r.ChainSeconds = time.Since(began).Seconds()
 	began = time.Now()
 	v, err := of().Verify(ctx, h, log.Revision(events))
 	r.VerifySeconds = time.Since(began).Seconds()
-	if err == nil && v.Digest != state.View().Digest() {
-		err = fmt.Errorf("verify leads to digest %s, the events did to %s", v.Digest, state.View().Digest())
+	if err == nil && v.Digest != made.state.View().Digest() {
+		err = fmt.Errorf("verify leads to digest %s, the events did to %s", v.Digest, made.state.View().Digest())
 	}
 	return r, err
 }

@@ -27,6 +27,7 @@ var commands = map[string]command{
 	"load":        loadCommand,
 	"replay":      replayCommand,
 	"history":     historyCommand,
+	"audit":       auditCommand,
 	"traffic":     trafficCommand,
 	"etcd-server": etcdServerCommand,
 	"dns-load":    dnsLoadCommand,

@@ -29,8 +29,10 @@ var figures = []figure{
 	{"replay", "events/s", "Events a second", "", "replay"},
 	{"history", "bytes an event", "Bytes an event", "", ""},
 	{"history", "us an event", "Time an event, us", "", ""},
+	{"history", "share of an append, %", "Share of an append, %", "", ""},
 	{"history", "a moment of the past, ms", "The state at a moment of the past, ms", "", ""},
-	{"history", "verify", "Verify a second: chain, checkpoints and replay", "", ""},
+	{"history", "verify", "Verify a second", "", ""},
+	{"audit", "ms", "Time of an answer, ms", "", ""},
 	{"datapath", "TCP_RR, 1/s", "TCP_RR, transactions a second", "veth pair", "tcp-rr"},
 	{"datapath", "TCP_CRR, 1/s", "TCP_CRR, connections a second", "veth pair", "tcp-crr"},
 	{"datapath", "UDP_RR, 1/s", "UDP_RR, transactions a second", "veth pair", "udp-rr"},
@@ -105,7 +107,7 @@ func fill(path string, r *Results) error {
 		return err
 	}
 	text := string(b)
-	for _, section := range []string{"machine", "append", "replay", "history", "datapath", "dns", "policy", "agent"} {
+	for _, section := range []string{"machine", "append", "replay", "history", "audit", "datapath", "dns", "policy", "agent"} {
 		head, rest, ok := strings.Cut(text, begin(section)+"\n")
 		_, tail, ended := strings.Cut(rest, end)
 		if !ok || !ended {
@@ -142,7 +144,7 @@ func writeMachine(w io.Writer, r *Results) {
 
 // writeTables writes all figures for people at a terminal.
 func writeTables(w io.Writer, r *Results) {
-	for _, section := range []string{"append", "replay", "history", "datapath", "dns", "policy", "agent"} {
+	for _, section := range []string{"append", "replay", "history", "audit", "datapath", "dns", "policy", "agent"} {
 		writeSection(w, r, section)
 	}
 }

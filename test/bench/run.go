@@ -42,6 +42,7 @@ var sections = []struct {
 	{"append", runAppend},
 	{"replay", runReplay},
 	{"history", runHistory},
+	{"audit", runAudit},
 	{"datapath", runDatapath},
 	{"dns", runDNS},
 	{"policy", runPolicy},

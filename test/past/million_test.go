@@ -108,15 +108,12 @@ func writeWithCrashes(t *testing.T, dir string, random *rand.Rand) {
 // drawQuestions asks of a few pairs, more of them within a namespace than not.
 func drawQuestions(m mix.Mix, random *rand.Rand) []audit.Question {
 	pod := func(i int) string { return fmt.Sprintf("team-%d/web-%d", i%m.Namespaces, i) }
-	addr := func(i int) string {
-		return fmt.Sprintf("10.%d.%d.%d", i%m.Nodes+1, (i/m.Nodes+2)>>8, (i/m.Nodes+2)&255)
-	}
 	port := audit.Port{Protocol: 6, Number: 80}
 	var out []audit.Question
 	for range 3 {
 		a := random.IntN(m.Endpoints)
 		b := (a + m.Namespaces*(1+random.IntN(m.Endpoints/m.Namespaces-1))) % m.Endpoints
-		out = append(out, audit.Question{From: pod(a), To: pod(b), Port: port}, audit.Question{From: addr(b), To: pod(a), Port: port})
+		out = append(out, audit.Question{From: pod(a), To: pod(b), Port: port}, audit.Question{From: mix.Address(b, m.Nodes).String(), To: pod(a), Port: port})
 	}
 	a, b := random.IntN(m.Endpoints), random.IntN(m.Endpoints)
 	return append(out, audit.Question{From: pod(a), To: pod(b), Port: port},
