@@ -58,7 +58,7 @@ func (d *Decoded) check() {
 	}
 	switch p := e.Payload.(type) {
 	case *eventpb.Event_PolicySet:
-		d.policy, d.payloadErr = policy.Compile(p.PolicySet)
+		d.policy, d.payloadErr = policy.CompileStored(p.PolicySet)
 	case *eventpb.Event_EndpointCreated:
 		d.endpoint, d.payloadErr = endpointFacts(p.EndpointCreated)
 		d.workload = workloadKey(d.workload[:0], &d.endpoint)
@@ -86,12 +86,8 @@ func checkRole(e *eventpb.Event) (log.Kind, error) {
 }
 
 func checkStream(e *eventpb.Event, kind log.Kind) error {
-	stream, err := log.StreamOf(e)
-	if err != nil {
+	if err := log.CheckStream(e); err != nil {
 		return err
-	}
-	if e.Stream != stream {
-		return fmt.Errorf("stream: %.300q, but the payload is of stream %.300q", e.Stream, stream)
 	}
 	if e.JournalSeq != 0 && !kind.IsNodeFact() {
 		return fmt.Errorf("journal_seq: %d, but only facts of a node are numbered, and %s is none", e.JournalSeq, kind)

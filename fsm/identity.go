@@ -42,7 +42,6 @@ type identityIndex struct {
 	// released holds the numbers with no endpoint, the longest released first.
 	released   *list.List
 	releasedAt map[uint32]*list.Element
-	freed      uint64 // how many numbers were
 }
 
 func newIdentityIndex() identityIndex {
@@ -72,20 +71,21 @@ type need struct {
 	// that have the need share them.
 	workload map[string]string
 	account  string
-	// id is that of the labels as long as no number was freed since: freed is the
-	// State's. It spares hashing a long key.
-	id    uint32
-	freed uint64
+	// id is that of the labels as long as the number's row is of that revision. It
+	// spares hashing a long key.
+	id       uint32
+	revision log.Revision
 }
 
 // identityOf finds the identity that a need's labels have, if they have one.
 func (s *State) identityOf(n *need) (uint32, bool) {
-	if n.id != 0 && n.freed == s.freed {
+	if c, ok := s.write.identity.find(s.tables.identities, n.id); ok && c.row.Revision == n.revision {
 		return n.id, true
 	}
 	id, ok := s.byLabels[n.key]
 	if ok {
-		n.id, n.freed = id, s.freed
+		c, _ := s.write.identity.find(s.tables.identities, id)
+		n.id, n.revision = id, c.row.Revision
 	}
 	return id, ok
 }
@@ -280,7 +280,6 @@ func (s *State) collect(rev log.Revision, now int64) {
 		delete(s.releasedAt, i.ID)
 		s.scratch = labelKey(s.scratch[:0], i.Labels)
 		delete(s.byLabels, string(s.scratch))
-		s.freed++
 		s.note(Change{Kind: ChangeIdentity, identity: i.ID})
 		remove(s, s.tables.identities, &s.write.identity, i.ID)
 	}
@@ -288,8 +287,8 @@ func (s *State) collect(rev log.Revision, now int64) {
 
 func (s *State) releasedIdentity(el *list.Element) *Identity {
 	id, _ := el.Value.(uint32)
-	i, _ := lookup(s.tables.identities, id)
-	return i
+	c, _ := s.write.identity.find(s.tables.identities, id)
+	return &c.row
 }
 
 func (i *Identity) collectable(rev log.Revision, now int64) bool {

@@ -29,7 +29,7 @@ func (s *State) remember(r *request) {
 		if oldest < s.requestsHashed {
 			s.rows.Remove(*s.requests.hash(oldest))
 		}
-		s.requests.pop()
+		s.requests.pop(s.requestsHashed)
 	}
 }
 

@@ -20,6 +20,7 @@ import (
 type window struct {
 	blocks     []*requestBlock // the first holds the position first, if there is one
 	first, end uint64
+	spare      *requestBlock // to be the next one, if there is one
 }
 
 const blockRequests = 256
@@ -46,15 +47,21 @@ func (w *window) hash(position uint64) *log.Hash {
 
 func (w *window) push(r *request) {
 	if w.end%blockRequests == 0 {
-		w.blocks = append(w.blocks, new(requestBlock))
+		if w.spare == nil {
+			w.spare = new(requestBlock)
+		}
+		w.blocks, w.spare = append(w.blocks, w.spare), nil
 	}
 	w.end++
 	*w.at(w.end - 1) = *r
 }
 
-// pop forgets the oldest.
-func (w *window) pop() {
+// pop forgets the oldest. Of what is before the position seen a View may have a copy.
+func (w *window) pop(seen uint64) {
 	if w.first++; w.first%blockRequests == 0 {
+		if w.first-blockRequests >= seen {
+			w.spare = w.blocks[0]
+		}
 		w.blocks = w.blocks[1:]
 	}
 }
@@ -73,7 +80,7 @@ func (w *window) all() iter.Seq[*request] {
 // fork returns a copy to which another State may push.
 func (w *window) fork() window {
 	c := *w
-	c.blocks = slices.Clone(w.blocks)
+	c.blocks, c.spare = slices.Clone(w.blocks), nil
 	if last := len(c.blocks) - 1; c.end%blockRequests != 0 {
 		b := *c.blocks[last]
 		c.blocks[last] = &b
@@ -83,6 +90,7 @@ func (w *window) fork() window {
 
 // requestID is an id as it is looked for: comparable, and without a pointer.
 type requestID struct {
+	hash  uint64
 	size  uint8
 	bytes [maxRequestID]byte // zero behind size
 }
@@ -91,14 +99,15 @@ type requestID struct {
 func newRequestID(id string) requestID {
 	r := requestID{size: uint8(len(id))}
 	copy(r.bytes[:], id)
+	r.hash = r.sum()
 	return r
 }
 
 func (id *requestID) String() string { return string(id.bytes[:id.size]) }
 
-// hash is not made to resist who chooses ids for it to collide: those may append,
+// sum is not made to resist who chooses ids for it to collide: those may append,
 // and all that they win is a search through the window.
-func (id *requestID) hash() uint64 {
+func (id *requestID) sum() uint64 {
 	const odd = 0x9e3779b97f4a7c15 // 2^64 / golden ratio
 	h := uint64(id.size)
 	for i := 0; i < int(id.size); i += 8 {
@@ -134,7 +143,7 @@ func (x *requestIndex) find(w *window, id *requestID) (uint64, bool) {
 	if x.used == 0 {
 		return 0, false
 	}
-	h := id.hash()
+	h := id.hash
 	for i := x.home(h); x.slots[i] != 0; i = x.after(i) {
 		if (x.slots[i]^h)&slotHash != 0 {
 			continue
@@ -158,7 +167,7 @@ func (x *requestIndex) add(id *requestID, position uint64) {
 			}
 		}
 	}
-	x.place(id.hash()&slotHash | slotUsed | uint64(uint32(position)))
+	x.place(id.hash&slotHash | slotUsed | uint64(uint32(position)))
 	x.used++
 }
 
@@ -173,7 +182,7 @@ func (x *requestIndex) place(slot uint64) {
 // remove removes the id of the request at a position. Those behind it that would not
 // be found across the gap move up.
 func (x *requestIndex) remove(id *requestID, position uint64) {
-	want := id.hash()&slotHash | slotUsed | uint64(uint32(position))
+	want := id.hash&slotHash | slotUsed | uint64(uint32(position))
 	gap := x.home(want)
 	for x.slots[gap] != want {
 		gap = x.after(gap)

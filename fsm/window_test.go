@@ -36,7 +36,7 @@ func TestRequestIndexAgainstMap(t *testing.T) {
 			for range min(-n, s.requests.len()) {
 				id := s.requests.at(s.requests.first).id
 				s.requestIndex.remove(&id, s.requests.first)
-				s.requests.pop()
+				s.requests.pop(s.requestsHashed)
 				delete(want, id.String())
 			}
 			check(&s)

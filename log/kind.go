@@ -44,7 +44,7 @@ type kindInfo struct {
 	// role may append it, and no other.
 	role eventpb.Role
 	// stream is the subject of the event, from the payload.
-	stream func(*eventpb.Event) (string, error)
+	stream func(*eventpb.Event) (subject, error)
 	// owner is the node that the payload names, which must be the event's origin.
 	// Nil where the payload names none.
 	owner func(*eventpb.Event) string
@@ -55,71 +55,73 @@ type kindInfo struct {
 var kinds = [...]kindInfo{
 	{
 		KindPolicySet, "policy-set", eventpb.Role_ROLE_ADMIN,
-		func(e *eventpb.Event) (string, error) { return policyStream(e.GetPolicySet().GetRef()) }, nil,
+		func(e *eventpb.Event) (subject, error) { return policyStream(e.GetPolicySet().GetRef()) }, nil,
 	},
 	{
 		KindPolicyDeleted, "policy-deleted", eventpb.Role_ROLE_ADMIN,
-		func(e *eventpb.Event) (string, error) { return policyStream(e.GetPolicyDeleted().GetRef()) }, nil,
+		func(e *eventpb.Event) (subject, error) { return policyStream(e.GetPolicyDeleted().GetRef()) }, nil,
 	},
 	{
 		KindNamespaceSet, "namespace-set", eventpb.Role_ROLE_ADMIN,
-		func(e *eventpb.Event) (string, error) { return stream("namespace", e.GetNamespaceSet().GetName()) }, nil,
+		func(e *eventpb.Event) (subject, error) { return stream("namespace", e.GetNamespaceSet().GetName()) }, nil,
 	},
 	{
 		KindNamespaceDeleted, "namespace-deleted", eventpb.Role_ROLE_ADMIN,
-		func(e *eventpb.Event) (string, error) {
+		func(e *eventpb.Event) (subject, error) {
 			return stream("namespace", e.GetNamespaceDeleted().GetName())
 		}, nil,
 	},
 	{
 		KindEndpointCreated, "endpoint-created", eventpb.Role_ROLE_NODE,
-		func(e *eventpb.Event) (string, error) { return endpointStream(e.GetEndpointCreated().GetRef()) },
+		func(e *eventpb.Event) (subject, error) { return endpointStream(e.GetEndpointCreated().GetRef()) },
 		func(e *eventpb.Event) string { return e.GetEndpointCreated().GetNode() },
 	},
 	{
 		KindEndpointUpdated, "endpoint-updated", eventpb.Role_ROLE_NODE,
-		func(e *eventpb.Event) (string, error) { return endpointStream(e.GetEndpointUpdated().GetRef()) }, nil,
+		func(e *eventpb.Event) (subject, error) { return endpointStream(e.GetEndpointUpdated().GetRef()) }, nil,
 	},
 	{
 		KindEndpointDeleted, "endpoint-deleted", eventpb.Role_ROLE_NODE,
-		func(e *eventpb.Event) (string, error) { return endpointStream(e.GetEndpointDeleted().GetRef()) }, nil,
+		func(e *eventpb.Event) (subject, error) { return endpointStream(e.GetEndpointDeleted().GetRef()) }, nil,
 	},
 	{
 		KindNodeJoined, "node-joined", eventpb.Role_ROLE_NODE,
-		func(e *eventpb.Event) (string, error) { return stream("node", e.GetNodeJoined().GetName()) },
+		func(e *eventpb.Event) (subject, error) { return stream("node", e.GetNodeJoined().GetName()) },
 		func(e *eventpb.Event) string { return e.GetNodeJoined().GetName() },
 	},
 	{
 		KindNodeUpdated, "node-updated", eventpb.Role_ROLE_NODE,
-		func(e *eventpb.Event) (string, error) { return stream("node", e.GetNodeUpdated().GetName()) },
+		func(e *eventpb.Event) (subject, error) { return stream("node", e.GetNodeUpdated().GetName()) },
 		func(e *eventpb.Event) string { return e.GetNodeUpdated().GetName() },
 	},
 	{
 		KindNodeLeft, "node-left", eventpb.Role_ROLE_NODE,
-		func(e *eventpb.Event) (string, error) { return stream("node", e.GetNodeLeft().GetName()) },
+		func(e *eventpb.Event) (subject, error) { return stream("node", e.GetNodeLeft().GetName()) },
 		func(e *eventpb.Event) string { return e.GetNodeLeft().GetName() },
 	},
 	{
 		KindDNSObserved, "dns-observed", eventpb.Role_ROLE_NODE,
-		func(e *eventpb.Event) (string, error) { return dnsStream(e.GetDnsObserved().GetRef()) },
+		func(e *eventpb.Event) (subject, error) { return dnsStream(e.GetDnsObserved().GetRef()) },
 		func(e *eventpb.Event) string { return e.GetDnsObserved().GetNode() },
 	},
 	{
 		KindDNSCollected, "dns-collected", eventpb.Role_ROLE_NODE,
-		func(e *eventpb.Event) (string, error) { return dnsStream(e.GetDnsCollected().GetRef()) },
+		func(e *eventpb.Event) (subject, error) { return dnsStream(e.GetDnsCollected().GetRef()) },
 		func(e *eventpb.Event) string { return e.GetDnsCollected().GetNode() },
 	},
 	{
 		KindSnapshotStaged, "snapshot-staged", eventpb.Role_ROLE_RESTORER,
-		func(e *eventpb.Event) (string, error) { return stream("restore", e.GetSnapshotStaged().GetRestore()) }, nil,
+		func(e *eventpb.Event) (subject, error) { return stream("restore", e.GetSnapshotStaged().GetRestore()) }, nil,
 	},
 	{
 		KindSnapshotRestored, "snapshot-restored", eventpb.Role_ROLE_RESTORER,
-		func(e *eventpb.Event) (string, error) { return stream("restore", e.GetSnapshotRestored().GetRestore()) }, nil,
+		func(e *eventpb.Event) (subject, error) {
+			return stream("restore", e.GetSnapshotRestored().GetRestore())
+		}, nil,
 	},
 	{
 		KindSnapshotAbandoned, "snapshot-abandoned", eventpb.Role_ROLE_RESTORER,
-		func(e *eventpb.Event) (string, error) {
+		func(e *eventpb.Event) (subject, error) {
 			return stream("restore", e.GetSnapshotAbandoned().GetRestore())
 		}, nil,
 	},
@@ -254,10 +256,56 @@ func StreamOf(e *eventpb.Event) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return k.info().stream(e)
+	s, err := k.info().stream(e)
+	if err != nil {
+		return "", err
+	}
+	return s.String(), nil
 }
 
-func policyStream(ref *eventpb.PolicyRef) (string, error) {
+// CheckStream checks that an event is of the stream that StreamOf gives.
+func CheckStream(e *eventpb.Event) error {
+	k, err := KindOf(e)
+	if err != nil {
+		return err
+	}
+	s, err := k.info().stream(e)
+	if err != nil {
+		return err
+	}
+	if !s.is(e.Stream) {
+		return fmt.Errorf("stream: %.300q, but the payload is of stream %.300q", e.Stream, s)
+	}
+	return nil
+}
+
+// subject is the name of a stream in its parts. Only the last may be empty.
+type subject struct{ prefix, first, second string }
+
+func (s subject) String() string {
+	if s.second == "" {
+		return s.prefix + "/" + s.first
+	}
+	return s.prefix + "/" + s.first + "/" + s.second
+}
+
+// is tells whether String gives a name, without making it.
+func (s subject) is(name string) bool {
+	rest, ok := strings.CutPrefix(name, s.prefix)
+	for _, part := range [...]string{s.first, s.second} {
+		if part == "" {
+			break
+		}
+		ok = ok && strings.HasPrefix(rest, "/") && strings.HasPrefix(rest[1:], part)
+		if !ok {
+			return false
+		}
+		rest = rest[1+len(part):]
+	}
+	return ok && rest == ""
+}
+
+func policyStream(ref *eventpb.PolicyRef) (subject, error) {
 	switch ref.GetKind() {
 	case eventpb.PolicyKind_NETWORK_POLICY:
 		return stream("policy/np", ref.GetNamespace(), ref.GetName())
@@ -265,30 +313,31 @@ func policyStream(ref *eventpb.PolicyRef) (string, error) {
 		return stream("policy/cnp", ref.GetNamespace(), ref.GetName())
 	case eventpb.PolicyKind_CILIUM_CLUSTERWIDE_NETWORK_POLICY:
 		if ref.GetNamespace() != "" {
-			return "", fmt.Errorf("%w: ref.namespace: must be empty for a cluster-wide policy", ErrInvalid)
+			return subject{}, fmt.Errorf("%w: ref.namespace: must be empty for a cluster-wide policy", ErrInvalid)
 		}
 		return stream("policy/ccnp", ref.GetName())
 	default:
-		return "", fmt.Errorf("%w: ref.kind: %v is no kind of policy", ErrInvalid, ref.GetKind())
+		return subject{}, fmt.Errorf("%w: ref.kind: %v is no kind of policy", ErrInvalid, ref.GetKind())
 	}
 }
 
-func endpointStream(ref *eventpb.EndpointRef) (string, error) {
+func endpointStream(ref *eventpb.EndpointRef) (subject, error) {
 	return stream("endpoint", ref.GetNamespace(), ref.GetName())
 }
 
-func dnsStream(ref *eventpb.EndpointRef) (string, error) {
+func dnsStream(ref *eventpb.EndpointRef) (subject, error) {
 	return stream("dns", ref.GetNamespace(), ref.GetName())
 }
 
-func stream(prefix string, parts ...string) (string, error) {
+func stream(prefix string, parts ...string) (subject, error) {
 	for _, p := range parts {
 		if p == "" || strings.IndexByte(p, '/') >= 0 {
-			return "", fmt.Errorf("%w: stream %s: name %.80q must be neither empty nor hold a slash", ErrInvalid, prefix, p)
+			return subject{}, fmt.Errorf("%w: stream %s: name %.80q must be neither empty nor hold a slash", ErrInvalid, prefix, p)
 		}
 	}
-	if len(parts) == 1 {
-		return prefix + "/" + parts[0], nil
+	s := subject{prefix: prefix, first: parts[0]}
+	if len(parts) > 1 {
+		s.second = parts[1]
 	}
-	return prefix + "/" + strings.Join(parts, "/"), nil
+	return s, nil
 }

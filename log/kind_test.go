@@ -176,3 +176,26 @@ func TestAuthorize(t *testing.T) {
 		t.Errorf("without payload: %v", err)
 	}
 }
+
+func TestCheckStreamIsStreamOf(t *testing.T) {
+	for _, e := range []*eventpb.Event{
+		{Payload: &eventpb.Event_NodeLeft{NodeLeft: &eventpb.NodeLeft{Name: "a"}}},
+		{Payload: &eventpb.Event_EndpointDeleted{EndpointDeleted: &eventpb.EndpointDeleted{Ref: &eventpb.EndpointRef{Namespace: "a", Name: "b"}}}},
+		{Payload: &eventpb.Event_PolicyDeleted{PolicyDeleted: &eventpb.PolicyDeleted{Ref: &eventpb.PolicyRef{Kind: eventpb.PolicyKind_CILIUM_CLUSTERWIDE_NETWORK_POLICY, Name: "a"}}}},
+		{Payload: &eventpb.Event_NodeLeft{NodeLeft: &eventpb.NodeLeft{Name: "a/b"}}},
+		{Payload: &eventpb.Event_NodeLeft{}},
+		{},
+	} {
+		want, wantErr := StreamOf(e)
+		for _, name := range []string{
+			"node/a", "node/a/", "node/ab", "node/", "node", "nod", "", "node/a/b", "node//a",
+			"endpoint/a/b", "endpoint/a", "endpoint/ab", "endpoint/a/b/", "endpoint/a/bc", "endpoint/aa/b", "endpointa/b",
+			"policy/ccnp/a", "policy/ccnp/", "policy/cnp/a",
+		} {
+			e.Stream = name
+			if err := CheckStream(e); (err == nil) != (wantErr == nil && name == want) {
+				t.Errorf("%q of an event of %q (%v): %v", name, want, wantErr, err)
+			}
+		}
+	}
+}

@@ -16,11 +16,19 @@ import (
 // an ErrInvalid, or an ErrUnsupported if set holds a field of a later version; it
 // joins every problem, each with its path. Nothing makes it panic.
 func Compile(set *eventpb.PolicySet) (*Policy, error) {
+	if set != nil {
+		if field := unknownField(set.ProtoReflect()); field != "" {
+			return nil, fmt.Errorf("policy: %s: field of a later version: %w", field, ErrUnsupported)
+		}
+	}
+	return CompileStored(set)
+}
+
+// CompileStored is Compile of a policy that package log has decoded: it holds no field
+// of a later version, and to look for one takes as long as all else.
+func CompileStored(set *eventpb.PolicySet) (*Policy, error) {
 	if set == nil {
 		return nil, fmt.Errorf("policy: %w: missing", ErrInvalid)
-	}
-	if field := unknownField(set.ProtoReflect()); field != "" {
-		return nil, fmt.Errorf("policy: %s: field of a later version: %w", field, ErrUnsupported)
 	}
 	ref, err := RefFromPB(set.Ref)
 	if err != nil {

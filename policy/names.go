@@ -175,7 +175,8 @@ func CheckNamespace(name string) error {
 // CheckLabels checks the labels of an endpoint or a namespace by Kubernetes'
 // rules. The error is an ErrInvalid and names the first offender in key order.
 func CheckLabels(labels map[string]string) error {
-	keys := make([]string, 0, len(labels))
+	var stack [16]string
+	keys := stack[:0]
 	for k := range labels {
 		keys = append(keys, k)
 	}
