@@ -172,6 +172,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	g.Go(func() error { return ended(ctx, dp.Events(ctx, publish)) })
 	g.Go(func() error { return collect(ctx, dp) })
 	g.Go(func() error { drifts.run(ctx); return nil })
+	g.Go(func() error { watchClock(ctx, clockOffset(), logger); return nil })
 	g.Go(func() error { keep.Run(ctx); return nil })
 	g.Go(func() error { return watchAddresses(ctx, &cfg, fct) })
 	if recorded != nil {

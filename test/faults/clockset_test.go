@@ -80,6 +80,13 @@ func TestClockSetUnderAnAgent(t *testing.T) {
 		tr.policyIs(n, false, step.name)
 		tr.policyIs(n, true, step.name)
 		tr.goesOn(step.name)
+		told := "by=" + step.by.String()
+		for deadline := time.Now().Add(patience); !strings.Contains(a.log(), told) && time.Now().Before(deadline); {
+			time.Sleep(10 * time.Millisecond)
+		}
+		if !strings.Contains(a.log(), told) {
+			t.Errorf("%s: the agent's log does not say %s:\n%s", step.name, told, a.log())
+		}
 		c := n.check("clock")
 		if c.Ok == step.alarm || step.alarm && !strings.Contains(c.Message, "set the clock right") {
 			t.Errorf("%s: the check says ok=%v, %q", step.name, c.Ok, c.Message)
