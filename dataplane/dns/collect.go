@@ -6,10 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"runtime"
 	"slices"
 	"time"
-
-	"google.golang.org/protobuf/proto"
 
 	"github.com/varve-net/varve/dataplane"
 	"github.com/varve-net/varve/log/eventpb"
@@ -57,11 +56,23 @@ func (k *keeper) collect(ctx context.Context) error {
 		return err
 	}
 	events, err := k.pick(now, live)
-	if err != nil || len(events) == 0 {
+	if err != nil {
 		return err
 	}
-	return k.remove(events)
+	for some := range slices.Chunk(events, removeAtOnce) {
+		if err := k.remove(some); err != nil {
+			return err
+		}
+	}
+	return nil
 }
+
+// Answers wait while something is picked or removed, so that is done in pieces which take
+// about a millisecond.
+const (
+	pickAtOnce   = 2048 // names
+	removeAtOnce = 128  // events
+)
 
 // due tells whether an address has expired or a name has too many. k.mu is held.
 func (k *keeper) due(now int64) bool {
@@ -80,16 +91,23 @@ func (k *keeper) due(now int64) bool {
 	return false
 }
 
-// pick chooses what goes, as of the moment before the flows were read.
+// pick chooses what goes, as of the moment before the flows were read. It lets others at
+// the facts in between: what is renewed meanwhile stays, by stillExpired.
 func (k *keeper) pick(now int64, live map[use]bool) (events []*eventpb.DnsCollected, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	var errs []error
+	seen := 0
 	for _, e := range k.facts.endpoints {
 		inUse := func(a netip.Addr) bool {
 			return e.rules != nil && (live[use{e.rules.IPv4, a}] || live[use{e.rules.IPv6, a}])
 		}
 		for _, n := range e.names {
+			if seen++; seen%pickAtOnce == 0 {
+				k.mu.Unlock()
+				runtime.Gosched()
+				k.mu.Lock()
+			}
 			var gone []netip.Addr
 			for a, x := range n.addresses {
 				switch {
@@ -159,7 +177,7 @@ func (k *keeper) remove(events []*eventpb.DnsCollected) error {
 	var records [][]byte
 	events = k.stillExpired(events)
 	for _, c := range events {
-		data, err := proto.Marshal(&eventpb.Event{Payload: &eventpb.Event_DnsCollected{DnsCollected: c}})
+		data, err := (&eventpb.Event{Payload: &eventpb.Event_DnsCollected{DnsCollected: c}}).MarshalVT()
 		if err != nil {
 			return fmt.Errorf("event: %w", err)
 		}

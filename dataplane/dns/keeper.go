@@ -1,11 +1,11 @@
 package dns
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/varve-net/varve/bpf"
 	"github.com/varve-net/varve/bpf/abi"
@@ -179,19 +178,23 @@ func (k *keeper) run(ctx context.Context) error {
 		refresh := false
 		select {
 		case <-ctx.Done():
-			k.batch(true)
+			for k.batch(true) {
+			}
 			return nil
 		case <-k.ready:
 		case <-t.C:
 			k.followClock()
 			refresh = true
 		}
-		k.batch(refresh)
+		for more := k.batch(refresh); more; {
+			more = k.batch(true)
+		}
 	}
 }
 
-// batch handles all lessons that wait and, if asked to, the refreshes.
-func (k *keeper) batch(refresh bool) {
+// batch handles all lessons that wait and, if asked to, some of the refreshes, and tells
+// whether more of these wait.
+func (k *keeper) batch(refresh bool) (more bool) {
 	k.queueMu.Lock()
 	lessons := k.queue
 	k.queue = nil
@@ -202,7 +205,7 @@ func (k *keeper) batch(refresh bool) {
 		b.add(l)
 	}
 	if refresh {
-		b.refresh()
+		more = b.refresh()
 	}
 	err := b.commit()
 	k.writing.Unlock()
@@ -212,16 +215,23 @@ func (k *keeper) batch(refresh bool) {
 	if len(lessons) > 0 {
 		k.flush()
 	}
+	return more
 }
 
 // observed is one event of a batch.
 type observed struct {
 	key     endpointKey
 	event   *eventpb.DnsObserved
-	expires map[netip.Addr]int64 // of the monotonic clock
+	expires []expiry // an address may be there twice until records is called
 	// anew: what the journal says of the addresses is taken back first.
 	anew   bool
 	record int // the event's, among those of the batch
+}
+
+// expiry is when an address expires by the monotonic clock.
+type expiry struct {
+	addr netip.Addr
+	at   int64
 }
 
 // batch is what becomes durable together.
@@ -243,7 +253,7 @@ func (b *batch) of(key endpointKey, name string) *observed {
 	id := batchKey{key, name}
 	o := b.by[id]
 	if o == nil {
-		o = &observed{key: key, expires: map[netip.Addr]int64{}, event: &eventpb.DnsObserved{
+		o = &observed{key: key, event: &eventpb.DnsObserved{
 			Node: b.k.cfg.Node, Ref: &eventpb.EndpointRef{Namespace: key.namespace, Name: key.name}, Incarnation: key.incarnation, Name: name,
 		}}
 		b.by[id] = o
@@ -253,27 +263,30 @@ func (b *batch) of(key endpointKey, name string) *observed {
 }
 
 func (o *observed) add(a netip.Addr, expires int64) {
-	if was, ok := o.expires[a]; !ok || was < expires {
-		o.expires[a] = expires
-	}
+	o.expires = append(o.expires, expiry{a, expires})
 }
 
 // records are what the journal gets: addresses ascending, times of the wall clock.
 func (o *observed) records(now clock) (records [][]byte, err error) {
-	o.event.Addresses = o.event.Addresses[:0]
-	var all [][]byte
-	for _, a := range slices.SortedFunc(maps.Keys(o.expires), netip.Addr.Compare) {
-		all = append(all, a.AsSlice())
-		o.event.Addresses = append(o.event.Addresses, &eventpb.DnsAddress{Address: a.AsSlice(), ExpiresUnixNs: now.unix(o.expires[a])})
+	// Of an address that is there twice the later expiry counts.
+	slices.SortFunc(o.expires, func(a, b expiry) int { return cmp.Or(a.addr.Compare(b.addr), cmp.Compare(b.at, a.at)) })
+	o.expires = slices.CompactFunc(o.expires, func(a, b expiry) bool { return a.addr == b.addr })
+	o.event.Addresses = make([]*eventpb.DnsAddress, len(o.expires))
+	for i, x := range o.expires {
+		o.event.Addresses[i] = &eventpb.DnsAddress{Address: x.addr.AsSlice(), ExpiresUnixNs: now.unix(x.at)}
 	}
 	events := []*eventpb.Event{{Payload: &eventpb.Event_DnsObserved{DnsObserved: o.event}}}
 	if o.anew {
+		var all [][]byte
+		for _, a := range o.event.Addresses {
+			all = append(all, a.Address)
+		}
 		events = slices.Insert(events, 0, &eventpb.Event{Payload: &eventpb.Event_DnsCollected{DnsCollected: &eventpb.DnsCollected{
 			Node: o.event.Node, Ref: o.event.Ref, Incarnation: o.event.Incarnation, Name: o.event.Name, Addresses: all,
 		}}})
 	}
 	for _, e := range events {
-		data, err := proto.Marshal(e)
+		data, err := e.MarshalVT()
 		if err != nil {
 			return nil, fmt.Errorf("event: %w", err)
 		}
@@ -294,11 +307,20 @@ func (b *batch) add(l *lesson) {
 	}
 }
 
-// refresh adds the expiries that moved.
-func (b *batch) refresh() {
+// refreshAtOnce is how many names are refreshed in one batch: answers wait for it.
+const refreshAtOnce = 128
+
+// refresh adds expiries that moved, of some names, and tells whether there are more.
+func (b *batch) refresh() (more bool) {
 	b.k.mu.Lock()
 	defer b.k.mu.Unlock()
+	some := 0
 	for n := range b.k.refreshes {
+		if some == refreshAtOnce {
+			return true
+		}
+		some++
+		delete(b.k.refreshes, n)
 		o := b.of(n.endpoint.key, n.name)
 		if o.event.Chain == nil {
 			o.event.Chain = n.chain
@@ -309,7 +331,7 @@ func (b *batch) refresh() {
 			}
 		}
 	}
-	clear(b.k.refreshes)
+	return false
 }
 
 // commit writes the events to the journal and then applies them. After an error
