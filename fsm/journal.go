@@ -72,6 +72,7 @@ type journal struct {
 	// changes has up to journalChanges; then they become older, and the older ones are
 	// forgotten.
 	older, changes []Change
+	noted          uint64 // changes, forgotten ones too
 	// A View can see of the slice.
 	olderSeen, seen bool
 }
@@ -93,6 +94,7 @@ func (j *journal) note(c Change) {
 		return
 	}
 	c.Revision = j.now
+	j.noted++
 	if len(j.changes) == journalChanges {
 		forgotten := j.older
 		if n := len(forgotten); n > 0 {
@@ -144,3 +146,9 @@ func newer(changes []Change, than log.Revision) []Change {
 	}
 	return changes[first:]
 }
+
+// Cost is how many rows events have changed since the View's State was made, derived
+// ones included: the time of a replay is in proportion to it rather than to the number
+// of events, of which one may change every endpoint of a namespace. It says nothing of
+// the log: a State that was read from a snapshot, or resumed, begins at 0.
+func (v View) Cost() uint64 { return v.tables().noted }

@@ -41,9 +41,12 @@ type Log interface {
 type Config struct {
 	Log  Log
 	Past *past.Past
-	// Events and Bytes, of records as they were appended, are the distance of two
-	// checkpoints: the first to be reached counts. Defaults 65536 and 32 MiB.
+	// Events, the rows that they changed, and Bytes, of records as they were appended,
+	// are the distance of two checkpoints: the first to be reached counts. Rows bound
+	// the time of a replay, whatever the events are, Bytes that of reading. Defaults
+	// 65536, 262144 and 32 MiB.
 	Events log.Revision
+	Rows   uint64
 	Bytes  int64
 	// Records are kept as long as neither is exceeded; 0: for ever. What is kept
 	// can always be replayed.
@@ -55,6 +58,7 @@ type Config struct {
 
 const (
 	defaultEvents = 65536
+	defaultRows   = 4 * defaultEvents
 	defaultBytes  = 32 << 20
 	// pace is how long the head must have stood still for the node to count as
 	// idle, and how often a busy one is looked at.
@@ -69,12 +73,16 @@ const (
 type Keeper struct {
 	Config
 	damaged map[log.Revision]bool // segments that could not be packed
+	cost    uint64                // of the View of the newest checkpoint made here
 }
 
 // New makes a Keeper.
 func New(config Config) *Keeper {
 	if config.Events == 0 {
 		config.Events = defaultEvents
+	}
+	if config.Rows == 0 {
+		config.Rows = defaultRows
 	}
 	if config.Bytes == 0 {
 		config.Bytes = defaultBytes
@@ -158,14 +166,20 @@ func (k *Keeper) checkpoint(context.Context) (bool, error) {
 	if view.Revision() <= last {
 		return false, nil
 	}
-	due := view.Revision()-last >= k.Events
-	if !due {
+	if view.Cost() < k.cost {
+		k.cost = 0 // another State: a restart, or a snapshot
+	}
+	if due := view.Revision()-last >= k.Events || view.Cost()-k.cost >= k.Rows; !due {
 		bytes, err := k.bytesSince(last)
 		if err != nil || bytes < k.Bytes {
 			return false, err
 		}
 	}
-	return true, k.write(view)
+	err := k.write(view)
+	if err == nil {
+		k.cost = view.Cost()
+	}
+	return true, err
 }
 
 // before is the newest checkpoint before a revision, or where the records begin.

@@ -147,6 +147,26 @@ func TestCheckpointsByBytes(t *testing.T) {
 	}
 }
 
+// Events that change many rows are followed by a checkpoint sooner.
+func TestCheckpointsByRows(t *testing.T) {
+	b := newBench(t)
+	rows := b.View().Cost()
+	if rows < events {
+		t.Fatalf("%d events changed %d rows", events, rows)
+	}
+	k := b.keeper(func(c *Config) { c.Events, c.Rows = 1e9, rows+1 })
+	if did, err := k.checkpoint(t.Context()); did || err != nil {
+		t.Errorf("before its time: %v, %v", did, err)
+	}
+	k.Rows = rows
+	if did, err := k.checkpoint(t.Context()); !did || err != nil || len(b.h.Checkpoints()) != 1 {
+		t.Errorf("%v, %v, %v", did, err, b.h.Checkpoints())
+	}
+	if did, err := k.checkpoint(t.Context()); did || err != nil {
+		t.Errorf("again: %v, %v", did, err)
+	}
+}
+
 // Retention by size and by age keeps what it says, and that can be replayed.
 func TestRetention(t *testing.T) {
 	for name, change := range map[string]func(*bench, *Config){
