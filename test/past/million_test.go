@@ -90,14 +90,15 @@ func writeWithCrashes(t *testing.T, dir string, random *rand.Rand) {
 	share := *eventsFlag / perGroup / (*killsFlag + 1)
 	acked := log.Revision(0)
 	for range *killsFlag {
-		end := runWriter(t, dir, *eventsFlag, random.Uint64(), 1+random.IntN(2*share), time.Duration(random.Int64N(int64(50*time.Millisecond))))
+		end := runWriter(t, job{dir: dir, events: *eventsFlag, seed: random.Uint64()},
+			afterAcks(1+random.IntN(2*share)), time.Duration(random.Int64N(int64(50*time.Millisecond))))
 		acked = max(acked, end.acked)
 		t.Logf("killed after revision %d, doing %s", end.acked, end.doing)
 		if end.done {
 			break
 		}
 	}
-	if end := runWriter(t, dir, *eventsFlag, random.Uint64(), -1, 0); !end.done {
+	if end := runWriter(t, job{dir: dir, events: *eventsFlag, seed: random.Uint64()}, never, 0); !end.done {
 		t.Fatalf("the last writer ended after revision %d", end.acked)
 	}
 	if acked == 0 {

@@ -41,6 +41,7 @@ const (
 	writerEnv = "VARVE_TEST_PAST_DIR"
 	eventsEnv = "VARVE_TEST_PAST_EVENTS"
 	seedEnv   = "VARVE_TEST_PAST_SEED"
+	bytesEnv  = "VARVE_TEST_PAST_MAX_BYTES"
 )
 
 // shape is the history of a test: the mix that is quoted if it is long, and a small
@@ -64,10 +65,11 @@ func logConfig(dir string, m mix.Mix) raftlog.Config {
 // segmentBytes is a fiftieth of the history or so.
 func segmentBytes(m mix.Mix) int64 { return max(64<<10, int64(m.Events)*300/50) }
 
-func keeperOf(l *raftlog.Log, m mix.Mix) *keeper.Keeper {
+func keeperOf(l *raftlog.Log, m mix.Mix, maxBytes int64) *keeper.Keeper {
 	p := past.New(past.Config{Log: l, Cluster: m.Cluster, Checkpoints: l.History()})
 	return keeper.New(keeper.Config{
-		Log: l, Past: p, Events: log.Revision(max(500, min(m.Events/20, 65536))), Bytes: math.MaxInt64, Logger: slog.New(slog.DiscardHandler),
+		Log: l, Past: p, Events: log.Revision(max(500, min(m.Events/20, 65536))), Bytes: math.MaxInt64,
+		MaxBytes: maxBytes, Logger: slog.New(slog.DiscardHandler),
 	})
 }
 
@@ -83,6 +85,10 @@ func write(ctx context.Context, dir string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	maxBytes, err := strconv.ParseInt(os.Getenv(bytesEnv), 10, 64)
+	if err != nil {
+		return err
+	}
 	m, random := shape(events), rand.New(rand.NewPCG(seed, 1))
 	for {
 		fmt.Fprintln(out, "doing open")
@@ -90,7 +96,7 @@ func write(ctx context.Context, dir string, out io.Writer) error {
 		if err != nil {
 			return err
 		}
-		whole, err := goOn(ctx, l, m, random, out)
+		whole, err := goOn(ctx, l, m, maxBytes, random, out)
 		if err != nil {
 			return err
 		}
@@ -106,8 +112,8 @@ func write(ctx context.Context, dir string, out io.Writer) error {
 }
 
 // goOn appends until the history is whole, or it is time for a restart.
-func goOn(ctx context.Context, l *raftlog.Log, m mix.Mix, random *rand.Rand, out io.Writer) (whole bool, err error) {
-	k := keeperOf(l, m)
+func goOn(ctx context.Context, l *raftlog.Log, m mix.Mix, maxBytes int64, random *rand.Rand, out io.Writer) (whole bool, err error) {
+	k := keeperOf(l, m, maxBytes)
 	head, _ := l.Head()
 	for group, err := range groups(m, int(head), random) {
 		if err != nil {
@@ -123,7 +129,8 @@ func goOn(ctx context.Context, l *raftlog.Log, m mix.Mix, random *rand.Rand, out
 			}
 		}
 		fmt.Fprintln(out, "ack", results[len(results)-1].Revision)
-		switch random.IntN(40) {
+		// In a short history something happens every few groups.
+		switch random.IntN(max(10, min(40, m.Events/1000))) {
 		case 0:
 			fmt.Fprintln(out, "doing compaction")
 			if err := l.Snapshot(ctx); err != nil {
@@ -135,7 +142,7 @@ func goOn(ctx context.Context, l *raftlog.Log, m mix.Mix, random *rand.Rand, out
 				return false, err
 			}
 		case 5:
-			if random.IntN(6) == 0 {
+			if random.IntN(3) == 0 {
 				return false, nil
 			}
 		}
@@ -174,12 +181,22 @@ type crashed struct {
 	done  bool
 }
 
-// runWriter runs a writer and kills it: after that many acknowledgements, and then a
-// while, however far it is in whatever it does. Negative: it is let be.
-func runWriter(t *testing.T, dir string, events int, seed uint64, acks int, while time.Duration) crashed {
+// job is what a writer is to do.
+type job struct {
+	dir      string
+	events   int
+	seed     uint64
+	maxBytes int64 // of the history that is kept; 0: all
+}
+
+// runWriter runs a writer and kills it: a while after it said something for which kill
+// is true, however far it is in whatever it does then. It says "ack" after a group and
+// "doing" before all else.
+func runWriter(t *testing.T, j job, kill func(says string) bool, while time.Duration) crashed {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), writerEnv+"="+dir, eventsEnv+"="+strconv.Itoa(events), seedEnv+"="+strconv.FormatUint(seed, 10))
+	cmd.Env = append(os.Environ(), writerEnv+"="+j.dir, eventsEnv+"="+strconv.Itoa(j.events),
+		seedEnv+"="+strconv.FormatUint(j.seed, 10), bytesEnv+"="+strconv.FormatInt(j.maxBytes, 10))
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -188,9 +205,10 @@ func runWriter(t *testing.T, dir string, events int, seed uint64, acks int, whil
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	kill := func() { _ = cmd.Process.Kill() }
-	defer kill()
-	var end crashed
+	end := func() { _ = cmd.Process.Kill() }
+	defer end()
+	var out crashed
+	killed := false
 	for lines := bufio.NewScanner(stdout); lines.Scan(); {
 		word, rest, _ := strings.Cut(lines.Text(), " ")
 		switch word {
@@ -199,18 +217,32 @@ func runWriter(t *testing.T, dir string, events int, seed uint64, acks int, whil
 			if err != nil {
 				t.Fatal(err)
 			}
-			end.acked, end.doing = log.Revision(n), "append"
+			out.acked, out.doing = log.Revision(n), "append"
 		case "doing":
-			end.doing = rest
+			out.doing = rest
 		case "done":
-			end.done = true
+			out.done = true
 		default:
 			t.Errorf("the writer says %q", lines.Text())
 		}
-		if acks--; acks == 0 {
-			defer time.AfterFunc(while, kill).Stop()
+		if !killed && kill(lines.Text()) {
+			killed = true
+			defer time.AfterFunc(while, end).Stop()
 		}
 	}
 	_ = cmd.Wait() // it was killed, or done
-	return end
+	return out
 }
+
+// afterAcks is true after so many acknowledgements.
+func afterAcks(n int) func(string) bool {
+	return func(says string) bool {
+		if strings.HasPrefix(says, "ack") {
+			n--
+		}
+		return n == 0
+	}
+}
+
+// never lets a writer be.
+func never(string) bool { return false }
