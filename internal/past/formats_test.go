@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/varve-net/varve/internal/mix"
 	"github.com/varve-net/varve/log"
 	"github.com/varve-net/varve/log/eventpb"
 	"github.com/varve-net/varve/log/history"
@@ -60,7 +61,8 @@ func TestOldFormats(t *testing.T) {
 func writeAll(t *testing.T, dir string) {
 	t.Helper()
 	const events = 400
-	f, views := small(t, events)
+	// Names are asked for and forgotten, endpoints and policies deleted.
+	f, views := drawn(t, mix.Mix{Seed: 7, Cluster: "bench", Events: events, Nodes: 3, Namespaces: 4, Endpoints: 60, Apps: 5, Policies: 20, Names: 30})
 	var digests strings.Builder
 	note := func(name string, at int) { fmt.Fprintln(&digests, name, at, views[at].Digest()) }
 

@@ -63,7 +63,12 @@ func (f *fake) OpenCheckpoint(at log.Revision) (io.ReadCloser, error) {
 // small is a history of which every revision's View is kept by a naive replay.
 func small(t testing.TB, events int) (*fake, []fsm.View) {
 	t.Helper()
-	m := mix.Mix{Seed: 7, Cluster: "bench", Events: events, Nodes: 3, Namespaces: 4, Endpoints: 60, Apps: 5, Policies: 20}
+	return drawn(t, mix.Mix{Seed: 7, Cluster: "bench", Events: events, Nodes: 3, Namespaces: 4, Endpoints: 60, Apps: 5, Policies: 20})
+}
+
+// drawn is a mix in memory, with every View.
+func drawn(t testing.TB, m mix.Mix) (*fake, []fsm.View) {
+	t.Helper()
 	s := fsm.New(m.Cluster)
 	f := &fake{checkpoints: map[log.Revision][]byte{}}
 	views := []fsm.View{s.View()}
