@@ -205,7 +205,7 @@ func (w *walk) checkStates(t *testing.T, archive *past.Archive) {
 		if err != nil || v.Digest() != w.digests[at] || v.TimeNS() != w.times[at] {
 			t.Fatalf("revision %d: digest %s, want %s; %v", at, v.Digest(), w.digests[at], err)
 		}
-		if diff := cmp.Diff(w.lines[at], linesOf(v)); diff != "" {
+		if diff := compare(w.lines[at], linesOf(v)); diff != "" {
 			t.Fatalf("revision %d (-naive +fsm):\n%.4000s", at, diff)
 		}
 		views[at] = v

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/varve-net/varve/audit"
 	"github.com/varve-net/varve/fsm"
 	"github.com/varve-net/varve/internal/naive"
@@ -252,4 +254,12 @@ func policyLine(p *fsm.Policy) string {
 
 func nameLine(a netip.Addr, expiresNS int64, revision log.Revision) string {
 	return fmt.Sprintf("%s until %d of %d", a, expiresNS, revision)
+}
+
+// compare shows what two states have different; nothing if they are equal.
+func compare(naive, got map[string]string) string {
+	if maps.Equal(naive, got) {
+		return ""
+	}
+	return cmp.Diff(naive, got)
 }
