@@ -20,8 +20,9 @@ func (a *app) auditReplay() *cobra.Command {
 		Long: strings.TrimSpace(`
 Find the flows that this node has recorded whose verdict would have been another,
 had the policies of a manifest been in force, or those of --delete not: each at the
-revision at which it was seen. What the record lacks is told. Nothing is changed. The
-exit code is 1 if any verdict differs.
+revision at which it was seen. What the record lacks is told. Nothing is changed. With --log a
+state directory, or an export and --log-flows a copy of the folder flows of one, no
+agent is needed. The exit code is 1 if any verdict differs.
 ` + policyRefHelp),
 		Example: strings.Trim(`
   varve audit replay lockdown.yaml --since 24h

@@ -29,7 +29,9 @@ Show flows that this node has seen: who spoke with whom, what policy said and by
 which rule, how often, and from when to when. Flows are added up over five seconds
 at a time. Without --since and --last the newest 20 are shown. What the record
 lacks is told too. With -o json (or jsonpb) one flow is one line; "varve monitor"
-shows every event as it happens.`),
+shows every event as it happens. With --log a state directory, or --log-flows a copy
+of the folder flows in one, no agent is needed, and "5m" counts back from the record's
+end.`),
 		Example: strings.Trim(`
   varve observe --since 5m --verdict DROPPED
   varve observe --from-pod default/web --port 5432 --last 100
