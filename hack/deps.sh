@@ -2,7 +2,7 @@
 # Installs what a group of targets needs and this machine lacks, from Debian's
 # packages. It does nothing, and asks for nothing, when all of it is there.
 #
-#   hack/deps.sh GROUP...     groups: go, root, race, net, disk, dns, vm, generate, format
+#   hack/deps.sh GROUP...     groups: go, root, race, net, disk, dns, peers, vm, generate, format
 set -euo pipefail
 
 # want COMMAND-OR-FILE PACKAGE notes the package if the thing is missing.
@@ -88,7 +88,7 @@ for group in "$@"; do
 		;;
 	format) want clang-format-19 clang-format-19 ;;
 	*)
-		echo "deps: unknown group '$group'; groups are go, root, race, net, disk, dns, vm, generate, format" >&2
+		echo "deps: unknown group '$group'; groups are go, root, race, net, disk, dns, peers, vm, generate, format" >&2
 		exit 2
 		;;
 	esac
