@@ -163,6 +163,9 @@ func streamError(err error) error {
 	if err == nil || asConnect(err) != nil {
 		return err
 	}
+	if errors.Is(err, log.ErrCorrupt) {
+		return connect.NewError(connect.CodeDataLoss, err)
+	}
 	return appendError(err)
 }
 

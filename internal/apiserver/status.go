@@ -79,6 +79,7 @@ func (s agentService) status(ctx context.Context, verify bool, view fsm.View, ta
 	}
 	checks := []check{
 		{"log", s.checkLog(view)},
+		{"history", s.checkHistory},
 		{"clock", s.checkClock},
 		{"projection", s.checkProjection(tables)},
 		{"endpoints", s.checkEndpoints(view)},
@@ -152,6 +153,26 @@ func (s agentService) checkLog(view fsm.View) func(context.Context) (string, err
 		return fmt.Sprintf("revision %d, chain %.8s, kept from revision %d", head, chain, s.Log.First()), nil
 	}
 }
+
+// checkHistory: what is lost of the past keeps nobody from anything but asking for it.
+func (s agentService) checkHistory(context.Context) (string, error) {
+	lost := s.Log.History().Lost()
+	if len(lost) == 0 {
+		return "whole, as far as it was read", nil
+	}
+	errs := make([]error, 0, maxLostNamed+1)
+	for i, l := range lost {
+		if i == maxLostNamed {
+			errs = append(errs, fmt.Errorf("and %d more; `varve log verify` names the first", len(lost)-i))
+			break
+		}
+		errs = append(errs, fmt.Errorf("revisions %d to %d are lost: %w", l.First, l.Last, l.Err))
+	}
+	return "", errors.Join(errs...)
+}
+
+// maxLostNamed is how many places of damage status names.
+const maxLostNamed = 4
 
 // checkClock: events keep the log's time while the clock is behind it.
 func (s agentService) checkClock(context.Context) (string, error) {

@@ -1,6 +1,7 @@
 // Package keeper looks after a node's history beside the appends: it writes
 // checkpoints, so that any revision is a short replay away, packs sealed segments,
-// and lets go of what retention no longer keeps.
+// lets go of what retention no longer keeps, and reads all of it once a day to find
+// what was damaged.
 //
 // It works in the background and at most a twentieth of the time while events come
 // in; what it skipped meanwhile it makes up for once they do not. Nothing waits for
@@ -65,6 +66,8 @@ const (
 	pace = time.Second
 	// rest is how much longer than it worked a keeper rests on a busy node.
 	rest = 19
+	// checkEvery is how often the whole history is read.
+	checkEvery = 24 * time.Hour
 	// retry is how long a keeper waits after an error.
 	retry = 10 * time.Second
 )
@@ -74,6 +77,7 @@ type Keeper struct {
 	Config
 	damaged map[log.Revision]bool // segments that could not be packed
 	cost    uint64                // of the View of the newest checkpoint made here
+	checked time.Time             // when the whole history was read last
 }
 
 // New makes a Keeper.
@@ -153,10 +157,42 @@ func (k *Keeper) round(ctx context.Context, idle bool) (did bool, err error) {
 			return did, err
 		}
 	}
-	if idle {
-		return k.fill(ctx)
+	if !idle {
+		return false, nil
+	}
+	for _, job := range []func(context.Context) (bool, error){k.check, k.beyond, k.fill} {
+		if did, err = job(ctx); did || err != nil {
+			return did, err
+		}
 	}
 	return false, nil
+}
+
+// check reads the whole history from time to time, so that damage is known while
+// there may still be a copy.
+func (k *Keeper) check(ctx context.Context) (bool, error) {
+	if now := k.Now(); now.Sub(k.checked) < checkEvery {
+		return false, nil
+	}
+	h := k.Log.History()
+	if err := h.Check(ctx); err != nil {
+		return true, fmt.Errorf("check the history: %w", err)
+	}
+	k.checked = k.Now()
+	for _, l := range h.Lost() {
+		k.Logger.Error("a part of the history is lost; the rest is served", "first", l.First, "last", l.Last, "error", l.Err)
+	}
+	return true, nil
+}
+
+// beyond makes a checkpoint after the last loss: no replay leads over it.
+func (k *Keeper) beyond(context.Context) (bool, error) {
+	lost := k.Log.History().Lost()
+	view := k.Log.View()
+	if len(lost) == 0 || k.before(view.Revision()) >= lost[len(lost)-1].Last {
+		return false, nil
+	}
+	return true, k.write(view)
 }
 
 // checkpoint keeps the newest state if it is far enough from the last one kept.

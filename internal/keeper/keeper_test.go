@@ -7,6 +7,8 @@ import (
 	"io"
 	"log/slog"
 	"math"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -60,6 +62,61 @@ func newBench(t *testing.T) *bench {
 		}
 	}
 	return b
+}
+
+// The whole history is read once a day on an idle node. What it lost is known then,
+// and a checkpoint leads over it.
+func TestCheckHistory(t *testing.T) {
+	b := newBench(t)
+	now := time.Unix(0, b.View().TimeNS())
+	k := b.keeper(func(c *Config) { c.Events, c.Now = math.MaxUint64, func() time.Time { return now } })
+	idle := func() {
+		t.Helper()
+		for {
+			if did, err := k.round(t.Context(), true); err != nil {
+				t.Fatal(err)
+			} else if !did {
+				return
+			}
+		}
+	}
+	idle()
+	if lost := b.h.Lost(); len(lost) != 0 {
+		t.Fatalf("lost %v, and nothing was damaged", lost)
+	}
+	segments, err := b.h.Segments()
+	if err != nil || len(segments) < 3 {
+		t.Fatal(segments, err)
+	}
+	path := filepath.Join(b.dir, fmt.Sprintf("%020d.history", segments[1].First))
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	content[len(content)/2] ^= 2
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	idle()
+	if lost := b.h.Lost(); len(lost) != 0 {
+		t.Fatalf("lost %v within the day", lost)
+	}
+	now = now.Add(checkEvery)
+	idle()
+	lost := b.h.Lost()
+	if len(lost) != 1 || lost[0].First < segments[1].First || lost[0].Last > segments[1].Last || !errors.Is(lost[0].Err, log.ErrCorrupt) {
+		t.Fatalf("lost %v, of segment %+v", lost, segments[1])
+	}
+	head := b.View().Revision()
+	if at := b.h.Checkpoints(); len(at) != 1 || at[0] != head {
+		t.Errorf("checkpoints %v, want one at %d", at, head)
+	}
+	if v, err := b.past().View(t.Context(), head); err != nil || v.Digest() != b.View().Digest() {
+		t.Errorf("the newest state over the loss: %v", err)
+	}
+	if _, err := b.past().View(t.Context(), lost[0].First); !errors.Is(err, log.ErrCorrupt) {
+		t.Errorf("the state at a lost revision: %v", err)
+	}
 }
 
 func (b *bench) open(t *testing.T) {

@@ -21,6 +21,8 @@ type Log interface {
 	Head() (log.Revision, log.Hash)
 	First() log.Revision
 	HistoryBytes() (int64, error)
+	// HistoryLost is how many revisions are known to be lost.
+	HistoryLost() uint64
 	ClockBehind() time.Duration
 }
 
@@ -97,6 +99,7 @@ var (
 	descFlowEvents    = desc("flow_store_events_total", "Events that the flow record took in since the agent's start.")
 	descFlowMissing   = desc("flow_store_missing_events", "Events that are missing in the time that the flow record covers.", "reason")
 	descFlowOldest    = desc("flow_store_oldest_timestamp_seconds", "Time from which the flow record is kept.")
+	descHistoryLost   = desc("log_history_lost_revisions", "Revisions that cannot be read from the node's history, as far as it was checked.")
 	descClockBehind   = desc("log_clock_behind_seconds", "Seconds by which the node's clock is behind the effective time of the log's last event.")
 	descHistoryFirst  = desc("log_history_first_revision", "Oldest revision that is still kept.")
 )
@@ -109,7 +112,7 @@ type snapshot struct{ m *Metrics }
 func (snapshot) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descPolicy, descPolicyMax, descIdentity, descNodes, descEndpointState, descPressure, descDropCount, descDropBytes,
-		descForwardCount, descForwardBytes, descEventsLost, descRevision, descLag, descHistoryBytes, descHistoryFirst, descClockBehind,
+		descForwardCount, descForwardBytes, descEventsLost, descRevision, descLag, descHistoryBytes, descHistoryFirst, descHistoryLost, descClockBehind,
 		descFlowBytes, descFlowEvents, descFlowMissing, descFlowOldest,
 	} {
 		ch <- d
@@ -135,6 +138,7 @@ func (s snapshot) Collect(ch chan<- prometheus.Metric) {
 	gauge(descRevision, float64(head))
 	gauge(descLag, float64(head)-float64(inForce))
 	gauge(descHistoryFirst, float64(src.Log.First()))
+	gauge(descHistoryLost, float64(src.Log.HistoryLost()))
 	gauge(descClockBehind, src.Log.ClockBehind().Seconds())
 	if size, err := src.Log.HistoryBytes(); err != nil {
 		ch <- prometheus.NewInvalidMetric(descHistoryBytes, err)

@@ -2,6 +2,7 @@ package past
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -126,14 +127,20 @@ func (p *Past) until(ctx context.Context, ns int64) (Moment, error) {
 	last := Moment{Revision: first - 1}
 	for low < high {
 		mid := low + (high-low)/2
-		m, err := p.moment(ctx, mid)
+		m, ok, err := p.readable(ctx, mid, high)
 		if err != nil {
 			return Moment{}, err
 		}
-		if m.TimeNS <= ns {
-			low, last = mid+1, m
+		if ok && m.TimeNS <= ns {
+			low, last = m.Revision+1, m
 		} else {
 			high = mid
+		}
+	}
+	if last.Revision < head && last.Revision >= first {
+		// What is lost has no time: it may be what was asked for.
+		if _, err := p.moment(ctx, last.Revision+1); errors.Is(err, log.ErrCorrupt) {
+			return Moment{}, fmt.Errorf("which revision was the last at %s cannot be told; name a revision: %w", time.Unix(0, ns).UTC().Format(time.RFC3339), err)
 		}
 	}
 	if last.Revision < first && first > 1 {
@@ -141,6 +148,18 @@ func (p *Past) until(ctx context.Context, ns int64) (Moment, error) {
 			time.Unix(0, ns).UTC().Format(time.RFC3339), first, log.ErrCompacted)
 	}
 	return last, nil
+}
+
+// readable is the first moment from a revision on, before another, whose record is not
+// lost; false if there is none.
+func (p *Past) readable(ctx context.Context, from, before log.Revision) (Moment, bool, error) {
+	for ; from < before; from++ {
+		m, err := p.moment(ctx, from)
+		if !errors.Is(err, log.ErrCorrupt) {
+			return m, err == nil, err
+		}
+	}
+	return Moment{}, false, nil
 }
 
 // moment is a revision with its time. The one before the oldest record counts as

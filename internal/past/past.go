@@ -289,6 +289,9 @@ func (p *Past) belongs(ctx context.Context, v fsm.View, at log.Revision) error {
 		}
 	case at >= p.Log.First():
 		record, err := p.Record(ctx, at)
+		if errors.Is(err, log.ErrCorrupt) {
+			return p.leads(ctx, v, at)
+		}
 		if err != nil {
 			return err
 		}
@@ -300,6 +303,24 @@ func (p *Past) belongs(ctx context.Context, v fsm.View, at log.Revision) error {
 		return nil
 	}
 	return &log.CorruptError{Revision: at, What: "the checkpoint does not belong to the log: " + problem}
+}
+
+// leads checks that a checkpoint whose own record is lost is what the record after it
+// continues.
+func (p *Past) leads(ctx context.Context, v fsm.View, at log.Revision) error {
+	head, chain := p.Log.Head()
+	if at < head {
+		next, err := p.Record(ctx, at+1)
+		if err != nil {
+			return err
+		}
+		if log.Next(v.Chain(), log.Leaf(next.Event)) == next.Chain {
+			return nil
+		}
+	} else if v.Chain() == chain {
+		return nil
+	}
+	return &log.CorruptError{Revision: at, What: fmt.Sprintf("the checkpoint does not belong to the log: its chain value %s is not what the records after it continue", v.Chain())}
 }
 
 // Record returns one record, with bytes of its own.

@@ -38,6 +38,10 @@
 // segment with two more kinds of blocks; in a filtered one, an entry of outcome 0
 // has the event's leaf in place of reason and event.
 //
+// The file anchors has the chain value before each segment once more, so that one of
+// another log is known even where its neighbours are lost. What damage hits cannot be
+// read (Lost), and all the rest can.
+//
 // Beside the segments, NNN.checkpoint holds the state at revision NNN (zstd), from
 // which what follows can be replayed. Files that end in ".new" are being written.
 //

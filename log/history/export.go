@@ -158,16 +158,13 @@ func (h *History) openExported() error {
 		h.stateOffset = next
 		h.checkpoints = []log.Revision{seg.first - 1}
 	} else if seg.first > 1 {
-		damage := seg.corrupt(next, seg.first, "the state before the first record is not there: "+got.problem)
-		if err := h.tolerate(damage); err != nil {
-			return err
-		}
+		h.ended(seg.corrupt(next, seg.first, "the state before the first record is not there: "+got.problem))
 	}
 	if err := h.openLastPacked(f, seg, info.Size()); err != nil {
 		return err
 	}
 	if last := h.lastLocked(); h.damage == nil && last != log.Revision(h.meta.Last) {
-		return h.tolerate(seg.corrupt(info.Size(), last+1, fmt.Sprintf("the file ends at revision %d, its beginning says %d", last, h.meta.Last)))
+		h.ended(seg.corrupt(info.Size(), last+1, fmt.Sprintf("the file ends at revision %d, its beginning says %d", last, h.meta.Last)))
 	}
 	return nil
 }

@@ -4,12 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 )
 
 // frames reads a segment's records in large pieces.
 type frames struct {
-	f      *os.File
+	f      io.ReaderAt
 	offset int64 // of the next frame
 	end    int64 // no frame begins here or later
 	buf    []byte

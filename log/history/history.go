@@ -42,6 +42,7 @@ type History struct {
 	segments    []*segment     // by first revision; only the last is written to
 	chain       log.Hash       // of the last record
 	checkpoints []log.Revision // ascending
+	lost        []Lost         // ascending
 
 	// syncing is held by whoever makes the last segment durable or replaces it.
 	syncing sync.Mutex
@@ -55,7 +56,8 @@ type History struct {
 
 // Open opens or creates the history in a directory, which must be used by no
 // one else. A torn record at the very end, as a crash leaves it, is cut off and
-// logged. Any other damage is refused with a *log.CorruptError.
+// logged. Any other damage stays as it is, and hides what it hits: Lost says what.
+// Records that come are written to a segment of their own then.
 func Open(dir string, logger *slog.Logger) (*History, error) {
 	return OpenSized(dir, segmentSize, logger)
 }
@@ -250,6 +252,7 @@ func (h *History) begin(first log.Revision, before log.Hash) (*segment, error) {
 		}
 	}
 	h.file = f
+	h.anchorOrSay(first, before)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.segments = append(h.segments, seg)

@@ -55,10 +55,15 @@ func closeHistory(t testing.TB, h *History) {
 // batches of 7, and returns the records and the segments' files.
 func write(t testing.TB, dir string, n int, size int64) ([]log.Record, []string) {
 	t.Helper()
-	h := open(t, dir, size)
 	records := chainOf(1, n, log.Hash{})
-	for i := 0; i < n; i += 7 {
-		if err := h.Append(records[i:min(i+7, n)]); err != nil {
+	return records, writeRecords(t, dir, records, size)
+}
+
+func writeRecords(t testing.TB, dir string, records []log.Record, size int64) []string {
+	t.Helper()
+	h := open(t, dir, size)
+	for i := 0; i < len(records); i += 7 {
+		if err := h.Append(records[i:min(i+7, len(records))]); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -67,7 +72,7 @@ func write(t testing.TB, dir string, n int, size int64) ([]log.Record, []string)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return records, files
+	return files
 }
 
 func read(t testing.TB, h *History, first, last log.Revision) []log.Record {

@@ -54,6 +54,9 @@ func (h *History) open() error {
 			return err
 		}
 	}
+	if err := h.checkAnchors(); err != nil {
+		return err
+	}
 	if len(h.segments) > 0 && !h.readOnly {
 		// What the process before left in the page cache is durable from here on.
 		h.synced = h.segments[0].first - 1
@@ -72,8 +75,8 @@ func (h *History) openSealed(seg *segment, first log.Revision) error {
 	defer f.Close()
 	seg.header, err = readHeader(f, seg.path, first)
 	if errors.Is(err, log.ErrCorrupt) {
-		h.logger.Error("a history segment cannot be read", "segment", seg.path, "error", err)
 		seg.first, seg.bad = first, err
+		h.lose(first, seg.next-1, err)
 	} else if err != nil {
 		return err
 	}
@@ -145,14 +148,14 @@ func (h *History) openLast(seg *segment, first log.Revision) (err error) {
 		}
 		if problem == "" && rec.Revision != seg.next {
 			// The checksum is right: no crash writes this.
-			damage := seg.corrupt(seg.end, seg.next, fmt.Sprintf("holds revision %d, should hold %d", rec.Revision, seg.next))
-			if err := h.tolerate(damage); err != nil {
-				return err
-			}
-			break
+			return h.openDamaged(f, seg, info.Size(), chain, fmt.Sprintf("holds revision %d, should hold %d", rec.Revision, seg.next))
 		}
 		if problem != "" {
-			if err := h.repair(f, seg, info.Size(), problem); err != nil {
+			torn, err := h.repair(f, seg, info.Size(), problem)
+			if err == nil && !torn {
+				return h.openDamaged(f, seg, info.Size(), chain, problem)
+			}
+			if err != nil {
 				return err
 			}
 			break
@@ -181,59 +184,53 @@ func (h *History) openLastPacked(f *os.File, seg *segment, size int64) error {
 		ended = b.kind == blockEnd
 		return !ended
 	})
-	if err == nil && !ended {
-		err = h.tolerate(seg.corrupt(size, seg.next, "the file ends without an end mark: it was cut off"))
-	}
 	if err != nil {
 		return err
+	}
+	if !ended {
+		cause := seg.corrupt(size, seg.next, "the file ends without an end mark: it was cut off")
+		if seg.next == seg.first && !h.readOnly {
+			return h.putAside(seg, cause)
+		}
+		h.ended(cause)
 	}
 	h.segments = append(h.segments, seg)
 	return nil
 }
 
-// tolerate makes damage at the end a matter of Verify, where nothing is written.
-func (h *History) tolerate(damage error) error {
-	if !h.readOnly {
-		return damage
-	}
-	h.damage = damage
-	h.logger.Error("the history is damaged; what lies before can be read", "error", damage)
-	return nil
-}
-
 // repair cuts off the bytes from seg.end, where no record lies, if they are the
-// remains of the last write: that is, if no whole record follows in them.
-func (h *History) repair(f *os.File, seg *segment, size int64, problem string) error {
+// remains of the last write: that is, if no whole record follows in them. Otherwise it
+// is no torn end, and stays.
+func (h *History) repair(f *os.File, seg *segment, size int64, problem string) (torn bool, err error) {
 	rest := make([]byte, size-seg.end)
 	if _, err := f.ReadAt(rest, seg.end); err != nil {
-		return err
+		return false, err
 	}
-	if later, offset := findRecord(rest, seg.next); offset >= 0 {
-		return h.tolerate(seg.corrupt(seg.end, seg.next, fmt.Sprintf(
-			"%s, yet revision %d lies whole at offset %d, so this is no torn end", problem, later, seg.end+int64(offset))))
+	if _, offset := findRecord(rest, seg.next); offset >= 0 {
+		return false, nil
 	}
 	if h.readOnly {
-		return nil // an agent may be writing
+		return true, nil // an agent may be writing
 	}
 	if err := f.Truncate(seg.end); err != nil {
-		return err
+		return false, err
 	}
 	if err := f.Sync(); err != nil {
-		return err
+		return false, err
 	}
 	h.logger.Warn("cut off the torn end of the history",
 		"segment", seg.path, "offset", seg.end, "bytes", len(rest), "revision", seg.next, "problem", problem)
-	return nil
+	return true, nil
 }
 
 // openTornHeader removes a segment that a crash left without its header and
 // goes on with the one before. cause is what is wrong with the header.
 func (h *History) openTornHeader(f *os.File, seg *segment, first log.Revision, size int64, cause error) error {
-	if size > headerSize || !errors.Is(cause, log.ErrCorrupt) {
-		if errors.Is(cause, log.ErrCorrupt) {
-			return h.tolerate(cause)
-		}
-		return cause // records are written after the header is durable
+	if !errors.Is(cause, log.ErrCorrupt) {
+		return cause
+	}
+	if size > headerSize { // records are written after the header is durable
+		return h.openHeadless(f, seg, first, size, cause)
 	}
 	if h.readOnly {
 		return h.openBefore(first)
@@ -261,7 +258,7 @@ func (h *History) openBefore(first log.Revision) error {
 		return err
 	}
 	if last := h.lastLocked(); last+1 != first {
-		return h.tolerate(before.corrupt(h.segments[n-1].end, last+1, fmt.Sprintf("segment ends before revision %d, the next segment began at %d", last+1, first)))
+		h.ended(before.corrupt(h.segments[n-1].end, last+1, fmt.Sprintf("segment ends before revision %d, the next segment began at %d", last+1, first)))
 	}
 	return nil
 }

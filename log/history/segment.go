@@ -89,10 +89,10 @@ func (s *segment) buildIndex(f *os.File) error {
 	}
 	if s.version == versionPacked {
 		err = walkBlocks(f, info.Size(), func(h *blockHeader, offset int64) bool {
-			if h.kind == blockRecords {
+			if n := len(s.marks); h.kind == blockRecords && (n == 0 || h.first > s.marks[n-1].revision) {
 				s.marks = append(s.marks, mark{h.first, offset})
 			}
-			return true
+			return h.kind != blockEnd
 		})
 	} else {
 		err = s.walkFrames(f, info.Size())
@@ -105,34 +105,49 @@ func (s *segment) buildIndex(f *os.File) error {
 }
 
 func (s *segment) walkFrames(f *os.File, size int64) error {
-	r := frames{f: f, offset: headerSize, end: size}
-	for revision := s.first; ; revision++ {
-		offset := r.offset
-		_, problem, err := r.next()
+	return walkWhole(f, headerSize, size, s.first, func(r *log.Record, offset int64, after bool) {
+		if after {
+			s.marks = append(s.marks, mark{r.Revision, offset})
+		} else {
+			s.noteLocked(r.Revision, offset)
+		}
+	})
+}
+
+// walkWhole calls fn for each whole record of a plain segment from an offset on whose
+// revision is at least next and ascends. after: something lies before it, or is
+// missing there, that is none.
+func walkWhole(f io.ReaderAt, offset, size int64, next log.Revision, fn func(r *log.Record, offset int64, after bool)) error {
+	r := frames{f: f, offset: offset, end: size}
+	for {
+		offset = r.offset
+		frame, problem, err := r.next()
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {
 			return err
 		}
-		if problem != "" {
-			rest := make([]byte, size-offset)
-			if _, err := f.ReadAt(rest, offset); err != nil {
-				return err
-			}
-			later, at := findRecord(rest, revision)
-			if at < 0 {
-				return nil
-			}
-			revision, offset = later, offset+int64(at)
-			s.marks = append(s.marks, mark{later, offset})
-			// The frame is read again to step over it.
-			r = frames{f: f, offset: offset, end: size}
-			if _, _, err := r.next(); err != nil {
-				return err
-			}
+		var rec log.Record
+		if problem == "" {
+			rec, problem = parseRecord(frame)
+		}
+		switch {
+		case problem == "" && rec.Revision >= next:
+			fn(&rec, offset, rec.Revision > next)
+			next = rec.Revision + 1
+			continue
+		case problem == "": // one of before, once more
 			continue
 		}
-		s.noteLocked(revision, offset)
+		rest := make([]byte, size-offset)
+		if _, err := f.ReadAt(rest, offset); err != nil {
+			return err
+		}
+		_, at := findRecord(rest, next)
+		if at < 0 {
+			return nil
+		}
+		r = frames{f: f, offset: offset + int64(at), end: size}
 	}
 }

@@ -204,21 +204,12 @@ func TestDamageIsRefused(t *testing.T) {
 			closeLog(t, open(t, testConfig(dir))) // a start is a term
 			edit(t, path, func([]byte) []byte { return old })
 		}, "they do not belong together"},
-		"history is missing": {20, func(t *testing.T, dir string) {
-			os.RemoveAll(filepath.Join(dir, "history"))
-		}, "1 to 20 are missing"},
-		"history ends before the snapshot": {20, func(t *testing.T, dir string) {
-			edit(t, historyFile(dir), func(b []byte) []byte { return b[:len(b)*10/40] })
-		}, "are missing"},
 		"history differs before the snapshot": {20, func(t *testing.T, dir string) {
 			rewrite(t, dir, 15)
 		}, "chain value"},
 		"history differs after the snapshot": {20, func(t *testing.T, dir string) {
 			rewrite(t, dir, 30)
 		}, "chain value"},
-		"a bit of history is flipped": {0, func(t *testing.T, dir string) {
-			edit(t, historyFile(dir), func(b []byte) []byte { b[len(b)/2] ^= 1; return b })
-		}, "offset"},
 		"a bit of the snapshot is flipped": {20, func(t *testing.T, dir string) {
 			edit(t, snapshotFile(t, dir), func(b []byte) []byte { b[len(b)/2] ^= 1; return b })
 		}, "snapshot"},
@@ -243,6 +234,75 @@ func TestDamageIsRefused(t *testing.T) {
 			// The refusal has let go of the directory: the same error again, not ErrInUse.
 			if _, again := Open(t.Context(), testConfig(dir)); errors.Is(again, ErrInUse) || again == nil {
 				t.Errorf("the second time: %v", again)
+			}
+		})
+	}
+}
+
+// Damage to the history costs what it hits. The state, and all that comes, is as ever;
+// what is lost is named, and the revisions after it can be told from a checkpoint.
+func TestDamagedHistoryIsServed(t *testing.T) {
+	for name, tc := range map[string]struct {
+		snap        int
+		damage      func(t *testing.T, dir string)
+		first, last log.Revision // that are lost; 0: none
+		oldest      log.Revision // that is kept
+	}{
+		"missing, with a snapshot": {20, func(t *testing.T, dir string) { os.RemoveAll(filepath.Join(dir, "history")) }, 1, 20, 21},
+		"missing, without one":     {0, func(t *testing.T, dir string) { os.RemoveAll(filepath.Join(dir, "history")) }, 0, 0, 1},
+		"ends before the snapshot": {20, func(t *testing.T, dir string) {
+			edit(t, historyFile(dir), func(b []byte) []byte { return b[:len(b)*10/40] })
+		}, 10, 20, 1},
+		"ends before what Raft still has": {0, func(t *testing.T, dir string) {
+			edit(t, historyFile(dir), func(b []byte) []byte { return b[:len(b)*10/40] })
+		}, 0, 0, 1},
+		"a bit before the snapshot": {20, func(t *testing.T, dir string) {
+			edit(t, historyFile(dir), func(b []byte) []byte { b[len(b)/4] ^= 1; return b })
+		}, 10, 10, 1},
+		"a bit after the snapshot": {20, func(t *testing.T, dir string) {
+			edit(t, historyFile(dir), func(b []byte) []byte { b[len(b)*3/4] ^= 1; return b })
+		}, 30, 30, 1},
+		"the header": {0, func(t *testing.T, dir string) {
+			edit(t, historyFile(dir), func(b []byte) []byte { b[3] ^= 1; return b })
+		}, 1, 40, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := made(t, tc.snap, 40)
+			l := open(t, testConfig(dir))
+			want := l.View()
+			closeLog(t, l)
+			tc.damage(t, dir)
+			for start := range 3 {
+				l := open(t, testConfig(dir))
+				if got := l.View(); start == 0 && (got.Digest() != want.Digest() || got.Chain() != want.Chain()) {
+					t.Fatalf("another state: revision %d, digest %s", got.Revision(), got.Digest())
+				}
+				fill(t, l, fmt.Sprint("later-", start), 5)
+				if err := l.History().Check(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				lost := l.History().Lost()
+				if start == 0 || tc.oldest == 1 { // a folder that is gone is remembered by nobody
+					switch {
+					case tc.last == 0 && len(lost) == 0:
+					case len(lost) != 1 || lost[0].First != tc.first || lost[0].Last != tc.last || !errors.Is(lost[0].Err, log.ErrCorrupt):
+						t.Errorf("start %d: lost %v, want %d to %d", start, lost, tc.first, tc.last)
+					}
+				}
+				if got := l.First(); got != tc.oldest {
+					t.Errorf("start %d: kept from revision %d, want %d", start, got, tc.oldest)
+				}
+				head, _ := l.Head()
+				for at := l.First(); at <= head; at++ {
+					r, err := l.History().Record(t.Context(), at)
+					if lost := at >= tc.first && at <= tc.last; lost != errors.Is(err, log.ErrCorrupt) || err == nil && r.Revision != at {
+						t.Errorf("start %d: revision %d: %v", start, at, err)
+					}
+				}
+				if at := l.History().Checkpoints(); tc.last > 0 && (len(at) == 0 || at[len(at)-1] < tc.last) {
+					t.Errorf("start %d: checkpoints %v, none after %d", start, at, tc.last)
+				}
+				closeLog(t, l)
 			}
 		})
 	}

@@ -117,13 +117,22 @@ func (m *machine) keep(records []log.Record) error {
 	return classify(m.log.history.Append(records[known:]))
 }
 
+// compare holds a replayed record to the one that history has. If that is lost, the
+// Raft log's, which has a checksum of its own, is taken as it stands.
 func (m *machine) compare(replayed *log.Record) (err error) {
 	if m.replay == nil {
-		if m.replay, err = m.log.history.Cursor(replayed.Revision); err != nil {
+		m.replay, err = m.log.history.Cursor(replayed.Revision)
+		if errors.Is(err, log.ErrCompacted) {
+			return nil // the files before are gone: history.Open said so
+		}
+		if err != nil {
 			return err
 		}
 	}
 	kept, err := m.replay.Next()
+	if errors.Is(err, log.ErrCorrupt) {
+		return m.endReplay()
+	}
 	if err != nil {
 		return err
 	}
@@ -156,7 +165,8 @@ func (l *Log) same(kept *log.Record, revision log.Revision, chain log.Hash, time
 		"the record in history %s; history and Raft log of %s do not belong together, restore both from one copy", problem, l.config.Dir)}
 }
 
-// Restore replaces the state by a snapshot, which history must reach up to.
+// Restore replaces the state by a snapshot. Where history does not reach up to it, or
+// is damaged, what is lost is noted, and the log goes on.
 func (m *machine) Restore(r io.ReadCloser) error {
 	defer r.Close()
 	err := m.restore(r)
@@ -178,6 +188,9 @@ func (m *machine) restore(r io.Reader) error {
 	if err := m.log.reaches(view); err != nil {
 		return err
 	}
+	if err := m.log.beyond(view); err != nil {
+		return err
+	}
 	m.state = state
 	m.log.restored = view.Revision()
 	m.log.view.Store(&view)
@@ -185,15 +198,13 @@ func (m *machine) restore(r io.Reader) error {
 	return m.endReplay()
 }
 
-// reaches checks that history goes up to a state and agrees with it there.
+// reaches checks that history agrees with a state. If it does not go up to it, it goes
+// on after it from here.
 func (l *Log) reaches(view fsm.View) error {
-	last, _ := l.history.Last()
-	if view.Revision() > last {
-		return &log.CorruptError{Revision: last + 1, What: fmt.Sprintf(
-			"history ends at revision %d, the snapshot is of revision %d: %d to %d are missing from %s; restore the directory from a copy",
-			last, view.Revision(), last+1, view.Revision(), l.config.Dir)}
+	if last, _ := l.history.Last(); view.Revision() > last {
+		return l.history.Skip(view.Revision(), view.Chain())
 	}
-	if view.Revision() == 0 {
+	if view.Revision()+1 < l.history.First() || view.Revision() == 0 {
 		return nil
 	}
 	if view.Revision()+1 == l.history.First() {
@@ -203,10 +214,32 @@ func (l *Log) reaches(view fsm.View) error {
 		return nil
 	}
 	kept, err := l.history.Record(context.Background(), view.Revision())
+	if errors.Is(err, log.ErrCorrupt) {
+		return nil // it is lost, and what is around it tells whose history it is
+	}
 	if err != nil {
 		return err
 	}
 	return l.same(&kept, view.Revision(), view.Chain(), view.TimeNS(), "snapshot")
+}
+
+// beyond keeps a checkpoint of a state after what history has lost: nothing else leads
+// over it. On a full disk it is left to whoever looks after the history.
+func (l *Log) beyond(view fsm.View) error {
+	lost := l.history.Lost()
+	if len(lost) == 0 || lost[len(lost)-1].Last > view.Revision() {
+		return nil
+	}
+	for _, at := range l.history.Checkpoints() {
+		if at >= lost[len(lost)-1].Last {
+			return nil
+		}
+	}
+	if err := l.CheckSpace(); err != nil {
+		l.config.Logger.Warn("no checkpoint is kept after what the history lost", "error", err)
+		return nil
+	}
+	return l.history.WriteCheckpoint(view.Revision(), view.WriteSnapshot)
 }
 
 // Snapshot grabs the state.

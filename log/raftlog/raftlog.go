@@ -63,8 +63,10 @@ var (
 
 // Open opens the log in a directory, or creates an empty one, and returns once
 // every committed event has been applied. The error is ErrInUse if another Log
-// has the directory, and wraps a *log.CorruptError, which names a remedy, if what
-// it holds is damaged or does not belong together.
+// has the directory, and wraps a *log.CorruptError, which names a remedy, if Raft's
+// files are damaged or what the directory holds does not belong together. Damage to the
+// history alone keeps it from telling what it hit (history.Lost), and nothing else: the
+// state follows from Raft's files.
 func Open(ctx context.Context, config Config) (*Log, error) {
 	config, err := config.withDefaults()
 	if err != nil {
@@ -118,6 +120,9 @@ func (l *Log) open(ctx context.Context) (err error) {
 		return err
 	}
 	if err := l.compareHeads(); err != nil {
+		return err
+	}
+	if err := l.beyond(l.View()); err != nil {
 		return err
 	}
 	l.opened = l.View().Revision()

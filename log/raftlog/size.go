@@ -30,3 +30,12 @@ func (l *Log) HistoryBytes() (int64, error) {
 	}
 	return size, nil
 }
+
+// HistoryLost is how many revisions are known to be lost from the history.
+func (l *Log) HistoryLost() uint64 {
+	var n uint64
+	for _, lost := range l.history.Lost() {
+		n += uint64(lost.Last - lost.First + 1)
+	}
+	return n
+}

@@ -1,6 +1,8 @@
 package faults
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
@@ -8,6 +10,11 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+
+	varvev1 "github.com/varve-net/varve/api/varve/v1"
 )
 
 // damaged is a state directory with a Raft log and a history, and what was
@@ -58,21 +65,79 @@ func files(t *testing.T, dir string) []string {
 }
 
 // survives starts an agent on a damaged directory: it must hold all that was
-// acknowledged, or refuse with an error that names where the damage is.
+// acknowledged, or refuse with an error that names where the damage is. Where only its
+// history is damaged it runs, with the state of before, and tells what it has lost.
 func (n *node) survives(what string, acked map[string]uint64) {
 	n.t.Helper()
 	a := n.launch()
 	defer a.kill()
 	if n.up(a) {
-		if err := n.holds(acked); err != nil {
-			n.t.Errorf("%s: the agent runs, but %v\n%s", what, err, a.log())
+		if err := n.holds(acked); err == nil {
+			return
+		} else if lost, tells := n.tellsLoss(a, acked); tells != nil {
+			n.t.Errorf("%s: the agent runs, but %v, and %v\n%s", what, err, tells, a.log())
+		} else {
+			n.t.Logf("%s: %d of %d revisions are lost", what, lost, len(acked))
 		}
 		return
+	}
+	if strings.HasPrefix(what, filepath.Join("log", "history")) {
+		n.t.Errorf("%s: the agent does not run over a damaged history:\n%s", what, a.log())
 	}
 	if a.cmd.ProcessState.Success() || !strings.Contains(a.log(), n.state) && !strings.Contains(a.log(), "revision") {
 		n.t.Errorf("%s: the error names neither a file nor a revision:\n%s", what, a.log())
 	}
 	n.t.Logf("%s: refused: %s", what, lastLine(a.log()))
+}
+
+// tellsLoss reports what is wrong with how an agent does without a part of its history:
+// each acknowledged event is at its revision, or a read of it is refused with the file
+// and what to do; status, the metric of the log and `log verify` name the damage; the
+// state is that of all events, and more of them are taken.
+func (n *node) tellsLoss(a *agent, acked map[string]uint64) (lost int, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	var errs []error
+	for id, rev := range acked {
+		stream, err := n.client.Log.Read(ctx, connect.NewRequest(&varvev1.ReadRequest{First: rev, Last: rev}))
+		if err != nil {
+			return 0, err
+		}
+		found := false
+		for stream.Receive() {
+			if r := stream.Msg(); r.Revision != rev || r.Event.GetRequestId() != id {
+				errs = append(errs, fmt.Errorf("revision %d is %v, was %s", rev, r, id))
+			}
+			found = true
+		}
+		switch err := stream.Err(); {
+		case err == nil && found:
+		case err == nil, connect.CodeOf(err) == connect.CodeOutOfRange || connect.CodeOf(err) == connect.CodeDataLoss && strings.Contains(err.Error(), n.state) && strings.Contains(err.Error(), "restore"):
+			lost++
+		default:
+			errs = append(errs, fmt.Errorf("revision %d: %w", rev, err))
+		}
+		_ = stream.Close()
+	}
+	status, err := n.client.Agent.Status(ctx, connect.NewRequest(&varvev1.StatusRequest{}))
+	if err != nil {
+		return lost, err
+	}
+	said := false
+	for _, c := range status.Msg.Checks {
+		said = said || c.Name == "history" && !c.Ok && strings.Contains(c.Message, "are lost")
+	}
+	// A folder of which no file is left says by itself from where records are kept.
+	if !said || !strings.Contains(a.log(), "is lost") {
+		errs = append(errs, fmt.Errorf("%d revisions are lost, and status says %v", lost, status.Msg.Checks))
+	}
+	if rev, err := n.append(ctx, "after the damage"); err != nil || rev != status.Msg.Revision+1 {
+		errs = append(errs, fmt.Errorf("the next event is at revision %d after %d, %v", rev, status.Msg.Revision, err))
+	}
+	if lost == 0 {
+		errs = append(errs, errors.New("nothing is lost"))
+	}
+	return lost, errors.Join(errs...)
 }
 
 func lastLine(s string) string {
