@@ -39,6 +39,7 @@ type config struct {
 	boot     time.Duration
 	memoryMB int
 	cpus     int
+	icount   bool
 	keep     bool
 	crash    int // kill a machine that appends so many times, instead of testing
 }
@@ -107,6 +108,7 @@ func parse(args []string, stderr io.Writer) (config, error) {
 	fs.DurationVar(&c.boot, "boot-timeout", 10*time.Minute, "until the first test starts")
 	fs.IntVar(&c.memoryMB, "memory", 1536, "of a machine, in MiB")
 	fs.IntVar(&c.cpus, "cpus", 2, "of a machine")
+	fs.BoolVar(&c.icount, "icount", false, "let a machine's clock count its instructions, on a host too busy for its tests; give -timeout more")
 	fs.IntVar(&c.crash, "crash", 0, "run no tests, but kill a machine of the first kernel so many times while it appends to its disk")
 	fs.BoolVar(&c.keep, "keep", false, "keep initramfs and console output, and say where")
 	if err := fs.Parse(args); err != nil {
