@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/varve-net/varve/internal/dnslink"
 )
 
@@ -26,6 +28,8 @@ const (
 	// childBackoff is the longest pause before a proxy that keeps failing is
 	// started again.
 	childBackoff = 5 * time.Second
+	// childPoll is how soon a watch sees that it is to end.
+	childPoll = 100 * time.Millisecond
 )
 
 // dnsChild runs the node's DNS proxy as a child of the agent. One that an agent
@@ -82,28 +86,34 @@ func (d *dnsChild) left(ctx context.Context) int {
 // watch waits until a proxy that is no child of ours ends. One of another version
 // is told to end, so that its successor is of this.
 func (d *dnsChild) watch(ctx context.Context, pid int) {
-	process, err := os.FindProcess(pid)
+	process, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
-		return
+		return // it has ended
 	}
+	defer unix.Close(process)
+	end := func() { _ = unix.PidfdSendSignal(process, unix.SIGTERM, nil, 0) }
 	d.logger.Info("the DNS proxy of an earlier agent goes on", "pid", pid)
 	replace := false
 	if s, err := d.proxy.Status(ctx); err == nil && s.Version != d.version {
 		replace = true
-		_ = process.Signal(syscall.SIGTERM)
+		end()
 	}
-	tick := time.NewTicker(200 * time.Millisecond)
-	defer tick.Stop()
-	for process.Signal(syscall.Signal(0)) == nil {
-		select {
-		case <-ctx.Done():
-			if !replace {
-				_ = process.Signal(syscall.SIGTERM)
-			}
+	for ctx.Err() == nil {
+		if hasEnded(process, childPoll) {
 			return
-		case <-tick.C:
 		}
 	}
+	if !replace {
+		end()
+	}
+}
+
+// hasEnded waits until a process has ended, also if nobody has waited for it yet, but no
+// longer than it may.
+func hasEnded(pidfd int, atMost time.Duration) bool {
+	fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
+	n, err := unix.Poll(fds, int(atMost.Milliseconds()))
+	return err == nil && n > 0
 }
 
 // start runs a proxy to its end.
