@@ -184,7 +184,7 @@ func TestBuildEndpointIsPartOfBuild(t *testing.T) {
 					for _, protocol := range drawn.Protocols {
 						for _, port := range drawn.Ports[2:8] {
 							ask := func(tables *Tables) Answer {
-								a, err := tables.Verdict(Question{e.ID, d, number(other, tables), uint8(protocol), port})
+								a, err := tables.Verdict(Question{Endpoint: e.ID, Direction: d, Peer: number(other, tables), Protocol: uint8(protocol), Port: port})
 								if err != nil {
 									t.Fatal(err)
 								}

@@ -82,6 +82,30 @@ func namesOf(r *policy.Rule) NameSet {
 	return nameSet(selectors)
 }
 
+// Opens is the classes of a policy table's rules that open the addresses of a name, to
+// who has learned them: ascending.
+func (t *Tables) Opens(table uint64, name string) []uint64 {
+	var out []uint64
+	for row := range t.Learned.All() {
+		if row.Key.Table == table && row.Value.Matches(name) {
+			out = append(out, row.Key.Class)
+		}
+	}
+	return out
+}
+
+// Matches tells whether some selector of the set selects a name.
+func (s NameSet) Matches(name string) bool {
+	return slices.ContainsFunc(s.Selectors(), func(text string) bool {
+		matchName, matchPattern := text, ""
+		if strings.Contains(text, "*") {
+			matchName, matchPattern = "", text
+		}
+		selector, err := policy.ParseFQDN(matchName, matchPattern)
+		return err == nil && selector.Matches(name)
+	})
+}
+
 // learnedSets is the sets of names by which rules of t open addresses, each once,
 // in order.
 func (t *table) learnedSets() []NameSet {

@@ -19,6 +19,9 @@ type Question struct {
 	Peer     uint64
 	Protocol uint8  // IP protocol number
 	Port     uint16 // destination port; the type for ICMP and ICMPv6
+	// Learned are the classes of names by which the endpoint knows the peer's address
+	// at that moment (Tables.Opens). They count for a peer in the world.
+	Learned []uint64
 }
 
 // Answer is the verdict and the rows that made it.
@@ -33,6 +36,9 @@ type Answer struct {
 	Row   *PolicyRow
 	Table uint64 // the policy table asked; 0: the endpoint has no rule there
 	Class uint64 // the class found for the peer: of the scope, or its base class
+	// ByName tells that nothing but what the endpoint has learned of the address could
+	// allow what is denied otherwise: the rows of Question.Learned were looked at.
+	ByName bool
 }
 
 // PeerOf resolves an address as the programs do: the exact address, then the
@@ -77,9 +83,19 @@ func (t *Tables) Verdict(q Question) (Answer, error) {
 	any := t.longest(ref.Table, abi.ClassAny, ref.AnyLens, q.Protocol, q.Port)
 	rows := []*PolicyRow{own, base, any}
 	a.judge(rows, ref.Flags)
+	if a.ByName = a.Default && q.Direction == abi.Egress && ref.Flags&abi.PolicyFQDN != 0 &&
+		ref.Flags&(abi.PolicyEnforced|abi.PolicyAuditDefault) != 0 && isWorld(abi.BaseOf(class)); a.ByName {
+		for _, learned := range q.Learned {
+			rows = append(rows, t.longest(ref.Table, learned, ref.ClassLens, q.Protocol, q.Port))
+		}
+		a.Default = false
+		a.judge(rows, ref.Flags)
+	}
 	a.audit(rows, ref.Flags)
 	return a, nil
 }
+
+func isWorld(base uint64) bool { return base == baseWorldIPv4 || base == baseWorldIPv6 }
 
 // judge finds what policies other than those in audit mode say.
 func (a *Answer) judge(rows []*PolicyRow, flags uint32) {

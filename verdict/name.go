@@ -1,7 +1,10 @@
 package verdict
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -16,6 +19,13 @@ import (
 type Name struct {
 	// Selected are the subject's rules that select the name.
 	Selected []Rule
+	// Known is what the subject knows of the name, by address, and Passes tells of each
+	// whether a connection to it passes, by whatever rule.
+	Known  []Fact
+	Passes []bool
+	// Judged is the address that the answer is of, one of those known; the zero Addr: it
+	// is of an address of the world that no rule names, since none is known.
+	Judged netip.Addr
 }
 
 // maxName is the longest DNS name, in characters (RFC 1035, 2.3.4).
@@ -31,22 +41,51 @@ func dnsName(s string) (Party, error) {
 	return Party{Name: name + "."}, nil
 }
 
-// askName answers for an address of the world that no rule names. Which addresses a
-// name has is no fact of policy: those that the subject learned by asking for it are
-// admitted by the rules in Name.Selected, each as long as its time to live.
+// askName answers for the addresses that the subject knows by the name: for the first
+// that it may reach, else the first of those that have not expired. If there is none it
+// answers for an address of the world that no rule names.
 func askName(view fsm.View, tables TablesOf, q Question) (*Answer, error) {
+	name := &Name{Selected: selecting(view, q)}
+	var answer *Answer
+	if e := q.From.Endpoint; e != nil {
+		of := func(f Fact) bool { return f.Name != q.To.Name }
+		name.Known = Join(FactsOfName(view, e, q.To.Name), slices.DeleteFunc(slices.Clone(q.More), of))
+	}
+	name.Passes = make([]bool, len(name.Known))
+	for i, f := range name.Known {
+		asked := q
+		asked.To = addressed(view, f.Addr)
+		a, err := Ask(view, tables, asked)
+		if errors.Is(err, ErrFamily) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		name.Passes[i] = a.Allowed()
+		if f.ExpiresNS > cmp.Or(q.TimeNS, view.TimeNS()) && (answer == nil || !answer.Allowed() && a.Allowed()) {
+			answer, name.Judged = a, f.Addr
+		}
+	}
+	if answer == nil {
+		var err error
+		if answer, err = askWorld(view, tables, q); err != nil {
+			return nil, err
+		}
+	}
+	answer.Question, answer.Name = q, name
+	return answer, nil
+}
+
+// askWorld answers for an address of the world that no rule names. Which addresses a
+// name has is no fact of policy.
+func askWorld(view fsm.View, tables TablesOf, q Question) (*Answer, error) {
 	world := Party{Identity: abi.IdentityWorldIPv4}
 	if e := q.From.Endpoint; q.From.Addr.Is6() || e != nil && !q.From.Addr.IsValid() && !e.IPv4.IsValid() {
 		world.Identity = abi.IdentityWorldIPv6
 	}
-	asked := q
-	asked.To = world
-	a, err := Ask(view, tables, asked)
-	if err != nil {
-		return nil, err
-	}
-	a.To, a.Name = q.To, &Name{Selected: selecting(view, q)}
-	return a, nil
+	q.To = world
+	return Ask(view, tables, q)
 }
 
 // selecting is the egress rules of a question's subject that select its name and take

@@ -6,9 +6,11 @@
 package verdict
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/varve-net/varve/bpf/abi"
 	"github.com/varve-net/varve/fsm"
@@ -31,6 +33,12 @@ type Question struct {
 	From, To Party
 	Protocol uint8  // IP protocol number
 	Port     uint16 // of the destination; the type for ICMP and ICMPv6
+	// TimeNS is when, in Unix time: what From has learned of an address admits until it
+	// expires. 0 is the time of the View.
+	TimeNS int64
+	// More is what From knows beside what the View says, about whatever addresses: the
+	// log has facts a moment after the kernel.
+	More []Fact
 }
 
 // Reason is what kind of thing decides one direction.
@@ -86,6 +94,20 @@ type Side struct {
 	// parties; ClassName explains the class.
 	Table, Class, Peer uint64
 	ClassName          string
+	// ByName tells that a fact can allow what is denied otherwise, and decides. Facts is
+	// then what the subject knows of the address, by name; none: it never asked.
+	ByName bool
+	Facts  []KnownFact
+}
+
+// Admitting are the facts that admit the connection.
+func (s *Side) Admitting() (out []KnownFact) {
+	for _, f := range s.Facts {
+		if f.Standing == Admits {
+			out = append(out, f)
+		}
+	}
+	return out
 }
 
 // Rule is a rule of a policy in force.
@@ -153,16 +175,19 @@ func side(view fsm.View, tables TablesOf, d policy.Direction, subject, other Par
 	if addr.IsValid() {
 		peer = t.PeerOf(addr)
 	}
-	got, err := t.Verdict(projections.Question{
-		Endpoint: e.ID, Direction: abi.Direction(d), Peer: peer, Protocol: q.Protocol, Port: q.Port,
-	})
+	asked := projections.Question{Endpoint: e.ID, Direction: abi.Direction(d), Peer: peer, Protocol: q.Protocol, Port: q.Port}
+	got, err := t.Verdict(asked)
 	if err != nil {
 		return Side{}, fmt.Errorf("%s of %s: %w", d, e.Ref, err)
 	}
-	s := Side{
-		Allowed: got.Verdict == abi.VerdictAllow, Audited: got.Audited, Row: got.Row, Table: got.Table, Class: got.Class, Peer: peer,
-		ClassName: t.Names[got.Class],
+	s := Side{ByName: got.ByName}
+	if got.ByName && addr.IsValid() {
+		if got, err = s.byName(view, t, asked, got.Table, addr, q); err != nil {
+			return Side{}, fmt.Errorf("%s of %s: %w", d, e.Ref, err)
+		}
 	}
+	s.Allowed, s.Audited, s.Row, s.Table, s.Class, s.Peer = got.Verdict == abi.VerdictAllow, got.Audited, got.Row, got.Table, got.Class, peer
+	s.ClassName = t.Names[got.Class]
 	switch {
 	case !got.Default:
 		s.Reason = ByRule
@@ -179,6 +204,31 @@ func side(view fsm.View, tables TablesOf, d policy.Direction, subject, other Par
 		s.Isolated = isolations(view, d, e, s.Audited)
 	}
 	return s, nil
+}
+
+// byName asks again, of what the subject knows of the address.
+func (s *Side) byName(view fsm.View, t *projections.Tables, asked projections.Question, table uint64, addr netip.Addr, q Question) (projections.Answer, error) {
+	about := func(f Fact) bool { return f.Addr != addr }
+	facts := Join(FactsOf(view, q.From.Endpoint, addr), slices.DeleteFunc(slices.Clone(q.More), about))
+	now := cmp.Or(q.TimeNS, view.TimeNS())
+	for _, f := range facts {
+		one := asked
+		one.Learned = t.Opens(table, f.Name)
+		got, err := t.Verdict(one)
+		if err != nil {
+			return got, err
+		}
+		known := KnownFact{f, NoRule}
+		switch opens := got.Row != nil && slices.Contains(one.Learned, got.Row.Key.Class); {
+		case opens && f.ExpiresNS > now:
+			known.Standing = Admits
+		case opens:
+			known.Standing = Expired
+		}
+		s.Facts = append(s.Facts, known)
+	}
+	asked.Learned = Admit(t, table, facts, now)
+	return t.Verdict(asked)
 }
 
 func ruleAt(view fsm.View, ref projections.RuleRef) Rule {

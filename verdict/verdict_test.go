@@ -76,6 +76,11 @@ spec:
 // two is a cluster of two nodes: web and v6 on n1, client and job on n2.
 func two(t *testing.T) fsm.View {
 	t.Helper()
+	return state(t).View()
+}
+
+func state(t *testing.T) *fsm.State {
+	t.Helper()
 	state := fsm.New("default")
 	for i, n := range []string{"n1", "n2"} {
 		apply(t, state, eventpb.Role_ROLE_NODE, n, &eventpb.Event{Payload: &eventpb.Event_NodeJoined{NodeJoined: &eventpb.NodeJoined{
@@ -103,7 +108,7 @@ func two(t *testing.T) fsm.View {
 	for _, set := range sets {
 		apply(t, state, eventpb.Role_ROLE_ADMIN, "n1", &eventpb.Event{Payload: &eventpb.Event_PolicySet{PolicySet: set}})
 	}
-	return state.View()
+	return state
 }
 
 func ask(t *testing.T, view fsm.View, from, to, port string) *verdict.Answer {
