@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/varve-net/varve/log"
 	"github.com/varve-net/varve/log/eventpb"
@@ -109,6 +110,12 @@ func describe(e *eventpb.Event, kind log.Kind) string {
 		return fmt.Sprintf("node %s joins with %s", name, addresses(p.NodeJoined.Addresses))
 	case *eventpb.Event_NodeUpdated:
 		return fmt.Sprintf("node %s has %s", name, addresses(p.NodeUpdated.Addresses))
+	case *eventpb.Event_DnsObserved:
+		o := p.DnsObserved
+		return fmt.Sprintf("endpoint %s asks for %s and is told %s", name, strings.TrimSuffix(o.Name, "."), answerText(o))
+	case *eventpb.Event_DnsCollected:
+		c := p.DnsCollected
+		return fmt.Sprintf("endpoint %s forgets %s of %s, which had expired", name, addresses(c.Addresses), strings.TrimSuffix(c.Name, "."))
 	case *eventpb.Event_NodeLeft:
 		return fmt.Sprintf("node %s leaves, and its endpoints with it", name)
 	case *eventpb.Event_SnapshotStaged:
@@ -121,6 +128,24 @@ func describe(e *eventpb.Event, kind log.Kind) string {
 	}
 	return kind.String() + " " + name
 }
+
+// answerText is the addresses of an answer, each with its expiry, and the names that led
+// to them.
+func answerText(o *eventpb.DnsObserved) string {
+	var out []string
+	for _, a := range o.Addresses {
+		if addr, ok := netip.AddrFromSlice(a.GetAddress()); ok {
+			out = append(out, fmt.Sprintf("%s until %s", addr, timeText(a.GetExpiresUnixNs())))
+		}
+	}
+	text := strings.Join(out, ", ")
+	if len(o.Chain) > 0 {
+		text += ", by way of " + strings.Join(o.Chain, " ")
+	}
+	return text
+}
+
+func timeText(ns int64) string { return time.Unix(0, ns).UTC().Format(time.RFC3339) }
 
 func rules(set *eventpb.PolicySet) string {
 	var parts []string

@@ -4,6 +4,9 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/varve-net/varve/fsm"
@@ -142,6 +145,69 @@ func (m *memory) remove(namespace, name string) log.Result {
 	}}})
 }
 
+// observe lets an endpoint learn addresses.
+func (m *memory) observe(namespace, name, asked string, expiresNS int64, addrs ...string) log.Result {
+	e, ok := m.state.View().Endpoint(fsm.EndpointRef{Namespace: namespace, Name: name})
+	if !ok {
+		return log.Result{}
+	}
+	o := &eventpb.DnsObserved{Node: e.Node, Ref: &eventpb.EndpointRef{Namespace: namespace, Name: name}, Incarnation: e.Incarnation, Name: asked}
+	for _, a := range addressList(addrs) {
+		o.Addresses = append(o.Addresses, &eventpb.DnsAddress{Address: a, ExpiresUnixNs: expiresNS})
+	}
+	return m.fact(e.Node, &eventpb.Event{Payload: &eventpb.Event_DnsObserved{DnsObserved: o}})
+}
+
+// forget collects addresses that an endpoint has learned.
+func (m *memory) forget(namespace, name, asked string, addrs ...string) log.Result {
+	e, ok := m.state.View().Endpoint(fsm.EndpointRef{Namespace: namespace, Name: name})
+	if !ok {
+		return log.Result{}
+	}
+	return m.fact(e.Node, &eventpb.Event{Payload: &eventpb.Event_DnsCollected{DnsCollected: &eventpb.DnsCollected{
+		Node: e.Node, Ref: &eventpb.EndpointRef{Namespace: namespace, Name: name}, Incarnation: e.Incarnation, Name: asked, Addresses: addressList(addrs),
+	}}})
+}
+
+// fact appends what a node's DNS proxy says.
+func (m *memory) fact(node string, e *eventpb.Event) log.Result {
+	n, ok := m.state.View().Node(node)
+	if !ok {
+		return log.Result{}
+	}
+	e.JournalSeq = n.DNSSeq + 1
+	return m.append(eventpb.Role_ROLE_NODE, node, e)
+}
+
+// addressList is addresses as events have them: ascending, each once.
+func addressList(addrs []string) (out [][]byte) {
+	var all []netip.Addr
+	for _, a := range addrs {
+		all = append(all, netip.MustParseAddr(a))
+	}
+	slices.SortFunc(all, netip.Addr.Compare)
+	for _, a := range slices.Compact(all) {
+		out = append(out, a.AsSlice())
+	}
+	return out
+}
+
+// learns tells whether somebody had learned of an address or a name, that a question is
+// about, at a revision: then its outcome may change with time.
+func (m *memory) learns(q Question, at log.Revision) bool {
+	for n := range m.views[at].Names() {
+		if strings.TrimSuffix(n.Name, ".") == q.To {
+			return true
+		}
+		for _, a := range n.Addresses {
+			if a.Addr.String() == q.To {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 func (m *memory) namespace(name string, labels map[string]string) log.Result {
 	return m.append(eventpb.Role_ROLE_ADMIN, "one", &eventpb.Event{Payload: &eventpb.Event_NamespaceSet{NamespaceSet: &eventpb.NamespaceSet{Name: name, Labels: labels}}})
 }
@@ -211,6 +277,23 @@ func (m *memory) churn(r *rand.Rand) {
 		m.delete(ref)
 	default:
 		m.apply(drawPolicy(r, namespace()))
+	}
+}
+
+// talk appends a random event of what endpoints ask for and may reach by it.
+func (m *memory) talk(r *rand.Rand) {
+	namespace, pod := pick(r, "default", "shop"), pick(r, "web", "db", "other")
+	switch r.IntN(6) {
+	case 0:
+		m.forget(namespace, pod, pick(r, "api.example.com.", "www.example.com."), pick(r, "192.0.2.7", "203.0.113.1"))
+	case 1:
+		m.apply(fmt.Sprintf("apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: %s, namespace: %s}\n"+
+			"spec: {endpointSelector: {}, egress: [{toFQDNs: [%s]%s}]}", pick(r, "p1", "p2"), namespace,
+			pick(r, "{matchPattern: '*.example.com'}", "{matchName: api.example.com}, {matchName: other.net}"),
+			pick(r, "", ", toPorts: [{ports: [{port: '80', protocol: TCP}]}]")))
+	default:
+		m.observe(namespace, pod, pick(r, "api.example.com.", "www.example.com.", "other.net."), m.now+int64(1+r.IntN(20))*1e9+5e8,
+			pick(r, "192.0.2.7", "192.0.2.200", "10.0.0.5", "2001:db8::7"), pick(r, "203.0.113.1", "192.0.2.7", "198.51.100.1"))
 	}
 }
 

@@ -19,6 +19,12 @@ import (
 type Question struct {
 	From, To string // as verdict.ParseParty reads them
 	Port     Port
+	// TimeNS is the moment that is asked about, in Unix time: what From was told of a name
+	// may have expired since the revision. 0 is the time of the revision.
+	TimeNS int64
+	// SinceNS is the moment after which flips are looked for, if that is later than the
+	// time of the revision after which they are.
+	SinceNS int64
 }
 
 // Port is a port of the destination.
@@ -121,12 +127,13 @@ func (absent) Is(target error) bool { return target == ErrAbsent }
 
 func (a absent) Unwrap() error { return a.error }
 
-// ask answers the question at a View, which may be an excerpt.
-func (a *Auditor) ask(view fsm.View, q Question) (*verdict.Answer, error) {
+// ask answers the question at a View, which may be an excerpt, and a time.
+func (a *Auditor) ask(view fsm.View, q Question, timeNS int64) (*verdict.Answer, error) {
 	at, err := q.resolve(view)
 	if err != nil {
 		return nil, err
 	}
+	at.TimeNS = timeNS
 	answer, err := verdict.Ask(view, verdict.Projected(view, a.Options), at)
 	if errors.Is(err, verdict.ErrFamily) {
 		return nil, absent{err}
@@ -147,8 +154,8 @@ const (
 // String is "absent", "denied" or "allowed".
 func (o Outcome) String() string { return [...]string{"absent", "denied", "allowed"}[o] }
 
-func (a *Auditor) outcome(view fsm.View, q Question) (Outcome, error) {
-	answer, err := a.ask(view, q)
+func (a *Auditor) outcome(view fsm.View, q Question, timeNS int64) (Outcome, error) {
+	answer, err := a.ask(view, q, timeNS)
 	switch {
 	case errors.Is(err, ErrAbsent):
 		return Absent, nil
@@ -199,5 +206,8 @@ func (a *Auditor) Outcome(ctx context.Context, q Question, at log.Revision) (Out
 	if err != nil {
 		return Absent, err
 	}
-	return a.outcome(keep.excerpt(view).View(), q)
+	return a.outcome(keep.excerpt(view).View(), q, q.time(view))
 }
+
+// time is the moment that is asked about, at a View.
+func (q Question) time(view fsm.View) int64 { return max(q.TimeNS, view.TimeNS()) }

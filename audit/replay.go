@@ -129,6 +129,7 @@ type replaying struct {
 	node    string
 	what    Supposition
 	changed []policy.Ref
+	told    map[questioner][]verdict.Fact
 	out     *Replay
 	flows   []*seen // by revision
 	groups  map[groupKey]*ReplayGroup
@@ -195,6 +196,9 @@ func (r *replaying) run(ctx context.Context) error {
 		return err
 	}
 	keep := newSieve(r.endpoints())
+	if err := r.listen(ctx, keep, start); err != nil {
+		return err
+	}
 	real := newWorld(r.Options, keep.excerpt(view))
 	supposed := newWorld(r.Options, view.Excerpt(keep.endpoints, func(ref policy.Ref) bool { return keep.policy(ref) && !slices.Contains(r.changed, ref) }))
 	if err := r.suppose(supposed); err != nil {
@@ -267,7 +271,8 @@ func (r *replaying) endpoints() []fsm.EndpointRef {
 
 // judge compares what a flow's verdict was with what it would have been.
 func (r *replaying) judge(real, supposed *world, f *seen) error {
-	was, _, err := real.judge(r.node, f)
+	more := r.later(f)
+	was, _, err := real.judge(r.node, f, more)
 	if err != nil {
 		return err
 	}
@@ -279,7 +284,7 @@ func (r *replaying) judge(real, supposed *world, f *seen) error {
 		r.out.Unexplained += f.events
 		return nil
 	}
-	is, reason, err := supposed.judge(r.node, f)
+	is, reason, err := supposed.judge(r.node, f, more)
 	if err != nil || is == was {
 		return err
 	}
@@ -298,6 +303,56 @@ func (r *replaying) judge(real, supposed *world, f *seen) error {
 		g.Samples = append(g.Samples, sample)
 	}
 	return nil
+}
+
+// questioner is an endpoint and an address that it was told.
+type questioner struct {
+	endpoint string
+	addr     netip.Addr
+}
+
+// listen gathers what endpoints were told after a revision of the addresses that flows
+// went to. A fact is in the log a moment after the kernel has it, and as much later as no
+// agent ran, so the flow that it admitted may have been seen before.
+func (r *replaying) listen(ctx context.Context, keep *sieve, start log.Revision) error {
+	r.told = map[questioner][]verdict.Fact{}
+	for _, f := range r.flows {
+		if f.allowed && f.srcName != "" && f.dstName == "" {
+			r.told[questioner{f.srcName, f.dst}] = nil
+		}
+	}
+	if head := r.Past.Head(); len(r.told) > 0 && start < head {
+		return r.Past.Read(ctx, start+1, head, func(rec log.Record) error {
+			if !keep.dns[string(log.PeekStream(rec.Event))] || rec.Outcome != log.OutcomeApplied {
+				return nil
+			}
+			e, err := log.Unmarshal(rec.Event)
+			if err != nil {
+				return err
+			}
+			o := e.GetDnsObserved()
+			for _, x := range o.GetAddresses() {
+				addr, _ := netip.AddrFromSlice(x.GetAddress())
+				key := questioner{o.GetRef().GetNamespace() + "/" + o.GetRef().GetName(), addr}
+				if known, ok := r.told[key]; ok {
+					r.told[key] = append(known, verdict.Fact{Name: o.Name, Addr: addr, Chain: o.Chain, ExpiresNS: x.GetExpiresUnixNs(), Revision: rec.Revision})
+				}
+			}
+			return nil
+		})
+	}
+	return nil
+}
+
+// later is what the log tells only after a flow of what may have admitted it. One that
+// was dropped was not admitted by anything.
+func (r *replaying) later(f *seen) []verdict.Fact {
+	if !f.allowed {
+		return nil
+	}
+	all := r.told[questioner{f.srcName, f.dst}]
+	i, _ := slices.BinarySearchFunc(all, f.revision+1, func(x verdict.Fact, at log.Revision) int { return cmp.Compare(x.Revision, at) })
+	return all[i:]
 }
 
 // world is a state that is folded on, with the tables of the endpoints that were
@@ -338,14 +393,16 @@ func (w *world) tablesOf(e *fsm.Endpoint) (*projections.Tables, error) {
 
 // judge is the verdict of a node on a flow: of the directions that it enforces. It is
 // Absent if an endpoint was not there.
-func (w *world) judge(node string, f *seen) (Outcome, string, error) {
+func (w *world) judge(node string, f *seen, more []verdict.Fact) (Outcome, string, error) {
 	w.refresh()
 	from, okFrom := w.party(f.src, f.srcName)
 	to, okTo := w.party(f.dst, f.dstName)
 	if !okFrom || !okTo {
 		return Absent, "", nil
 	}
-	answer, err := verdict.Ask(w.view, w.tablesOf, verdict.Question{From: from, To: to, Protocol: f.protocol, Port: f.port})
+	answer, err := verdict.Ask(w.view, w.tablesOf, verdict.Question{
+		From: from, To: to, Protocol: f.protocol, Port: f.port, TimeNS: f.firstNS, More: more,
+	})
 	if errors.Is(err, verdict.ErrFamily) {
 		return Absent, "", nil
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/varve-net/varve/log"
 	"github.com/varve-net/varve/log/eventpb"
 	"github.com/varve-net/varve/policy"
+	"github.com/varve-net/varve/verdict"
 )
 
 // sieve keeps, of all records, those that can touch the answer to a question in
@@ -25,14 +26,18 @@ import (
 type sieve struct {
 	endpoints  []fsm.EndpointRef
 	streams    map[string]bool // of endpoints and namespaces
+	dns        map[string]bool // of what endpoints learn
 	namespaces map[string]bool
+	// about is what an answer to a question for a name has to hold to be kept, one of
+	// these; nil: every answer is.
+	about [][]byte
 }
 
 func newSieve(endpoints []fsm.EndpointRef) *sieve {
-	s := &sieve{endpoints: endpoints, streams: map[string]bool{}, namespaces: map[string]bool{}}
+	s := &sieve{endpoints: endpoints, streams: map[string]bool{}, dns: map[string]bool{}, namespaces: map[string]bool{}}
 	for _, ref := range endpoints {
 		s.streams["endpoint/"+ref.String()] = true
-		s.streams["dns/"+ref.String()] = true
+		s.dns[dnsStreams+ref.String()] = true
 		s.streams["namespace/"+ref.Namespace] = true
 		s.namespaces[ref.Namespace] = true
 	}
@@ -51,6 +56,8 @@ var (
 	restoreStreams     = []byte("restore/")
 )
 
+const dnsStreams = "dns/"
+
 // record tells whether a record is of the sieve's.
 func (s *sieve) record(r *log.Record) bool {
 	if r.Outcome != log.OutcomeApplied {
@@ -64,6 +71,8 @@ func (s *sieve) record(r *log.Record) bool {
 		// policy/KIND/NAMESPACE/NAME
 		parts := bytes.SplitN(stream, []byte("/"), 4)
 		return len(parts) == 4 && s.namespaces[string(parts[2])]
+	case s.dns[string(stream)]:
+		return s.about == nil || slices.ContainsFunc(s.about, func(b []byte) bool { return bytes.Contains(r.Event, b) })
 	}
 	return s.streams[string(stream)]
 }
@@ -92,16 +101,28 @@ func (s *sieve) touches(view fsm.View, ref policy.Ref) bool {
 }
 
 // sieveOf finds who the parties of a question were in a span of revisions, of whose
-// beginning view is the state.
+// beginning view is the state. A name is whoever has an address that some From was told
+// for it.
 func (a *Auditor) sieveOf(ctx context.Context, q Question, view fsm.View, last log.Revision) (*sieve, error) {
 	var endpoints []fsm.EndpointRef
 	var addrs []netip.Addr
+	about := [][]byte{}
 	for _, words := range []string{q.From, q.To} {
 		if ref, ok := podOf(words); ok {
 			endpoints = append(endpoints, ref)
 		} else if addr, ok := addrOf(words); ok {
 			addrs = append(addrs, addr)
 		}
+	}
+	if addr, ok := addrOf(q.To); ok {
+		about = append(about, addr.AsSlice())
+	} else if to, err := verdict.ParseParty(fsm.View{}, q.To); err == nil && to.Name != "" {
+		about = append(about, []byte(to.Name))
+		told, err := a.told(ctx, to.Name, view, last)
+		if err != nil {
+			return nil, err
+		}
+		addrs = append(addrs, told...)
 	}
 	if len(addrs) > 0 {
 		for e := range view.Endpoints() {
@@ -115,7 +136,44 @@ func (a *Auditor) sieveOf(ctx context.Context, q Question, view fsm.View, last l
 		}
 		endpoints = append(endpoints, users...)
 	}
-	return newSieve(endpoints), nil
+	s := newSieve(endpoints)
+	s.about = about
+	return s, nil
+}
+
+// told is the addresses that anybody was told for a name, until the end of a span of
+// revisions.
+func (a *Auditor) told(ctx context.Context, name string, view fsm.View, last log.Revision) (out []netip.Addr, err error) {
+	for n := range view.Names() {
+		if n.Name == name {
+			for _, x := range n.Addresses {
+				out = append(out, x.Addr)
+			}
+		}
+	}
+	if view.Revision() < last {
+		err = a.Past.Read(ctx, view.Revision()+1, last, func(r log.Record) error {
+			if !bytes.HasPrefix(log.PeekStream(r.Event), []byte(dnsStreams)) || !bytes.Contains(r.Event, []byte(name)) {
+				return nil
+			}
+			e, err := log.Unmarshal(r.Event)
+			if o := e.GetDnsObserved(); o.GetName() == name {
+				out = append(out, addrsOf(o)...)
+			}
+			return err
+		})
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return slices.Compact(out), err
+}
+
+func addrsOf(o *eventpb.DnsObserved) (out []netip.Addr) {
+	for _, x := range o.GetAddresses() {
+		if a, ok := netip.AddrFromSlice(x.GetAddress()); ok {
+			out = append(out, a)
+		}
+	}
+	return out
 }
 
 // users are the endpoints that were created with one of some addresses after a

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/varve-net/varve/bpf/abi"
 	"github.com/varve-net/varve/fsm"
@@ -17,13 +18,15 @@ type Why struct {
 	Question
 	Revision log.Revision
 	TimeNS   int64 // of the revision
+	AskedNS  int64 // the moment that was asked about
 	Outcome  Outcome
 	Answer   *verdict.Answer
 	// Events are behind the answer: whatever the parties, their identities and the
 	// rows that decide follow from, in the order of revisions.
 	Events []Event
-	// Flip is the last change of the outcome at or before Revision, and FlipEvent
-	// the record of it. Nil: the outcome was the same from HeldFrom on.
+	// Flip is the last change of the outcome at or before the moment, and FlipEvent
+	// the record of it; of one that only time made, the record of what expired. Nil: the
+	// outcome was the same from HeldFrom on.
 	Flip      *Flip
 	FlipEvent *Event
 	HeldFrom  log.Revision
@@ -68,6 +71,7 @@ func (a *Auditor) Why(ctx context.Context, q Question, at log.Revision) (*Why, e
 	}
 	part := keep.excerpt(view).View()
 	resolved, err := q.resolve(part)
+	resolved.TimeNS = q.time(view)
 	if errors.Is(err, ErrAbsent) {
 		return nil, a.absent(ctx, err, at, flip)
 	}
@@ -82,13 +86,13 @@ func (a *Auditor) Why(ctx context.Context, q Question, at log.Revision) (*Why, e
 	if err != nil {
 		return nil, err
 	}
-	out := &Why{Question: q, Revision: at, TimeNS: view.TimeNS(), Outcome: outcomeOf(answer), Answer: answer, Flip: flip, HeldFrom: a.Past.First()}
+	out := &Why{Question: q, Revision: at, TimeNS: view.TimeNS(), AskedNS: q.time(view), Outcome: outcomeOf(answer), Answer: answer, Flip: flip, HeldFrom: a.Past.First()}
 	chain.follow(answer)
 	if out.Events, err = a.events(ctx, chain.causes); err != nil {
 		return nil, err
 	}
 	if flip != nil {
-		e, err := a.event(ctx, flip.Revision, fmt.Sprintf("makes it %s, which was %s before", flip.After, flip.Before))
+		e, err := a.event(ctx, flip.Cause(), fmt.Sprintf("makes it %s, which was %s before", flip.After, flip.Before))
 		if err != nil {
 			return nil, err
 		}
@@ -134,6 +138,7 @@ func (c *chain) remember(of verdict.TablesOf) verdict.TablesOf {
 func (c *chain) follow(answer *verdict.Answer) {
 	c.party("from", answer.From)
 	c.party("to", answer.To)
+	c.facts(answer)
 	c.side("egress", abi.Egress, answer.Egress, answer.From, answer.To)
 	c.side("ingress", abi.Ingress, answer.Ingress, answer.To, answer.From)
 }
@@ -161,6 +166,29 @@ func (c *chain) party(side string, p verdict.Party) {
 	}
 	if ns, ok := c.view.Namespace(e.Ref.Namespace); ok {
 		c.add(ns.Revision, "%s: namespace %s has its labels", side, ns.Name)
+	}
+}
+
+// facts adds the answers to questions for names that the verdict hangs on.
+func (c *chain) facts(answer *verdict.Answer) {
+	for _, f := range answer.Egress.Facts {
+		told := fmt.Sprintf("egress: %s was told %s for %s", answer.From, f.Addr, strings.TrimSuffix(f.Name, "."))
+		switch f.Standing {
+		case verdict.Admits:
+			c.add(f.Revision, "%s, which admits it until %s", told, timeText(f.ExpiresNS))
+		case verdict.Expired:
+			c.add(f.Revision, "%s, which expired at %s", told, timeText(f.ExpiresNS))
+		default:
+			c.add(f.Revision, "%s, by which no rule opens this port", told)
+		}
+	}
+	if answer.Name == nil {
+		return
+	}
+	for _, f := range answer.Name.Known {
+		if f.Addr != answer.Name.Judged {
+			c.add(f.Revision, "to: %s was told %s for %s, until %s", answer.From, f.Addr, answer.To, timeText(f.ExpiresNS))
+		}
 	}
 }
 

@@ -55,7 +55,7 @@ func why(t *testing.T, m *memory, from, to, port string, at log.Revision) (*Why,
 	if err != nil {
 		t.Fatal(err)
 	}
-	return (&Auditor{Past: m}).Why(t.Context(), Question{from, to, p}, at)
+	return (&Auditor{Past: m}).Why(t.Context(), Question{From: from, To: to, Port: p}, at)
 }
 
 // text is an answer in a few lines.

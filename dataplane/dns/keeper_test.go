@@ -65,7 +65,7 @@ func TestLearn(t *testing.T) {
 	if r := n.row(podID, netip.MustParseAddr("192.0.2.9")); r != nil {
 		t.Errorf("opened %v", r)
 	}
-	if got := len(n.Names()); got != 3 {
+	if got := len(n.Names(Of{})); got != 3 {
 		t.Errorf("%d names", got)
 	}
 }
@@ -105,8 +105,36 @@ func TestRestart(t *testing.T) {
 	stray := abi.FQDNKey{Endpoint: 99, Addr: abi.AddrFrom(far)}
 	n.put(n.maps.FQDN.Put(&stray, &abi.FQDNValue{Class: [8]uint64{classA}, ExpiresSeconds: [8]uint32{1 << 30}}))
 	n.put(n.maps.FQDN.Delete(&abi.FQDNKey{Endpoint: podID, Addr: abi.AddrFrom(far)}))
-	if differed, err := n.Repair(context.Background()); err != nil || differed != 2 {
-		t.Errorf("%d rows repaired: %v", differed, err)
+	// An edited row of a name, for a class that no rule gives it.
+	edited := abi.FQDNKey{Endpoint: podID, Addr: abi.AddrFrom(gone)}
+	n.learn(observation(podID, "api.domain.com.", 600, gone))
+	n.put(n.maps.FQDN.Put(&edited, &abi.FQDNValue{Class: [8]uint64{classA + 1}, ExpiresSeconds: [8]uint32{1 << 30}}))
+	want := map[string]bool{"99 extra": true, "edited": true, "missing": true}
+	for _, compare := range []func(context.Context) (int, []dnslink.Difference, error){n.Verify, n.Repair} {
+		before := n.maps.GenerationSum(abi.AddrFrom(far), abi.AddrFrom(far))
+		differed, told, err := compare(context.Background())
+		got := map[string]bool{}
+		for _, d := range told {
+			switch {
+			case d.Endpoint == 99 && d.Addr == far && d.Have != nil && d.Want == nil:
+				got["99 extra"] = true
+			case d.Endpoint == podID && d.Addr == gone && d.Have != nil && d.Have.Class[0] == classA+1 && d.Want != nil:
+				got["edited"] = true
+			case d.Endpoint == podID && d.Addr == far && d.Have == nil && d.Want != nil:
+				got["missing"] = true
+			}
+		}
+		if err != nil || differed != 3 || !maps.Equal(got, want) {
+			t.Errorf("%d rows differ, %v: %v", differed, got, err)
+		}
+		// Flows that such a row admitted are judged again once it is gone.
+		repaired := n.row(podID, far) != nil
+		if raised := n.maps.GenerationSum(abi.AddrFrom(far), abi.AddrFrom(far)) != before; raised != repaired {
+			t.Errorf("generations raised %v, rows repaired %v", raised, repaired)
+		}
+	}
+	if differed, _, err := n.Verify(context.Background()); err != nil || differed != 0 {
+		t.Errorf("after the repair %d rows differ: %v", differed, err)
 	}
 	around(t, n.row(podID, far), map[uint64]int{classA: 600, classB: 600})
 	if n.row(99, far) != nil {
@@ -195,8 +223,8 @@ func TestCollect(t *testing.T) {
 	n.expire("www.domain.com.", fresh, time.Second)
 	n.expire("www.domain.com.", far, time.Second)
 	n.put(n.keeper.collect(context.Background()))
-	if len(n.Names()) != 0 || len(n.keeper.facts.backing) != 0 {
-		t.Errorf("left: %v, %v", n.Names(), n.keeper.facts.backing)
+	if len(n.Names(Of{})) != 0 || len(n.keeper.facts.backing) != 0 {
+		t.Errorf("left: %v, %v", n.Names(Of{}), n.keeper.facts.backing)
 	}
 }
 
@@ -274,8 +302,8 @@ func TestSeed(t *testing.T) {
 	}
 	// One that has facts keeps them.
 	n.put(n.Seed(context.Background(), dnslink.Seed{Last: 7}))
-	if s, _ := n.Status(context.Background()); s.Last != 42 || len(n.Names()) != 2 {
-		t.Errorf("a second seed left %+v, %v", s, n.Names())
+	if s, _ := n.Status(context.Background()); s.Last != 42 || len(n.Names(Of{})) != 2 {
+		t.Errorf("a second seed left %+v, %v", s, n.Names(Of{}))
 	}
 	path := filepath.Join(n.cfg.StateDir, "seed")
 	raw, err := os.ReadFile(path)

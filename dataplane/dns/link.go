@@ -64,13 +64,13 @@ func (p *Proxy) Seed(_ context.Context, s dnslink.Seed) error {
 		return err
 	}
 	k.mu.Lock()
-	defer k.mu.Unlock()
 	r, now := k.rules.Load(), k.clock()
 	for _, o := range s.Facts {
 		k.facts.observe(k.facts.endpoint(keyOf(o), r), 0, o, now)
 	}
 	k.gauge()
-	_, err := k.sync()
+	k.mu.Unlock()
+	_, err := k.repair(context.Background())
 	return err
 }
 
@@ -125,4 +125,22 @@ func (p *Proxy) Shipped(_ context.Context, last uint64) error {
 }
 
 // Repair implements dnslink.Proxy.
-func (p *Proxy) Repair(ctx context.Context) (int, error) { return p.keeper.repair(ctx) }
+func (p *Proxy) Repair(ctx context.Context) (int, []dnslink.Difference, error) {
+	return p.compare(ctx, true)
+}
+
+// Verify implements dnslink.Proxy.
+func (p *Proxy) Verify(ctx context.Context) (int, []dnslink.Difference, error) {
+	return p.compare(ctx, false)
+}
+
+func (p *Proxy) compare(ctx context.Context, repair bool) (int, []dnslink.Difference, error) {
+	// Rules and facts go together only once rules are loaded.
+	p.loading.Lock()
+	defer p.loading.Unlock()
+	d, err := p.keeper.compare(ctx, repair)
+	if d == nil {
+		return 0, nil, err
+	}
+	return d.count, d.told, err
+}

@@ -2,16 +2,11 @@ package dns
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 	"time"
 
-	"github.com/cilium/ebpf"
-	"google.golang.org/protobuf/proto"
-
-	"github.com/varve-net/varve/bpf/abi"
 	"github.com/varve-net/varve/internal/dnslink"
 	"github.com/varve-net/varve/log/eventpb"
 	"github.com/varve-net/varve/log/journal"
@@ -48,7 +43,7 @@ func (k *keeper) restore(seed *dnslink.Seed) error {
 
 func decode(rec journal.Record) (*eventpb.Event, error) {
 	e := new(eventpb.Event)
-	if err := proto.Unmarshal(rec.Data, e); err != nil {
+	if err := e.UnmarshalVT(rec.Data); err != nil {
 		return nil, fmt.Errorf("journal: record %d: %w", rec.Seq, err)
 	}
 	return e, nil
@@ -74,7 +69,7 @@ func addrsOf(raw [][]byte) (out []netip.Addr) {
 // it had not written down yet, and earlier ones than the journal has, since then the wall
 // clock was set back.
 func (k *keeper) adopt() error {
-	rows, err := k.rows()
+	rows, err := k.rows(context.Background())
 	if err != nil {
 		return err
 	}
@@ -106,21 +101,6 @@ func (k *keeper) adopt() error {
 	return nil
 }
 
-// rows reads the map.
-func (k *keeper) rows() (map[abi.FQDNKey]abi.FQDNValue, error) {
-	out := map[abi.FQDNKey]abi.FQDNValue{}
-	var key abi.FQDNKey
-	var v abi.FQDNValue
-	it := k.maps.FQDN.Iterate()
-	for it.Next(&key, &v) {
-		out[key] = v
-	}
-	if err := it.Err(); err != nil {
-		return nil, fmt.Errorf("map fqdn: %w", err)
-	}
-	return out, nil
-}
-
 // load puts rules in force: first the rows that they add, then without those that
 // they no longer have.
 func (k *keeper) load(raw *dnslink.Rules) error {
@@ -130,7 +110,6 @@ func (k *keeper) load(raw *dnslink.Rules) error {
 		return err
 	}
 	k.mu.Lock()
-	defer k.mu.Unlock()
 	for key, e := range k.facts.endpoints {
 		e.rules = r.byKey[key]
 		for _, n := range e.names {
@@ -138,55 +117,7 @@ func (k *keeper) load(raw *dnslink.Rules) error {
 		}
 	}
 	k.rules.Store(r)
-	_, err = k.sync()
+	k.mu.Unlock()
+	_, err = k.repair(context.Background())
 	return err
-}
-
-// sync makes the map what facts and rules say, and returns how many rows differed. It
-// raises the generations of the addresses that got rows, so that flows which were
-// revoked are judged again. k.mu is held.
-func (k *keeper) sync() (differed int, err error) {
-	have, err := k.rows()
-	if err != nil {
-		return 0, err
-	}
-	var errs []error
-	var raised []abi.Addr
-	for _, e := range k.facts.endpoints {
-		if e.rules == nil {
-			continue
-		}
-		for addr := range e.by {
-			v, _, ok := e.row(addr)
-			if !ok {
-				continue
-			}
-			key := abi.FQDNKey{Endpoint: e.rules.ID, Addr: abi.AddrFrom(addr)}
-			was, found := have[key]
-			delete(have, key)
-			if found && was == v {
-				continue
-			}
-			differed++
-			errs = append(errs, k.write(e, addr))
-			raised = append(raised, key.Addr)
-		}
-	}
-	for key := range have {
-		differed++
-		if err := k.maps.FQDN.Delete(&key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			errs = append(errs, fmt.Errorf("map fqdn: %w", err))
-		}
-	}
-	if len(raised) > 0 {
-		k.maps.BumpGenerations(raised...)
-	}
-	return differed, errors.Join(errs...)
-}
-
-// repair is sync at any time.
-func (k *keeper) repair(context.Context) (int, error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return k.sync()
 }

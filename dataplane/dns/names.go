@@ -23,25 +23,48 @@ type NameAddress struct {
 	ExpiresUnixNS int64
 }
 
+// Of limits what Names lists; the zero Of is all.
+type Of struct {
+	Namespace, Endpoint string
+	// Addr is the only address that is listed, with the names that have it.
+	Addr netip.Addr
+}
+
 // Names lists what is known, by endpoint and name.
-func (p *Proxy) Names() []Name {
+func (p *Proxy) Names(of Of) []Name {
 	k := p.keeper
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	now := k.clock()
 	var out []Name
 	for key, e := range k.facts.endpoints {
-		for _, n := range e.names {
-			x := Name{Namespace: key.namespace, Endpoint: key.name, Name: n.name, Chain: n.chain, Selected: len(n.classes) > 0}
-			for a, f := range n.addresses {
-				x.Addresses = append(x.Addresses, NameAddress{a, now.unix(f.expires)})
+		switch {
+		case of.Endpoint != "" && (key.namespace != of.Namespace || key.name != of.Endpoint):
+		case of.Addr.IsValid():
+			for _, n := range e.by[of.Addr] {
+				out = append(out, n.show(of.Addr, now))
 			}
-			slices.SortFunc(x.Addresses, func(a, b NameAddress) int { return a.Addr.Compare(b.Addr) })
-			out = append(out, x)
+		default:
+			for _, n := range e.names {
+				out = append(out, n.show(netip.Addr{}, now))
+			}
 		}
 	}
 	slices.SortFunc(out, func(a, b Name) int {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Endpoint, b.Endpoint), cmp.Compare(a.Name, b.Name))
 	})
 	return out
+}
+
+// show is the name for people, with all its addresses or only one.
+func (n *nameFacts) show(only netip.Addr, now clock) Name {
+	key := n.endpoint.key
+	x := Name{Namespace: key.namespace, Endpoint: key.name, Name: n.name, Chain: n.chain, Selected: len(n.classes) > 0}
+	for a, f := range n.addresses {
+		if !only.IsValid() || a == only {
+			x.Addresses = append(x.Addresses, NameAddress{a, now.unix(f.expires)})
+		}
+	}
+	slices.SortFunc(x.Addresses, func(a, b NameAddress) int { return a.Addr.Compare(b.Addr) })
+	return x
 }

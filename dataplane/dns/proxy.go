@@ -38,8 +38,9 @@ type Proxy struct {
 }
 
 // Open opens all that a proxy has: the pinned maps, its journal, its sockets. The map
-// `fqdn` then says what journal and rules file say, and the kernel hands questions
-// over; they wait for Run.
+// `fqdn` then says what journal and rules file say. The kernel hands questions over
+// from before that is read, so that those which come meanwhile are late and not lost;
+// they wait for Run.
 func Open(ctx context.Context, cfg Config, metrics prometheus.Registerer) (_ *Proxy, err error) {
 	if err := cfg.normalize(); err != nil {
 		return nil, err
@@ -47,7 +48,7 @@ func Open(ctx context.Context, cfg Config, metrics prometheus.Registerer) (_ *Pr
 	p := &Proxy{cfg: cfg}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, p.Close())
+			err = errors.Join(err, p.giveUp(), p.Close())
 		}
 	}()
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
@@ -64,9 +65,12 @@ func Open(ctx context.Context, cfg Config, metrics prometheus.Registerer) (_ *Pr
 	}
 	met := NewMetrics(metrics)
 	p.log.lost = met.logLost
-	if err := p.restore(met); err != nil {
+	empty, err := compile(&dnslink.Rules{Cluster: cfg.Cluster, Node: cfg.Node}, nil)
+	if err != nil {
 		return nil, err
 	}
+	p.rules.Store(empty)
+	p.keeper = newKeeper(&p.cfg, p.maps, p.journal, &p.rules, met)
 	seen := met.observer()
 	p.relay, err = relay.New(ctx, relay.Config{
 		Port: cfg.Port, Mark: abi.MarkFromProxy, RejectCode: cfg.RejectCode, Compress: cfg.Compress, MaxDelay: cfg.MaxDelay, Timeout: cfg.Timeout,
@@ -80,17 +84,24 @@ func Open(ctx context.Context, cfg Config, metrics prometheus.Registerer) (_ *Pr
 		return nil, err
 	}
 	p.keeper.flush = p.relay.Flush
-	return p, p.announce()
+	if err := p.announce(); err != nil {
+		return nil, err
+	}
+	return p, p.restore()
+}
+
+// giveUp closes the sockets of a proxy that never ran.
+func (p *Proxy) giveUp() error {
+	if p.relay == nil {
+		return nil
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return p.relay.Run(ctx)
 }
 
 // restore brings facts and rules back, and the kernel to them.
-func (p *Proxy) restore(met *Metrics) error {
-	empty, err := compile(&dnslink.Rules{Cluster: p.cfg.Cluster, Node: p.cfg.Node}, nil)
-	if err != nil {
-		return err
-	}
-	p.rules.Store(empty)
-	p.keeper = newKeeper(&p.cfg, p.maps, p.journal, &p.rules, met)
+func (p *Proxy) restore() error {
 	raw, err := dnslink.ReadRules(p.cfg.Rules)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -117,11 +128,11 @@ func (p *Proxy) restore(met *Metrics) error {
 	if err := p.keeper.adopt(); err != nil {
 		return err
 	}
-	rows, err := p.keeper.repair(context.Background())
+	written, err := p.keeper.repair(context.Background())
 	if err != nil {
 		return err
 	}
-	p.cfg.Logger.Info("DNS facts restored", "names", p.keeper.facts.names, "addresses", p.keeper.facts.addresses, "rows_written", rows, "last", p.journal.Last())
+	p.cfg.Logger.Info("DNS facts restored", "names", p.keeper.facts.names, "addresses", p.keeper.facts.addresses, "rows_written", written.count, "last", p.journal.Last())
 	return nil
 }
 

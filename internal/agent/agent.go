@@ -134,9 +134,16 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	eps.recover(ctx)
 
 	mon := newMonitor()
+	var known *names
+	if dns != nil {
+		known = &names{proxy: dns.client, view: rlog.View, current: proj.Current, node: cfg.Node}
+	}
 	drifts := &drift{
 		dp: dp, eps: eps, node: nodeSpec(&cfg), every: cfg.DriftInterval, current: proj.Current,
 		publish: mon.publish, repaired: met.MapDriftRepaired, logger: logger,
+	}
+	if known != nil {
+		drifts.names = known.repair
 	}
 	recorded, err := openFlows(&cfg, dp)
 	if err != nil {
@@ -157,12 +164,16 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		Log: rlog, Past: history, Events: log.Revision(cfg.CheckpointEvents),
 		MaxAge: cfg.HistoryMaxAge, MaxBytes: cfg.HistoryMaxBytes, Logger: logger,
 	})
-	srv := apiserver.New(apiserver.Config{
+	serving := apiserver.Config{
 		Listener: listener, Group: cfg.Group, RestoreGroup: cfg.RestoreGroup, Cluster: cfg.Cluster, Node: cfg.Node,
 		Info: func() apiserver.Info { return info },
 		Log:  rlog, Projector: proj, Endpoints: eps, Kernel: watchedKernel{dp, met}, Monitor: mon,
 		Past: history, InForce: digests.All, Flows: recorded, Drift: drifts.Report, DNSSocket: cfg.DNSSocket, Logger: logger,
-	})
+	}
+	if known != nil {
+		serving.Names = known
+	}
+	srv := apiserver.New(serving)
 	met.Bootstrapped(phaseOverall, time.Since(began))
 	met.Attach(sources(cfg.Node, rlog, dp, proj, eps, recorded))
 	logger.Info("enforcing", "revision", proj.Current().Revision, "rows_written", stats.Total(), "took", time.Since(began), "socket", cfg.Socket)

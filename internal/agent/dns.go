@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"time"
 
 	"github.com/varve-net/varve/dataplane"
 	"github.com/varve-net/varve/fsm"
@@ -23,9 +22,6 @@ type dns struct {
 	facts  *dnsFacts
 	child  *dnsChild // nil: somebody else runs it
 }
-
-// namesInterval is how often the map of names is compared with what it should be.
-const namesInterval = 10 * time.Second
 
 // newDNS is nil if the node has no DNS proxy.
 func newDNS(cfg *Config, cluster string, rlog *raftlog.Log) (*dns, error) {
@@ -55,28 +51,10 @@ func newDNS(cfg *Config, cluster string, rlog *raftlog.Log) (*dns, error) {
 func (d *dns) run(ctx context.Context) {
 	var wg sync.WaitGroup
 	wg.Go(func() { d.facts.run(ctx) })
-	wg.Go(func() { d.repair(ctx) })
 	if d.child != nil {
 		wg.Go(func() { d.child.run(ctx) })
 	}
 	wg.Wait()
-}
-
-// repair has the proxy compare the map of names with what it knows, which nobody
-// else may write. One that does not answer compares them when it starts.
-func (d *dns) repair(ctx context.Context) {
-	t := time.NewTicker(namesInterval)
-	defer t.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-t.C:
-		}
-		if n, err := d.client.Repair(ctx); err == nil && n > 0 {
-			d.rules.logger.Warn("rows of the map fqdn had been changed by others; they are as they should be again", "rows", n)
-		}
-	}
 }
 
 // wrap puts the rules of the tables that sync brings into force around it.

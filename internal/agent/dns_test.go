@@ -53,7 +53,8 @@ func (p *fakeProxy) Shipped(_ context.Context, last uint64) error {
 	p.shipped = append(p.shipped, last)
 	return nil
 }
-func (p *fakeProxy) Repair(context.Context) (int, error) { return 0, nil }
+func (p *fakeProxy) Repair(context.Context) (int, []dnslink.Difference, error) { return 0, nil, nil }
+func (p *fakeProxy) Verify(context.Context) (int, []dnslink.Difference, error) { return 0, nil, nil }
 func (p *fakeProxy) Load(context.Context) error {
 	r, err := dnslink.ReadRules(p.rules)
 	p.loaded = append(p.loaded, r)

@@ -48,9 +48,14 @@ type drift struct {
 	current  func() *projections.Tables
 	publish  func(dataplane.Event) error
 	repaired func(mapName string, rows int) // counts rows
-	logger   *slog.Logger
+	// names has the DNS proxy put its map right, and tells how many rows differed, and the
+	// first of them; nil: there is no proxy. An error is no drift: one that does not answer
+	// puts the map right when it starts.
+	names  func(context.Context) (int, []dataplane.Difference, error)
+	logger *slog.Logger
 
-	wake chan struct{}
+	wake     chan struct{}
+	namesDue time.Time
 
 	mu     sync.Mutex
 	report apiserver.DriftReport
@@ -139,7 +144,7 @@ func (d *drift) pass(ctx context.Context, rows bool) {
 	all, err = append(all, more...), errors.Join(err, ierr)
 	if rows {
 		more, rerr := d.rows(ctx)
-		all, err = append(all, more...), errors.Join(err, rerr)
+		all, err = append(append(all, more...), d.nameRows(ctx)...), errors.Join(err, rerr)
 	}
 	if ctx.Err() == nil {
 		d.tell(all, err)
@@ -175,6 +180,32 @@ func (d *drift) rows(ctx context.Context) ([]found, error) {
 		}
 	}
 	return out, nil
+}
+
+// namesShare is the least time between two comparisons of the map of names, in units of
+// what one takes: with very many names it is compared less often.
+const namesShare = 50
+
+// nameRows has the rows of the map of names compared and put right.
+func (d *drift) nameRows(ctx context.Context) []found {
+	began := time.Now()
+	if d.names == nil || began.Before(d.namesDue) {
+		return nil
+	}
+	count, ds, err := d.names(ctx)
+	d.namesDue = time.Now().Add(namesShare*time.Since(began) - d.every)
+	if err != nil {
+		d.logger.Debug("the map of names is not compared", "error", err)
+		return nil
+	}
+	var out []found
+	for _, x := range ds {
+		out = append(out, found{dataplane.Drift{Kind: dataplane.DriftRow, Object: x.Map, What: x.String()}, 0})
+	}
+	if count > 0 {
+		d.repaired(namesMap, count)
+	}
+	return out
 }
 
 func (d *drift) interfaces(ctx context.Context) ([]found, error) {

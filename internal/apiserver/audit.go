@@ -73,6 +73,13 @@ func (a auditService) tablesAt(ctx context.Context, c *scene, req *varvev1.Audit
 		resp.Rows = &varvev1.DumpResponse{
 			Endpoints: d.endpoints(t), Ipcache: d.ipcache(t), Policies: d.policies(t), Classes: d.classes(t), At: c.at,
 		}
+		opened, err := t.Opened(c.view)
+		if err != nil {
+			return nil, connect.NewError(connect.CodeInternal, err)
+		}
+		for row := range opened.All() {
+			resp.Rows.Names = append(resp.Rows.Names, d.openedRow(row))
+		}
 	}
 	return connect.NewResponse(resp), nil
 }

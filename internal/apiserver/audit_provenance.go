@@ -36,7 +36,10 @@ func (a auditService) Provenance(ctx context.Context, req *connect.Request[varve
 		return nil, pastError(ctx, fmt.Errorf("node: %w", err))
 	}
 	d := dump{names: newNames(c.view, t, node), node: node}
-	row := d.find(t, req.Msg.Map, key)
+	row, err := d.find(t, req.Msg.Map, key)
+	if err != nil {
+		return nil, connect.NewError(connect.CodeInternal, err)
+	}
 	if row == nil {
 		return nil, notFound("map %s has no row %q%s on node %s; `varve bpf %s list` prints the keys", req.Msg.Map, key, c.then(), node, req.Msg.Map)
 	}
@@ -54,28 +57,28 @@ func (a auditService) Provenance(ctx context.Context, req *connect.Request[varve
 
 // find is the row that a key names; nil if there is none. An address finds the row
 // that the programs would find for it.
-func (d dump) find(t *projections.Tables, table, key string) *auditRow {
+func (d dump) find(t *projections.Tables, table, key string) (*auditRow, error) {
 	if addr, err := netip.ParseAddr(key); err == nil && table == mapIPCache {
 		addr = addr.Unmap()
 		for bits := addr.BitLen(); bits >= 0; bits-- {
 			if row, ok := t.IPCache.Get(projections.PrefixFrom(netip.PrefixFrom(addr, bits))); ok {
-				return d.auditIPCache(row)
+				return d.auditIPCache(row), nil
 			}
 		}
-		return nil
+		return nil, nil
 	}
 	if p, err := netip.ParsePrefix(key); err == nil && table == mapIPCache {
 		key = p.Masked().String()
 	}
-	if table == mapEndpoint && !strings.Contains(key, "/") && strings.Trim(key, "0123456789") != "" {
+	if endpoint, _, _ := strings.Cut(key, " "); (table == mapEndpoint || table == mapFQDN) && !strings.Contains(endpoint, "/") && strings.Trim(endpoint, "0123456789") != "" {
 		key = defaultNamespace + "/" + key
 	}
 	var found *auditRow
-	d.eachRow(t, table, func(r *auditRow) bool {
+	err := d.eachRow(t, table, func(r *auditRow) bool {
 		if slices.ContainsFunc(r.names, func(name string) bool { return strings.EqualFold(strings.Join(strings.Fields(name), " "), key) }) {
 			found = r
 		}
 		return found == nil
 	})
-	return found
+	return found, err
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"time"
 
 	varvev1 "github.com/varve-net/varve/api/varve/v1"
 	"github.com/varve-net/varve/audit"
@@ -18,9 +19,10 @@ const (
 	mapIPCache  = "ipcache"
 	mapClass    = "class"
 	mapPolicy   = "policy"
+	mapFQDN     = "fqdn"
 )
 
-var mapNames = []string{mapEndpoint, mapIPCache, mapClass, mapPolicy}
+var mapNames = []string{mapEndpoint, mapIPCache, mapClass, mapPolicy, mapFQDN}
 
 // auditRow is a row of any of a node's tables as people read it.
 type auditRow struct {
@@ -69,34 +71,56 @@ func (d dump) auditPolicy(row *projections.PolicyRow) *auditRow {
 	return &auditRow{key, value, row.Cause, []string{key, r.Row}}
 }
 
+func (d dump) auditName(row *projections.Row[projections.OpenedKey, projections.OpenedValue]) *auditRow {
+	r := d.openedRow(row)
+	var parts []string
+	for _, c := range r.Classes {
+		parts = append(parts, fmt.Sprintf("names %s until %s", c.Names, time.Unix(0, c.ExpiresUnixNs).UTC().Format(time.RFC3339)))
+	}
+	id := fmt.Sprint(r.Id)
+	key := cmp.Or(r.Endpoint, id) + " " + r.Address
+	return &auditRow{key, strings.Join(parts, "; "), row.Cause, []string{key, id + " " + r.Address}}
+}
+
 // eachRow calls fn for each row of one of a node's tables.
-func (d dump) eachRow(t *projections.Tables, table string, fn func(*auditRow) bool) {
+func (d dump) eachRow(t *projections.Tables, table string, fn func(*auditRow) bool) error {
 	switch table {
 	case mapEndpoint:
 		for row := range t.Endpoints.All() {
 			if !fn(d.auditEndpoint(row)) {
-				return
+				return nil
 			}
 		}
 	case mapIPCache:
 		for row := range t.IPCache.All() {
 			if !fn(d.auditIPCache(row)) {
-				return
+				return nil
 			}
 		}
 	case mapClass:
 		for row := range t.Classes.All() {
 			if !fn(d.auditClass(row)) {
-				return
+				return nil
 			}
 		}
 	case mapPolicy:
 		for row := range t.Policy.All() {
 			if !fn(d.auditPolicy(row)) {
-				return
+				return nil
+			}
+		}
+	case mapFQDN:
+		opened, err := t.Opened(d.view)
+		if err != nil {
+			return err
+		}
+		for row := range opened.All() {
+			if !fn(d.auditName(row)) {
+				return nil
 			}
 		}
 	}
+	return nil
 }
 
 // eachChange calls fn for each row that is otherwise in the later of two tables.
@@ -108,6 +132,16 @@ func eachChange(table string, was, is dump, wasTables, isTables *projections.Tab
 		return audit.DiffTable(&wasTables.IPCache, &isTables.IPCache, changed(was.auditIPCache, is.auditIPCache, fn))
 	case mapClass:
 		return audit.DiffTable(&wasTables.Classes, &isTables.Classes, changed(was.auditClass, is.auditClass, fn))
+	case mapFQDN:
+		wasOpened, err := wasTables.Opened(was.view)
+		if err != nil {
+			return err
+		}
+		isOpened, err := isTables.Opened(is.view)
+		if err != nil {
+			return err
+		}
+		return audit.DiffTable(&wasOpened, &isOpened, changed(was.auditName, is.auditName, fn))
 	default:
 		return audit.DiffTable(&wasTables.Policy, &isTables.Policy, changed(was.auditPolicy, is.auditPolicy, fn))
 	}

@@ -6,6 +6,7 @@ package apiserver
 
 import (
 	"context"
+	"net/netip"
 	"time"
 
 	"github.com/varve-net/varve/dataplane"
@@ -13,6 +14,7 @@ import (
 	"github.com/varve-net/varve/log"
 	"github.com/varve-net/varve/log/history"
 	"github.com/varve-net/varve/projections"
+	"github.com/varve-net/varve/verdict"
 
 	varvev1 "github.com/varve-net/varve/api/varve/v1"
 )
@@ -62,6 +64,19 @@ type Kernel interface {
 	Counters() (counters []dataplane.Counter, lostEvents uint64, err error)
 	Capacities() map[string]int
 	Ifindex(endpointID uint32) int
+	// Names are the rows of the map `fqdn`.
+	Names(ctx context.Context) ([]dataplane.NameRow, error)
+}
+
+// Names is what the node's DNS proxy knows, which the log has a moment later. Every call
+// fails while the proxy does not answer.
+type Names interface {
+	// Facts is what an endpoint was told of an address, or for a name if that is not
+	// empty.
+	Facts(ctx context.Context, of fsm.EndpointRef, addr netip.Addr, name string) ([]verdict.Fact, error)
+	// Verify compares the rows of the map `fqdn` with what the proxy knows, and tells how
+	// many differ, and the first of them.
+	Verify(ctx context.Context) (int, []dataplane.Difference, error)
 }
 
 // Monitor hands out the events of the ring buffer.

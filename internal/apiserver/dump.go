@@ -45,6 +45,12 @@ func (s datapathService) Dump(ctx context.Context, req *connect.Request[varvev1.
 		return nil, err
 	}
 	d := dump{names: newNames(c.view, desired, s.Node), node: s.Node, only: only}
+	if req.Msg.Map == varvev1.Map_MAP_FQDN {
+		if resp.Names, err = s.nameRows(ctx, c, d, desired); err != nil {
+			return nil, err
+		}
+		return connect.NewResponse(resp), nil
+	}
 	have := desired
 	switch {
 	case c.present():
@@ -65,7 +71,7 @@ func (s datapathService) Dump(ctx context.Context, req *connect.Request[varvev1.
 	case varvev1.Map_MAP_CLASS:
 		resp.Classes = d.classes(have)
 	default:
-		return nil, invalid("map: unknown; give MAP_ENDPOINT, MAP_IPCACHE, MAP_POLICY, MAP_CLASS or MAP_CT")
+		return nil, invalid("map: unknown; give MAP_ENDPOINT, MAP_IPCACHE, MAP_POLICY, MAP_CLASS, MAP_FQDN or MAP_CT")
 	}
 	return connect.NewResponse(resp), nil
 }

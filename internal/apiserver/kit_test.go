@@ -168,6 +168,7 @@ func (kernel) Flows(context.Context, func(dataplane.Flow) error) error { return 
 func (kernel) Counters() ([]dataplane.Counter, uint64, error)          { return nil, 7, nil }
 func (kernel) Capacities() map[string]int                              { return map[string]int{"policy": 100} }
 func (kernel) Ifindex(uint32) int                                      { return 42 }
+func (kernel) Names(context.Context) ([]dataplane.NameRow, error)      { return nil, nil }
 
 type monitor struct{}
 

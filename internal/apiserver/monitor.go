@@ -53,6 +53,7 @@ func (s datapathService) Monitor(ctx context.Context, req *connect.Request[varve
 		if len(req.Msg.Endpoints) > 0 && !slices.ContainsFunc([]string{out.Endpoint, out.SourceName, out.DestinationName}, func(name string) bool { return slices.Contains(req.Msg.Endpoints, name) }) {
 			return nil
 		}
+		out.Facts, out.ByName = s.facts(ctx, n, e)
 		return stream.Send(out)
 	})
 	return streamError(err)

@@ -29,6 +29,37 @@ type names struct {
 	byTable   map[uint64][]string
 	direction map[uint64]string
 	byRow     map[uint64]projections.Cause
+	bySet     map[uint64]projections.NameSet // of classes of names; nil until asked for
+	told      map[uint32]map[netip.Addr][]string
+}
+
+// toldNames are the names for which an endpoint of the node was told each address, as the
+// log has it.
+func (n *names) toldNames(endpoint uint32) map[netip.Addr][]string {
+	out, ok := n.told[endpoint]
+	if e := n.byID[endpoint]; !ok && e != nil {
+		out = map[netip.Addr][]string{}
+		for name := range n.view.NamesOf(e.Ref) {
+			for _, a := range name.Addresses {
+				out[a.Addr] = append(out[a.Addr], name.Name)
+			}
+		}
+		n.told[endpoint] = out
+	}
+	return out
+}
+
+// sets are the names of the rules that have each class.
+func (n *names) sets() map[uint64]projections.NameSet {
+	if n.bySet == nil {
+		n.bySet = map[uint64]projections.NameSet{}
+		if n.tables != nil {
+			for row := range n.tables.Learned.All() {
+				n.bySet[row.Key.Class] = row.Value
+			}
+		}
+	}
+	return n.bySet
 }
 
 func newNames(view fsm.View, tables *projections.Tables, node string) *names {
@@ -36,7 +67,7 @@ func newNames(view fsm.View, tables *projections.Tables, node string) *names {
 		view: view, tables: tables,
 		byAddr: map[netip.Addr]*fsm.Endpoint{}, byID: map[uint32]*fsm.Endpoint{},
 		byTable: map[uint64][]string{}, direction: map[uint64]string{},
-		byRow: map[uint64]projections.Cause{},
+		byRow: map[uint64]projections.Cause{}, told: map[uint32]map[netip.Addr][]string{},
 	}
 	for ep := range view.Endpoints() {
 		for _, a := range []netip.Addr{ep.IPv4, ep.IPv6} {

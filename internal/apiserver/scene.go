@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -19,13 +20,16 @@ type scene struct {
 	s    *Server
 	view fsm.View
 	at   *varvev1.Moment // of the past; nil: the present
+	// askedNS is the time that was asked about, which of the past may be later than the
+	// revision's.
+	askedNS int64
 }
 
 // scene finds the state at a moment that a request names; "" is the present, which
 // of an archive is its newest revision.
 func (s *Server) scene(ctx context.Context, at string) (*scene, error) {
 	if at == "" && !s.Archive {
-		return &scene{s: s, view: s.Log.View()}, nil
+		return &scene{s: s, view: s.Log.View(), askedNS: time.Now().UnixNano()}, nil
 	}
 	if at == "" {
 		at = "now"
@@ -38,7 +42,7 @@ func (s *Server) scene(ctx context.Context, at string) (*scene, error) {
 	if err != nil {
 		return nil, pastError(ctx, fmt.Errorf("at: %w", err))
 	}
-	return &scene{s: s, view: view, at: &varvev1.Moment{Revision: uint64(moment.Revision), TimeUnixNs: moment.TimeNS}}, nil
+	return &scene{s: s, view: view, at: &varvev1.Moment{Revision: uint64(moment.Revision), TimeUnixNs: moment.TimeNS}, askedNS: moment.AskedNS}, nil
 }
 
 // present tells whether the scene is the node as it runs now.

@@ -70,6 +70,8 @@ type Config struct {
 	Archive bool
 	Flows   *flows.Store       // nil: none are recorded
 	Drift   func() DriftReport // nil: nobody looks for it
+	// Names is what the node's DNS proxy knows; nil: there is none.
+	Names Names
 	// DNSSocket is the DNS proxy's; empty: there is none.
 	DNSSocket string
 	Logger    *slog.Logger

@@ -271,12 +271,33 @@ func (s agentService) checkKernel(tables *projections.Tables, resp *varvev1.Stat
 		for _, x := range diffs {
 			resp.Differences = append(resp.Differences, &varvev1.Difference{Table: x.Map, Kind: x.Kind.String(), Key: x.Key, Want: x.Want, Have: x.Have})
 		}
-		if len(diffs) > 0 {
-			return "", fmt.Errorf("%d rows differ from the projection", len(diffs))
+		// The log has facts a moment after the kernel, so the map of names is compared with
+		// what its only writer knows.
+		names, err := s.verifyNames(ctx, resp)
+		if err != nil {
+			return "", err
+		}
+		if n := len(diffs) + names; n > 0 {
+			return "", fmt.Errorf("%d rows differ from the projection", n)
 		}
 		if want := tables.Digest(); want != d {
 			return "", fmt.Errorf("digest %s, the projection has %s", d, want)
 		}
 		return "equal to the projection, digest " + fmt.Sprintf("%.8s", d), nil
 	}
+}
+
+// verifyNames has the map `fqdn` compared, and tells how many rows differ.
+func (s agentService) verifyNames(ctx context.Context, resp *varvev1.StatusResponse) (int, error) {
+	if s.Names == nil {
+		return 0, nil
+	}
+	n, told, err := s.Names.Verify(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("map fqdn is not compared: %w", err)
+	}
+	for _, x := range told {
+		resp.Differences = append(resp.Differences, &varvev1.Difference{Table: x.Map, Kind: x.Kind.String(), Key: x.Key, Want: x.Want, Have: x.Have})
+	}
+	return n, nil
 }

@@ -6,11 +6,13 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"time"
 
 	"connectrpc.com/connect"
 
 	varvev1 "github.com/varve-net/varve/api/varve/v1"
 	"github.com/varve-net/varve/fsm"
+	"github.com/varve-net/varve/internal/auditserver"
 	"github.com/varve-net/varve/policy"
 	"github.com/varve-net/varve/projections"
 	"github.com/varve-net/varve/verdict"
@@ -39,6 +41,10 @@ func (s policyService) Verdict(ctx context.Context, req *connect.Request[varvev1
 	if q.Protocol, q.Port, err = verdict.ParsePort(req.Msg.Port); err != nil {
 		return nil, invalid("%v", err)
 	}
+	q.TimeNS = c.askedNS
+	if c.present() && q.To.Endpoint == nil && (q.To.Addr.IsValid() || q.To.Name != "") {
+		q.More = s.told(ctx, q.From.Endpoint, q.To.Addr, q.To.Name)
+	}
 	a, err := verdict.Ask(view, tables, q)
 	switch {
 	case errors.Is(err, verdict.ErrFamily), errors.Is(err, verdict.ErrParty):
@@ -53,7 +59,7 @@ func (s policyService) Verdict(ctx context.Context, req *connect.Request[varvev1
 		Egress: directionVerdict(a.Egress), Ingress: directionVerdict(a.Ingress), At: c.at,
 	}
 	if a.Name != nil {
-		resp.Name = &varvev1.NameVerdict{Name: q.To.String(), Rules: decidingRules(a.Name.Selected)}
+		resp.Name = nameVerdict(a, q.TimeNS)
 	}
 	return connect.NewResponse(resp), nil
 }
@@ -68,7 +74,7 @@ func (s policyService) court(ctx context.Context, at string) (*scene, verdict.Ta
 		return c, verdict.Projected(c.view, projections.Options{}), nil
 	}
 	s.settle(ctx)
-	c := &scene{s: s.Server}
+	c := &scene{s: s.Server, askedNS: time.Now().UnixNano()}
 	var here *projections.Tables
 	err := s.Projector.Hold(ctx, func(v fsm.View, t *projections.Tables) error {
 		c.view, here = v, t // neither changes any more
@@ -119,6 +125,7 @@ func verdictParty(view fsm.View, words string, p verdict.Party) *varvev1.Verdict
 func directionVerdict(s verdict.Side) *varvev1.DirectionVerdict {
 	out := &varvev1.DirectionVerdict{
 		Allowed: s.Allowed, Audited: s.Audited, Reason: string(s.Reason), Rules: decidingRules(s.Rules), Table: hex(s.Table), Peer: s.ClassName,
+		ByName: s.ByName, Facts: auditserver.FactProtos(s.Facts),
 	}
 	for _, i := range s.Isolated {
 		out.IsolatedBy = append(out.IsolatedBy, &varvev1.IsolatingSpec{Policy: i.Policy.PB(), Spec: uint32(i.Spec), Revision: uint64(i.Revision)})

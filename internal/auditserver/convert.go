@@ -14,7 +14,7 @@ import (
 func whyProto(view fsm.View, w *audit.Why) *varvev1.WhyResponse {
 	port := audit.Port{Protocol: w.Answer.Protocol, Number: w.Answer.Port}
 	out := &varvev1.WhyResponse{
-		Revision: uint64(w.Revision), TimeUnixNs: w.TimeNS, Outcome: w.Outcome.String(),
+		Revision: uint64(w.Revision), TimeUnixNs: w.TimeNS, AskedUnixNs: w.AskedNS, Outcome: w.Outcome.String(),
 		From: partyProto(view, w.From, w.Answer.From), To: partyProto(view, w.To, w.Answer.To),
 		Port: port.String(), HeldFrom: uint64(w.HeldFrom),
 		Sides: []*varvev1.AuditSide{sideProto("egress", w.Answer.From, w.Answer.Egress), sideProto("ingress", w.Answer.To, w.Answer.Ingress)},
@@ -67,7 +67,9 @@ func labels(all policy.Labels) []string {
 func sideProto(direction string, subject verdict.Party, s verdict.Side) *varvev1.AuditSide {
 	out := &varvev1.AuditSide{
 		Direction: direction, Subject: subject.String(), Allowed: s.Allowed, Reason: string(s.Reason), Table: hex(s.Table), Class: s.ClassName,
+		ByName: s.ByName,
 	}
+	out.Facts = FactProtos(s.Facts)
 	for _, r := range s.Rules {
 		out.Rules = append(out.Rules, r.RuleRef.String())
 	}
@@ -108,5 +110,24 @@ func flipProto(f *audit.Flip, e *audit.Event) *varvev1.AuditFlip {
 	if f == nil {
 		return nil
 	}
-	return &varvev1.AuditFlip{Revision: uint64(f.Revision), Before: f.Before.String(), After: f.After.String(), Event: EventProto(e)}
+	out := &varvev1.AuditFlip{Revision: uint64(f.Revision), TimeUnixNs: f.TimeNS, Before: f.Before.String(), After: f.After.String(), Event: EventProto(e)}
+	for _, x := range f.Expired {
+		out.Expired = append(out.Expired, FactProto(x, string(verdict.Expired)))
+	}
+	return out
+}
+
+// FactProto is what an endpoint was told, as the API has it.
+func FactProto(f verdict.Fact, standing string) *varvev1.NameFact {
+	return &varvev1.NameFact{
+		Name: f.Name, Address: f.Addr.String(), Chain: f.Chain, ExpiresUnixNs: f.ExpiresNS, Revision: uint64(f.Revision), Standing: standing,
+	}
+}
+
+// FactProtos is FactProto of several, each with what it does for a connection.
+func FactProtos(facts []verdict.KnownFact) (out []*varvev1.NameFact) {
+	for _, f := range facts {
+		out = append(out, FactProto(f.Fact, string(f.Standing)))
+	}
+	return out
 }

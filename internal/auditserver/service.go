@@ -39,10 +39,11 @@ func (s *Service) Why(ctx context.Context, req *connect.Request[varvev1.WhyReque
 	if err != nil {
 		return nil, err
 	}
-	at, err := s.moment(ctx, "at", req.Msg.At, s.head())
+	at, asked, err := s.moment(ctx, "at", orNow(req.Msg.At))
 	if err != nil {
 		return nil, err
 	}
+	q.TimeNS = asked
 	why, err := s.auditor.Why(ctx, q, at)
 	if err != nil {
 		return nil, callError(ctx, err)
@@ -60,14 +61,16 @@ func (s *Service) Bisect(ctx context.Context, req *connect.Request[varvev1.Bisec
 	if err != nil {
 		return nil, err
 	}
-	at, err := s.moment(ctx, "at", req.Msg.At, s.head())
+	at, asked, err := s.moment(ctx, "at", orNow(req.Msg.At))
 	if err != nil {
 		return nil, err
 	}
-	oldest := records{s.past}.First()
-	since, err := s.moment(ctx, "since", req.Msg.Since, oldest)
-	if err != nil {
-		return nil, err
+	q.TimeNS = asked
+	since := records{s.past}.First()
+	if req.Msg.Since != "" {
+		if since, q.SinceNS, err = s.moment(ctx, "since", req.Msg.Since); err != nil {
+			return nil, err
+		}
 	}
 	if since > at {
 		return nil, invalid("since: revision %d is after revision %d of at", since, at)
@@ -82,7 +85,7 @@ func (s *Service) Bisect(ctx context.Context, req *connect.Request[varvev1.Bisec
 	}
 	resp := &varvev1.BisectResponse{Since: uint64(since), At: uint64(at), Outcome: outcome.String()}
 	for _, f := range flips {
-		event, err := s.auditor.Event(ctx, f.Revision)
+		event, err := s.auditor.Event(ctx, f.Cause())
 		if err != nil {
 			return nil, callError(ctx, err)
 		}
@@ -110,18 +113,20 @@ func (s *Service) flips(ctx context.Context, req *varvev1.BisectRequest, q audit
 	return flips, err
 }
 
-func (s *Service) head() log.Revision { return records{s.past}.Head() }
-
-// moment is the revision that a field names; an empty one is what is given.
-func (s *Service) moment(ctx context.Context, field, text string, empty log.Revision) (log.Revision, error) {
-	if text == "" {
-		return empty, nil
-	}
+// moment is the revision that a field names, and the time.
+func (s *Service) moment(ctx context.Context, field, text string) (at log.Revision, askedNS int64, err error) {
 	m, err := s.past.Resolve(ctx, text)
 	if err != nil {
-		return 0, callError(ctx, fmt.Errorf("%s: %w", field, err))
+		return 0, 0, callError(ctx, fmt.Errorf("%s: %w", field, err))
 	}
-	return m.Revision, nil
+	return m.Revision, m.AskedNS, nil
+}
+
+func orNow(text string) string {
+	if text == "" {
+		return "now"
+	}
+	return text
 }
 
 func question(from, to, port string) (audit.Question, error) {

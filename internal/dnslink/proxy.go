@@ -3,7 +3,9 @@ package dnslink
 import (
 	"context"
 	"errors"
+	"net/netip"
 
+	"github.com/varve-net/varve/bpf/abi"
 	"github.com/varve-net/varve/log/eventpb"
 )
 
@@ -36,8 +38,17 @@ type Proxy interface {
 	// forget those of them that hold nothing any more.
 	Shipped(ctx context.Context, last uint64) error
 	// Repair makes the map `fqdn` what facts and rules say, and returns how many
-	// rows differed.
-	Repair(ctx context.Context) (int, error)
+	// rows differed, and the first of them.
+	Repair(ctx context.Context) (int, []Difference, error)
+	// Verify compares as Repair does, and changes nothing.
+	Verify(ctx context.Context) (int, []Difference, error)
+}
+
+// Difference is a row of the map `fqdn` that is not what facts and rules say.
+type Difference struct {
+	Endpoint   uint32
+	Addr       netip.Addr
+	Have, Want *abi.FQDNValue // nil: none
 }
 
 // Status says what state a proxy is in.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -52,8 +53,16 @@ func (s service) ListNames(_ context.Context, r *connect.Request[varvev1.ListNam
 	if err != nil {
 		return nil, err
 	}
+	var of dns.Of
+	of.Namespace, of.Endpoint, _ = strings.Cut(f.endpoint, "/")
+	if text := r.Msg.GetAddress(); text != "" {
+		if of.Addr, err = netip.ParseAddr(text); err != nil {
+			return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("address: %q; give one such as 203.0.113.7", text))
+		}
+		of.Addr = of.Addr.Unmap()
+	}
 	out := new(varvev1.ListNamesResponse)
-	for _, n := range s.proxy.Names() {
+	for _, n := range s.proxy.Names(of) {
 		endpoint := n.Namespace + "/" + n.Endpoint
 		if !f.matches(endpoint, n.Name) {
 			continue

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"time"
 
 	"connectrpc.com/connect"
@@ -13,6 +14,7 @@ import (
 	"github.com/varve-net/varve/api/varve/v1/varvev1connect"
 	"github.com/varve-net/varve/internal/dnslink"
 	"github.com/varve-net/varve/log/eventpb"
+	"github.com/varve-net/varve/verdict"
 )
 
 // factsWait is how long a call of Facts waits on the proxy's side before it is
@@ -23,6 +25,7 @@ const factsWait = 10 * time.Second
 // proxy, and works again once there is one.
 type Client struct {
 	rpc       varvev1connect.DNSProxyServiceClient
+	names     varvev1connect.FQDNServiceClient
 	transport *http.Transport
 }
 
@@ -36,6 +39,7 @@ func NewClient(socket string) *Client {
 	return &Client{
 		rpc:       varvev1connect.NewDNSProxyServiceClient(&http.Client{Transport: transport}, "http://dns-proxy",
 			connect.WithAcceptCompression("gzip", nil, nil)), // to compress costs more than a unix socket
+		names:     varvev1connect.NewFQDNServiceClient(&http.Client{Transport: transport}, "http://dns-proxy"),
 		transport: transport,
 	}
 }
@@ -123,11 +127,50 @@ func (c *Client) Shipped(ctx context.Context, last uint64) error {
 	return nil
 }
 
-// Repair implements dnslink.Proxy.
-func (c *Client) Repair(ctx context.Context) (int, error) {
-	r, err := c.rpc.Repair(ctx, connect.NewRequest(&varvev1.DNSProxyRepairRequest{}))
-	if err != nil {
-		return 0, failure(err)
+// Known is what an endpoint, "namespace/name", was told of an address, or for a name if
+// that is not empty.
+func (c *Client) Known(ctx context.Context, endpoint string, addr netip.Addr, name string) ([]verdict.Fact, error) {
+	req := &varvev1.ListNamesRequest{Endpoint: endpoint, Pattern: name}
+	if addr.IsValid() {
+		req.Address = addr.String()
 	}
-	return int(r.Msg.Differed), nil
+	r, err := c.names.ListNames(ctx, connect.NewRequest(req))
+	if err != nil {
+		return nil, failure(err)
+	}
+	var out []verdict.Fact
+	for _, n := range r.Msg.Names {
+		for _, a := range n.Addresses {
+			if at, err := netip.ParseAddr(a.Address); err == nil {
+				out = append(out, verdict.Fact{Name: n.Name, Addr: at, Chain: n.Chain, ExpiresNS: a.ExpiresUnixNs})
+			}
+		}
+	}
+	return out, nil
+}
+
+// Repair implements dnslink.Proxy.
+func (c *Client) Repair(ctx context.Context) (int, []dnslink.Difference, error) {
+	return c.compare(ctx, &varvev1.DNSProxyRepairRequest{})
+}
+
+// Verify implements dnslink.Proxy.
+func (c *Client) Verify(ctx context.Context) (int, []dnslink.Difference, error) {
+	return c.compare(ctx, &varvev1.DNSProxyRepairRequest{DryRun: true})
+}
+
+func (c *Client) compare(ctx context.Context, req *varvev1.DNSProxyRepairRequest) (int, []dnslink.Difference, error) {
+	r, err := c.rpc.Repair(ctx, connect.NewRequest(req))
+	if err != nil {
+		return 0, nil, failure(err)
+	}
+	var told []dnslink.Difference
+	for _, d := range r.Msg.Differences {
+		addr, ok := netip.AddrFromSlice(d.Address)
+		if !ok {
+			return 0, nil, fmt.Errorf("DNS proxy: an address of %d bytes", len(d.Address))
+		}
+		told = append(told, dnslink.Difference{Endpoint: d.Endpoint, Addr: addr, Have: rowOf(d.Have), Want: rowOf(d.Want)})
+	}
+	return int(r.Msg.Differed), told, nil
 }

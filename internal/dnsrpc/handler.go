@@ -12,6 +12,7 @@ import (
 
 	varvev1 "github.com/varve-net/varve/api/varve/v1"
 	"github.com/varve-net/varve/api/varve/v1/varvev1connect"
+	"github.com/varve-net/varve/bpf/abi"
 	"github.com/varve-net/varve/internal/dnslink"
 	"github.com/varve-net/varve/log/eventpb"
 )
@@ -84,9 +85,41 @@ func (h *handler) Shipped(ctx context.Context, r *connect.Request[varvev1.DNSPro
 	return answer(&varvev1.DNSProxyShippedResponse{}, h.proxy.Shipped(ctx, r.Msg.Last))
 }
 
-func (h *handler) Repair(ctx context.Context, _ *connect.Request[varvev1.DNSProxyRepairRequest]) (*connect.Response[varvev1.DNSProxyRepairResponse], error) {
-	n, err := h.proxy.Repair(ctx)
-	return answer(&varvev1.DNSProxyRepairResponse{Differed: uint64(n)}, err)
+func (h *handler) Repair(ctx context.Context, r *connect.Request[varvev1.DNSProxyRepairRequest]) (*connect.Response[varvev1.DNSProxyRepairResponse], error) {
+	compare := h.proxy.Repair
+	if r.Msg.DryRun {
+		compare = h.proxy.Verify
+	}
+	n, told, err := compare(ctx)
+	m := &varvev1.DNSProxyRepairResponse{Differed: uint64(n)}
+	for _, d := range told {
+		m.Differences = append(m.Differences, &varvev1.DNSProxyDifference{
+			Endpoint: d.Endpoint, Address: d.Addr.AsSlice(), Have: rowProto(d.Have), Want: rowProto(d.Want),
+		})
+	}
+	return answer(m, err)
+}
+
+func rowProto(v *abi.FQDNValue) *varvev1.DNSProxyRow {
+	if v == nil {
+		return nil
+	}
+	out := new(varvev1.DNSProxyRow)
+	for i := range v.Class {
+		out.Pairs = append(out.Pairs, &varvev1.DNSProxyPair{Class: v.Class[i], ExpiresSeconds: v.ExpiresSeconds[i]})
+	}
+	return out
+}
+
+func rowOf(m *varvev1.DNSProxyRow) *abi.FQDNValue {
+	if m == nil {
+		return nil
+	}
+	v := new(abi.FQDNValue)
+	for i, p := range m.Pairs[:min(len(m.Pairs), abi.FQDNPairs)] {
+		v.Class[i], v.ExpiresSeconds[i] = p.Class, p.ExpiresSeconds
+	}
+	return v
 }
 
 var _ varvev1connect.DNSProxyServiceHandler = (*handler)(nil)

@@ -114,6 +114,7 @@ func (kernel) Flows(context.Context, func(dataplane.Flow) error) error { return 
 func (kernel) Counters() ([]dataplane.Counter, uint64, error)          { return nil, 0, errArchive }
 func (kernel) Capacities() map[string]int                              { return nil }
 func (kernel) Ifindex(uint32) int                                      { return 0 }
+func (kernel) Names(context.Context) ([]dataplane.NameRow, error)      { return nil, errArchive }
 
 type monitor struct{}
 

@@ -16,6 +16,9 @@ type Moment struct {
 	Revision log.Revision
 	// TimeNS is the effective time of Revision, 0 for revision 0.
 	TimeNS int64
+	// AskedNS is the time that was named, in Unix time, which is not before TimeNS: that
+	// of a revision that was named. What lasts for a time may have ended in between.
+	AskedNS int64
 }
 
 // Resolve finds the moment that a text names:
@@ -32,13 +35,13 @@ func (p *Past) Resolve(ctx context.Context, text string) (Moment, error) {
 	text = strings.TrimSpace(text)
 	head, _ := p.Log.Head()
 	if text == "now" {
-		return p.moment(ctx, head)
+		return asked(p.Now().UnixNano())(p.moment(ctx, head))
 	}
 	if n, err := strconv.ParseUint(text, 10, 64); err == nil {
 		if log.Revision(n) > head {
 			return Moment{}, fmt.Errorf("revision %d: %w; the newest is %d", n, ErrFuture, head)
 		}
-		return p.moment(ctx, log.Revision(n))
+		return asked(0)(p.moment(ctx, log.Revision(n)))
 	}
 	now := p.Now()
 	at, err := parseTime(text, now)
@@ -48,7 +51,17 @@ func (p *Past) Resolve(ctx context.Context, text string) (Moment, error) {
 	if at.After(now) {
 		return Moment{}, fmt.Errorf("%s: %w; it is %s", text, ErrFuture, now.UTC().Format(time.RFC3339))
 	}
-	return p.until(ctx, at.UnixNano())
+	return asked(at.UnixNano())(p.until(ctx, at.UnixNano()))
+}
+
+// asked puts the time that was named into a moment.
+func asked(ns int64) func(Moment, error) (Moment, error) {
+	return func(m Moment, err error) (Moment, error) {
+		if err == nil {
+			m.AskedNS = max(ns, m.TimeNS)
+		}
+		return m, err
+	}
 }
 
 // Check tells whether a text may name a moment, without looking into a log.
@@ -170,8 +183,8 @@ func (p *Past) moment(ctx context.Context, revision log.Revision) (Moment, error
 	}
 	if first := p.Log.First(); revision+1 == first {
 		v, err := p.View(ctx, revision)
-		return Moment{revision, v.TimeNS()}, err
+		return Moment{Revision: revision, TimeNS: v.TimeNS()}, err
 	}
 	r, err := p.Record(ctx, revision)
-	return Moment{revision, r.TimeNS}, err
+	return Moment{Revision: revision, TimeNS: r.TimeNS}, err
 }

@@ -187,13 +187,19 @@ func (s *stage) run(args ...string) *testbin.Process {
 // start starts the agent and waits until what its log says is in force.
 func (s *stage) start() {
 	s.t.Helper()
+	s.launch()
+	s.inForce()
+}
+
+// launch starts the agent.
+func (s *stage) launch() {
+	s.t.Helper()
 	args := append([]string{"agent"}, s.places()...)
 	args = append(args, "--socket", filepath.Join(s.dir, "varve.sock"), "--snapshot-threshold", "64")
 	for _, a := range nodeAddr {
 		args = append(args, "--node-ip", a.String())
 	}
 	s.agent = s.run(append(args, s.args...)...)
-	s.inForce()
 }
 
 // startProxy starts a proxy without an agent, as the system's unit does.
@@ -350,11 +356,16 @@ func closed(p *pod, to netip.Addr) error {
 	udp := make(chan error, 1)
 	go func() { udp <- p.ExchangeUDP(addrPort(to), silence) }()
 	for _, err := range []error{p.ExchangeTCP(addrPort(to), silence), <-udp} {
-		if ne := net.Error(nil); err == nil || !errors.Is(err, context.DeadlineExceeded) && !os.IsTimeout(err) && (!errors.As(err, &ne) || !ne.Timeout()) {
+		if !isTimeout(err) {
 			return fmt.Errorf("%s to %s: want it dropped in silence, got %v", p.ref, to, err)
 		}
 	}
 	return nil
+}
+
+func isTimeout(err error) bool {
+	var ne net.Error
+	return errors.Is(err, context.DeadlineExceeded) || os.IsTimeout(err) || errors.As(err, &ne) && ne.Timeout()
 }
 
 func (s *stage) dropped(p *pod, to netip.Addr) {

@@ -32,6 +32,7 @@ const (
 	Map_MAP_POLICY      Map = 3
 	Map_MAP_CT          Map = 4
 	Map_MAP_CLASS       Map = 5
+	Map_MAP_FQDN        Map = 6
 )
 
 // Enum value maps for Map.
@@ -43,6 +44,7 @@ var (
 		3: "MAP_POLICY",
 		4: "MAP_CT",
 		5: "MAP_CLASS",
+		6: "MAP_FQDN",
 	}
 	Map_value = map[string]int32{
 		"MAP_UNSPECIFIED": 0,
@@ -51,6 +53,7 @@ var (
 		"MAP_POLICY":      3,
 		"MAP_CT":          4,
 		"MAP_CLASS":       5,
+		"MAP_FQDN":        6,
 	}
 )
 
@@ -886,7 +889,7 @@ func (x *Difference) GetHave() string {
 type DumpRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Map   Map                    `protobuf:"varint,1,opt,name=map,proto3,enum=varve.v1.Map" json:"map,omitempty"`
-	// Only rows of this endpoint, "namespace/name"; for MAP_POLICY and MAP_CT.
+	// Only rows of this endpoint, "namespace/name"; for MAP_POLICY, MAP_CT and MAP_FQDN.
 	Endpoint string `protobuf:"bytes,2,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
 	// A moment of the past; empty: the kernel's rows now. The rows of the past are
 	// those that the node's tables had then, as the log gives them. MAP_CT has no past.
@@ -954,6 +957,7 @@ type DumpResponse struct {
 	Flows         []*ConntrackRow        `protobuf:"bytes,4,rep,name=flows,proto3" json:"flows,omitempty"`
 	Classes       []*ClassRow            `protobuf:"bytes,5,rep,name=classes,proto3" json:"classes,omitempty"`
 	At            *Moment                `protobuf:"bytes,6,opt,name=at,proto3" json:"at,omitempty"` // of the past: the rows are projected, not read from the kernel
+	Names         []*FQDNRow             `protobuf:"bytes,7,rep,name=names,proto3" json:"names,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1030,6 +1034,167 @@ func (x *DumpResponse) GetAt() *Moment {
 	return nil
 }
 
+func (x *DumpResponse) GetNames() []*FQDNRow {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+// FQDNRow is what opens an address to an endpoint, and to no other: the sets of names that
+// some rule has and under which the endpoint was told the address.
+type FQDNRow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Endpoint      string                 `protobuf:"bytes,1,opt,name=endpoint,proto3" json:"endpoint,omitempty"` // "namespace/name"; empty: the node has none of this id
+	Id            uint32                 `protobuf:"varint,2,opt,name=id,proto3" json:"id,omitempty"`
+	Address       string                 `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
+	Classes       []*FQDNClass           `protobuf:"bytes,4,rep,name=classes,proto3" json:"classes,omitempty"`
+	Rules         []string               `protobuf:"bytes,5,rep,name=rules,proto3" json:"rules,omitempty"`
+	Revisions     []uint64               `protobuf:"varint,6,rep,packed,name=revisions,proto3" json:"revisions,omitempty"` // of the policies and of the answers, as far as the log has them
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FQDNRow) Reset() {
+	*x = FQDNRow{}
+	mi := &file_api_varve_v1_agent_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FQDNRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FQDNRow) ProtoMessage() {}
+
+func (x *FQDNRow) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_agent_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FQDNRow.ProtoReflect.Descriptor instead.
+func (*FQDNRow) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *FQDNRow) GetEndpoint() string {
+	if x != nil {
+		return x.Endpoint
+	}
+	return ""
+}
+
+func (x *FQDNRow) GetId() uint32 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *FQDNRow) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *FQDNRow) GetClasses() []*FQDNClass {
+	if x != nil {
+		return x.Classes
+	}
+	return nil
+}
+
+func (x *FQDNRow) GetRules() []string {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+func (x *FQDNRow) GetRevisions() []uint64 {
+	if x != nil {
+		return x.Revisions
+	}
+	return nil
+}
+
+type FQDNClass struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Class         string                 `protobuf:"bytes,1,opt,name=class,proto3" json:"class,omitempty"` // hex
+	Names         string                 `protobuf:"bytes,2,opt,name=names,proto3" json:"names,omitempty"` // of the rule, as people read them; empty: no rule has the class
+	ExpiresUnixNs int64                  `protobuf:"varint,3,opt,name=expires_unix_ns,json=expiresUnixNs,proto3" json:"expires_unix_ns,omitempty"`
+	Told          []string               `protobuf:"bytes,4,rep,name=told,proto3" json:"told,omitempty"` // the names that were asked for, as far as the log has them
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FQDNClass) Reset() {
+	*x = FQDNClass{}
+	mi := &file_api_varve_v1_agent_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FQDNClass) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FQDNClass) ProtoMessage() {}
+
+func (x *FQDNClass) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_agent_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FQDNClass.ProtoReflect.Descriptor instead.
+func (*FQDNClass) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *FQDNClass) GetClass() string {
+	if x != nil {
+		return x.Class
+	}
+	return ""
+}
+
+func (x *FQDNClass) GetNames() string {
+	if x != nil {
+		return x.Names
+	}
+	return ""
+}
+
+func (x *FQDNClass) GetExpiresUnixNs() int64 {
+	if x != nil {
+		return x.ExpiresUnixNs
+	}
+	return 0
+}
+
+func (x *FQDNClass) GetTold() []string {
+	if x != nil {
+		return x.Told
+	}
+	return nil
+}
+
 type EndpointRow struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Ifindex         uint32                 `protobuf:"varint,1,opt,name=ifindex,proto3" json:"ifindex,omitempty"`
@@ -1049,7 +1214,7 @@ type EndpointRow struct {
 
 func (x *EndpointRow) Reset() {
 	*x = EndpointRow{}
-	mi := &file_api_varve_v1_agent_proto_msgTypes[11]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1061,7 +1226,7 @@ func (x *EndpointRow) String() string {
 func (*EndpointRow) ProtoMessage() {}
 
 func (x *EndpointRow) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_agent_proto_msgTypes[11]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1074,7 +1239,7 @@ func (x *EndpointRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointRow.ProtoReflect.Descriptor instead.
 func (*EndpointRow) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *EndpointRow) GetIfindex() uint32 {
@@ -1167,7 +1332,7 @@ type IPCacheRow struct {
 
 func (x *IPCacheRow) Reset() {
 	*x = IPCacheRow{}
-	mi := &file_api_varve_v1_agent_proto_msgTypes[12]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1179,7 +1344,7 @@ func (x *IPCacheRow) String() string {
 func (*IPCacheRow) ProtoMessage() {}
 
 func (x *IPCacheRow) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_agent_proto_msgTypes[12]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1192,7 +1357,7 @@ func (x *IPCacheRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IPCacheRow.ProtoReflect.Descriptor instead.
 func (*IPCacheRow) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *IPCacheRow) GetPrefix() string {
@@ -1248,7 +1413,7 @@ type PolicyRow struct {
 
 func (x *PolicyRow) Reset() {
 	*x = PolicyRow{}
-	mi := &file_api_varve_v1_agent_proto_msgTypes[13]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1260,7 +1425,7 @@ func (x *PolicyRow) String() string {
 func (*PolicyRow) ProtoMessage() {}
 
 func (x *PolicyRow) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_agent_proto_msgTypes[13]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1273,7 +1438,7 @@ func (x *PolicyRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyRow.ProtoReflect.Descriptor instead.
 func (*PolicyRow) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PolicyRow) GetTable() string {
@@ -1361,7 +1526,7 @@ type ConntrackRow struct {
 
 func (x *ConntrackRow) Reset() {
 	*x = ConntrackRow{}
-	mi := &file_api_varve_v1_agent_proto_msgTypes[14]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1373,7 +1538,7 @@ func (x *ConntrackRow) String() string {
 func (*ConntrackRow) ProtoMessage() {}
 
 func (x *ConntrackRow) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_agent_proto_msgTypes[14]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1386,7 +1551,7 @@ func (x *ConntrackRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConntrackRow.ProtoReflect.Descriptor instead.
 func (*ConntrackRow) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ConntrackRow) GetProtocol() string {
@@ -1449,7 +1614,7 @@ type ClassRow struct {
 
 func (x *ClassRow) Reset() {
 	*x = ClassRow{}
-	mi := &file_api_varve_v1_agent_proto_msgTypes[15]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1461,7 +1626,7 @@ func (x *ClassRow) String() string {
 func (*ClassRow) ProtoMessage() {}
 
 func (x *ClassRow) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_agent_proto_msgTypes[15]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1474,7 +1639,7 @@ func (x *ClassRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClassRow.ProtoReflect.Descriptor instead.
 func (*ClassRow) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ClassRow) GetScope() string {
@@ -1506,7 +1671,7 @@ type CountersRequest struct {
 
 func (x *CountersRequest) Reset() {
 	*x = CountersRequest{}
-	mi := &file_api_varve_v1_agent_proto_msgTypes[16]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1518,7 +1683,7 @@ func (x *CountersRequest) String() string {
 func (*CountersRequest) ProtoMessage() {}
 
 func (x *CountersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_agent_proto_msgTypes[16]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1531,7 +1696,7 @@ func (x *CountersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountersRequest.ProtoReflect.Descriptor instead.
 func (*CountersRequest) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 type CountersResponse struct {
@@ -1544,7 +1709,7 @@ type CountersResponse struct {
 
 func (x *CountersResponse) Reset() {
 	*x = CountersResponse{}
-	mi := &file_api_varve_v1_agent_proto_msgTypes[17]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1556,7 +1721,7 @@ func (x *CountersResponse) String() string {
 func (*CountersResponse) ProtoMessage() {}
 
 func (x *CountersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_agent_proto_msgTypes[17]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1569,7 +1734,7 @@ func (x *CountersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountersResponse.ProtoReflect.Descriptor instead.
 func (*CountersResponse) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CountersResponse) GetCounters() []*Counter {
@@ -1599,7 +1764,7 @@ type Counter struct {
 
 func (x *Counter) Reset() {
 	*x = Counter{}
-	mi := &file_api_varve_v1_agent_proto_msgTypes[18]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1611,7 +1776,7 @@ func (x *Counter) String() string {
 func (*Counter) ProtoMessage() {}
 
 func (x *Counter) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_agent_proto_msgTypes[18]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1624,7 +1789,7 @@ func (x *Counter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counter.ProtoReflect.Descriptor instead.
 func (*Counter) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Counter) GetReason() string {
@@ -1674,7 +1839,7 @@ type MonitorRequest struct {
 
 func (x *MonitorRequest) Reset() {
 	*x = MonitorRequest{}
-	mi := &file_api_varve_v1_agent_proto_msgTypes[19]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1686,7 +1851,7 @@ func (x *MonitorRequest) String() string {
 func (*MonitorRequest) ProtoMessage() {}
 
 func (x *MonitorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_agent_proto_msgTypes[19]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1699,7 +1864,7 @@ func (x *MonitorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MonitorRequest.ProtoReflect.Descriptor instead.
 func (*MonitorRequest) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *MonitorRequest) GetTypes() []string {
@@ -1742,13 +1907,17 @@ type DatapathEvent struct {
 	IcmpCode            uint32                 `protobuf:"varint,22,opt,name=icmp_code,json=icmpCode,proto3" json:"icmp_code,omitempty"`
 	Drift               *Drift                 `protobuf:"bytes,23,opt,name=drift,proto3" json:"drift,omitempty"` // of type drift
 	Log                 []string               `protobuf:"bytes,24,rep,name=log,proto3" json:"log,omitempty"`     // the log values of the rules' policies
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// As in DirectionVerdict, of a flow or a drop of egress. A fact is not told if the proxy
+	// does not answer and the log does not have it yet.
+	ByName        bool        `protobuf:"varint,25,opt,name=by_name,json=byName,proto3" json:"by_name,omitempty"`
+	Facts         []*NameFact `protobuf:"bytes,26,rep,name=facts,proto3" json:"facts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DatapathEvent) Reset() {
 	*x = DatapathEvent{}
-	mi := &file_api_varve_v1_agent_proto_msgTypes[20]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1760,7 +1929,7 @@ func (x *DatapathEvent) String() string {
 func (*DatapathEvent) ProtoMessage() {}
 
 func (x *DatapathEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_agent_proto_msgTypes[20]
+	mi := &file_api_varve_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1773,7 +1942,7 @@ func (x *DatapathEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DatapathEvent.ProtoReflect.Descriptor instead.
 func (*DatapathEvent) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_api_varve_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *DatapathEvent) GetTimeUnixNs() int64 {
@@ -1944,11 +2113,25 @@ func (x *DatapathEvent) GetLog() []string {
 	return nil
 }
 
+func (x *DatapathEvent) GetByName() bool {
+	if x != nil {
+		return x.ByName
+	}
+	return false
+}
+
+func (x *DatapathEvent) GetFacts() []*NameFact {
+	if x != nil {
+		return x.Facts
+	}
+	return nil
+}
+
 var File_api_varve_v1_agent_proto protoreflect.FileDescriptor
 
 const file_api_varve_v1_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x18api/varve/v1/agent.proto\x12\bvarve.v1\x1a\x19api/varve/v1/moment.proto\"'\n" +
+	"\x18api/varve/v1/agent.proto\x12\bvarve.v1\x1a\x19api/varve/v1/moment.proto\x1a\x19api/varve/v1/policy.proto\"'\n" +
 	"\rStatusRequest\x12\x16\n" +
 	"\x06verify\x18\x01 \x01(\bR\x06verify\"g\n" +
 	"\x05Check\x12\x12\n" +
@@ -2030,14 +2213,27 @@ const file_api_varve_v1_agent_proto_rawDesc = "" +
 	"\vDumpRequest\x12\x1f\n" +
 	"\x03map\x18\x01 \x01(\x0e2\r.varve.v1.MapR\x03map\x12\x1a\n" +
 	"\bendpoint\x18\x02 \x01(\tR\bendpoint\x12\x0e\n" +
-	"\x02at\x18\x03 \x01(\tR\x02at\"\xa2\x02\n" +
+	"\x02at\x18\x03 \x01(\tR\x02at\"\xcb\x02\n" +
 	"\fDumpResponse\x123\n" +
 	"\tendpoints\x18\x01 \x03(\v2\x15.varve.v1.EndpointRowR\tendpoints\x12.\n" +
 	"\aipcache\x18\x02 \x03(\v2\x14.varve.v1.IPCacheRowR\aipcache\x12/\n" +
 	"\bpolicies\x18\x03 \x03(\v2\x13.varve.v1.PolicyRowR\bpolicies\x12,\n" +
 	"\x05flows\x18\x04 \x03(\v2\x16.varve.v1.ConntrackRowR\x05flows\x12,\n" +
 	"\aclasses\x18\x05 \x03(\v2\x12.varve.v1.ClassRowR\aclasses\x12 \n" +
-	"\x02at\x18\x06 \x01(\v2\x10.varve.v1.MomentR\x02at\"\xc5\x02\n" +
+	"\x02at\x18\x06 \x01(\v2\x10.varve.v1.MomentR\x02at\x12'\n" +
+	"\x05names\x18\a \x03(\v2\x11.varve.v1.FQDNRowR\x05names\"\xb2\x01\n" +
+	"\aFQDNRow\x12\x1a\n" +
+	"\bendpoint\x18\x01 \x01(\tR\bendpoint\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\rR\x02id\x12\x18\n" +
+	"\aaddress\x18\x03 \x01(\tR\aaddress\x12-\n" +
+	"\aclasses\x18\x04 \x03(\v2\x13.varve.v1.FQDNClassR\aclasses\x12\x14\n" +
+	"\x05rules\x18\x05 \x03(\tR\x05rules\x12\x1c\n" +
+	"\trevisions\x18\x06 \x03(\x04R\trevisions\"s\n" +
+	"\tFQDNClass\x12\x14\n" +
+	"\x05class\x18\x01 \x01(\tR\x05class\x12\x14\n" +
+	"\x05names\x18\x02 \x01(\tR\x05names\x12&\n" +
+	"\x0fexpires_unix_ns\x18\x03 \x01(\x03R\rexpiresUnixNs\x12\x12\n" +
+	"\x04told\x18\x04 \x03(\tR\x04told\"\xc5\x02\n" +
 	"\vEndpointRow\x12\x18\n" +
 	"\aifindex\x18\x01 \x01(\rR\aifindex\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\rR\x02id\x12\x1a\n" +
@@ -2095,7 +2291,7 @@ const file_api_varve_v1_agent_proto_rawDesc = "" +
 	"\aaudited\x18\x05 \x01(\bR\aaudited\"D\n" +
 	"\x0eMonitorRequest\x12\x14\n" +
 	"\x05types\x18\x01 \x03(\tR\x05types\x12\x1c\n" +
-	"\tendpoints\x18\x02 \x03(\tR\tendpoints\"\xe2\x05\n" +
+	"\tendpoints\x18\x02 \x03(\tR\tendpoints\"\xa5\x06\n" +
 	"\rDatapathEvent\x12 \n" +
 	"\ftime_unix_ns\x18\x01 \x01(\x03R\n" +
 	"timeUnixNs\x12\x12\n" +
@@ -2124,7 +2320,9 @@ const file_api_varve_v1_agent_proto_rawDesc = "" +
 	"\ticmp_type\x18\x15 \x01(\rR\bicmpType\x12\x1b\n" +
 	"\ticmp_code\x18\x16 \x01(\rR\bicmpCode\x12%\n" +
 	"\x05drift\x18\x17 \x01(\v2\x0f.varve.v1.DriftR\x05drift\x12\x10\n" +
-	"\x03log\x18\x18 \x03(\tR\x03log*h\n" +
+	"\x03log\x18\x18 \x03(\tR\x03log\x12\x17\n" +
+	"\aby_name\x18\x19 \x01(\bR\x06byName\x12(\n" +
+	"\x05facts\x18\x1a \x03(\v2\x12.varve.v1.NameFactR\x05facts*v\n" +
 	"\x03Map\x12\x13\n" +
 	"\x0fMAP_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fMAP_ENDPOINT\x10\x01\x12\x0f\n" +
@@ -2133,7 +2331,8 @@ const file_api_varve_v1_agent_proto_rawDesc = "" +
 	"MAP_POLICY\x10\x03\x12\n" +
 	"\n" +
 	"\x06MAP_CT\x10\x04\x12\r\n" +
-	"\tMAP_CLASS\x10\x052P\n" +
+	"\tMAP_CLASS\x10\x05\x12\f\n" +
+	"\bMAP_FQDN\x10\x062P\n" +
 	"\fAgentService\x12@\n" +
 	"\x06Status\x12\x17.varve.v1.StatusRequest\x1a\x18.varve.v1.StatusResponse\"\x03\x90\x02\x012\xda\x01\n" +
 	"\x0fDatapathService\x12:\n" +
@@ -2154,7 +2353,7 @@ func file_api_varve_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_api_varve_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_api_varve_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_api_varve_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_api_varve_v1_agent_proto_goTypes = []any{
 	(Map)(0),                 // 0: varve.v1.Map
 	(*StatusRequest)(nil),    // 1: varve.v1.StatusRequest
@@ -2168,17 +2367,20 @@ var file_api_varve_v1_agent_proto_goTypes = []any{
 	(*Difference)(nil),       // 9: varve.v1.Difference
 	(*DumpRequest)(nil),      // 10: varve.v1.DumpRequest
 	(*DumpResponse)(nil),     // 11: varve.v1.DumpResponse
-	(*EndpointRow)(nil),      // 12: varve.v1.EndpointRow
-	(*IPCacheRow)(nil),       // 13: varve.v1.IPCacheRow
-	(*PolicyRow)(nil),        // 14: varve.v1.PolicyRow
-	(*ConntrackRow)(nil),     // 15: varve.v1.ConntrackRow
-	(*ClassRow)(nil),         // 16: varve.v1.ClassRow
-	(*CountersRequest)(nil),  // 17: varve.v1.CountersRequest
-	(*CountersResponse)(nil), // 18: varve.v1.CountersResponse
-	(*Counter)(nil),          // 19: varve.v1.Counter
-	(*MonitorRequest)(nil),   // 20: varve.v1.MonitorRequest
-	(*DatapathEvent)(nil),    // 21: varve.v1.DatapathEvent
-	(*Moment)(nil),           // 22: varve.v1.Moment
+	(*FQDNRow)(nil),          // 12: varve.v1.FQDNRow
+	(*FQDNClass)(nil),        // 13: varve.v1.FQDNClass
+	(*EndpointRow)(nil),      // 14: varve.v1.EndpointRow
+	(*IPCacheRow)(nil),       // 15: varve.v1.IPCacheRow
+	(*PolicyRow)(nil),        // 16: varve.v1.PolicyRow
+	(*ConntrackRow)(nil),     // 17: varve.v1.ConntrackRow
+	(*ClassRow)(nil),         // 18: varve.v1.ClassRow
+	(*CountersRequest)(nil),  // 19: varve.v1.CountersRequest
+	(*CountersResponse)(nil), // 20: varve.v1.CountersResponse
+	(*Counter)(nil),          // 21: varve.v1.Counter
+	(*MonitorRequest)(nil),   // 22: varve.v1.MonitorRequest
+	(*DatapathEvent)(nil),    // 23: varve.v1.DatapathEvent
+	(*Moment)(nil),           // 24: varve.v1.Moment
+	(*NameFact)(nil),         // 25: varve.v1.NameFact
 }
 var file_api_varve_v1_agent_proto_depIdxs = []int32{
 	2,  // 0: varve.v1.StatusResponse.checks:type_name -> varve.v1.Check
@@ -2190,27 +2392,30 @@ var file_api_varve_v1_agent_proto_depIdxs = []int32{
 	7,  // 6: varve.v1.DriftStatus.last:type_name -> varve.v1.Drift
 	7,  // 7: varve.v1.DriftStatus.open:type_name -> varve.v1.Drift
 	0,  // 8: varve.v1.DumpRequest.map:type_name -> varve.v1.Map
-	12, // 9: varve.v1.DumpResponse.endpoints:type_name -> varve.v1.EndpointRow
-	13, // 10: varve.v1.DumpResponse.ipcache:type_name -> varve.v1.IPCacheRow
-	14, // 11: varve.v1.DumpResponse.policies:type_name -> varve.v1.PolicyRow
-	15, // 12: varve.v1.DumpResponse.flows:type_name -> varve.v1.ConntrackRow
-	16, // 13: varve.v1.DumpResponse.classes:type_name -> varve.v1.ClassRow
-	22, // 14: varve.v1.DumpResponse.at:type_name -> varve.v1.Moment
-	19, // 15: varve.v1.CountersResponse.counters:type_name -> varve.v1.Counter
-	7,  // 16: varve.v1.DatapathEvent.drift:type_name -> varve.v1.Drift
-	1,  // 17: varve.v1.AgentService.Status:input_type -> varve.v1.StatusRequest
-	10, // 18: varve.v1.DatapathService.Dump:input_type -> varve.v1.DumpRequest
-	17, // 19: varve.v1.DatapathService.Counters:input_type -> varve.v1.CountersRequest
-	20, // 20: varve.v1.DatapathService.Monitor:input_type -> varve.v1.MonitorRequest
-	3,  // 21: varve.v1.AgentService.Status:output_type -> varve.v1.StatusResponse
-	11, // 22: varve.v1.DatapathService.Dump:output_type -> varve.v1.DumpResponse
-	18, // 23: varve.v1.DatapathService.Counters:output_type -> varve.v1.CountersResponse
-	21, // 24: varve.v1.DatapathService.Monitor:output_type -> varve.v1.DatapathEvent
-	21, // [21:25] is the sub-list for method output_type
-	17, // [17:21] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	14, // 9: varve.v1.DumpResponse.endpoints:type_name -> varve.v1.EndpointRow
+	15, // 10: varve.v1.DumpResponse.ipcache:type_name -> varve.v1.IPCacheRow
+	16, // 11: varve.v1.DumpResponse.policies:type_name -> varve.v1.PolicyRow
+	17, // 12: varve.v1.DumpResponse.flows:type_name -> varve.v1.ConntrackRow
+	18, // 13: varve.v1.DumpResponse.classes:type_name -> varve.v1.ClassRow
+	24, // 14: varve.v1.DumpResponse.at:type_name -> varve.v1.Moment
+	12, // 15: varve.v1.DumpResponse.names:type_name -> varve.v1.FQDNRow
+	13, // 16: varve.v1.FQDNRow.classes:type_name -> varve.v1.FQDNClass
+	21, // 17: varve.v1.CountersResponse.counters:type_name -> varve.v1.Counter
+	7,  // 18: varve.v1.DatapathEvent.drift:type_name -> varve.v1.Drift
+	25, // 19: varve.v1.DatapathEvent.facts:type_name -> varve.v1.NameFact
+	1,  // 20: varve.v1.AgentService.Status:input_type -> varve.v1.StatusRequest
+	10, // 21: varve.v1.DatapathService.Dump:input_type -> varve.v1.DumpRequest
+	19, // 22: varve.v1.DatapathService.Counters:input_type -> varve.v1.CountersRequest
+	22, // 23: varve.v1.DatapathService.Monitor:input_type -> varve.v1.MonitorRequest
+	3,  // 24: varve.v1.AgentService.Status:output_type -> varve.v1.StatusResponse
+	11, // 25: varve.v1.DatapathService.Dump:output_type -> varve.v1.DumpResponse
+	20, // 26: varve.v1.DatapathService.Counters:output_type -> varve.v1.CountersResponse
+	23, // 27: varve.v1.DatapathService.Monitor:output_type -> varve.v1.DatapathEvent
+	24, // [24:28] is the sub-list for method output_type
+	20, // [20:24] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_api_varve_v1_agent_proto_init() }
@@ -2219,13 +2424,14 @@ func file_api_varve_v1_agent_proto_init() {
 		return
 	}
 	file_api_varve_v1_moment_proto_init()
+	file_api_varve_v1_policy_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_varve_v1_agent_proto_rawDesc), len(file_api_varve_v1_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   21,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

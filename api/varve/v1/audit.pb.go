@@ -33,7 +33,7 @@ type AuditDiffRequest struct {
 	// Only these parts: "events", "state", "tables"; empty: all.
 	Parts []string `protobuf:"bytes,4,rep,name=parts,proto3" json:"parts,omitempty"`
 	Kinds []string `protobuf:"bytes,5,rep,name=kinds,proto3" json:"kinds,omitempty"` // of events, e.g. "policy-set", and of rows of the state, e.g. "policy"; empty: all
-	Maps  []string `protobuf:"bytes,6,rep,name=maps,proto3" json:"maps,omitempty"`   // endpoint, ipcache, class, policy; empty: all
+	Maps  []string `protobuf:"bytes,6,rep,name=maps,proto3" json:"maps,omitempty"`   // endpoint, ipcache, class, policy, fqdn; empty: all
 	// No more rows than so many of each kind of event, of row and of map; 0: all. Those
 	// that are left out are counted all the same.
 	Limit         uint64 `protobuf:"varint,7,opt,name=limit,proto3" json:"limit,omitempty"`
@@ -550,13 +550,14 @@ func (x *AuditDiffCount) GetRemoved() uint64 {
 
 type ProvenanceRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Map   string                 `protobuf:"bytes,1,opt,name=map,proto3" json:"map,omitempty"` // endpoint, ipcache, class, policy
+	Map   string                 `protobuf:"bytes,1,opt,name=map,proto3" json:"map,omitempty"` // endpoint, ipcache, class, policy, fqdn
 	// The row's key, as `varve bpf MAP list` prints it:
 	//
 	//	endpoint  namespace/name, or the endpoint's id
 	//	ipcache   a prefix, or an address, of which the longest prefix is taken
 	//	class     scope and peer
 	//	policy    the row's number; or table, class, protocol and ports
+	//	fqdn      endpoint and address
 	Key           []string `protobuf:"bytes,2,rep,name=key,proto3" json:"key,omitempty"`
 	Node          string   `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"` // empty: the one that answers
 	At            string   `protobuf:"bytes,4,opt,name=at,proto3" json:"at,omitempty"`
@@ -1610,8 +1611,11 @@ type WhyResponse struct {
 	Sides      []*AuditSide           `protobuf:"bytes,7,rep,name=sides,proto3" json:"sides,omitempty"`
 	Events     []*AuditEvent          `protobuf:"bytes,8,rep,name=events,proto3" json:"events,omitempty"` // behind the answer, by revision
 	// The last change of the outcome; none if it was the same as long as records are kept.
-	Flip          *AuditFlip `protobuf:"bytes,9,opt,name=flip,proto3" json:"flip,omitempty"`
-	HeldFrom      uint64     `protobuf:"varint,10,opt,name=held_from,json=heldFrom,proto3" json:"held_from,omitempty"` // first revision of the time over which the outcome has been the same
+	Flip     *AuditFlip `protobuf:"bytes,9,opt,name=flip,proto3" json:"flip,omitempty"`
+	HeldFrom uint64     `protobuf:"varint,10,opt,name=held_from,json=heldFrom,proto3" json:"held_from,omitempty"` // first revision of the time over which the outcome has been the same
+	// The moment that was asked about, if it is later than time_unix_ns: facts of names that
+	// expired in between admit nothing.
+	AskedUnixNs   int64 `protobuf:"varint,11,opt,name=asked_unix_ns,json=askedUnixNs,proto3" json:"asked_unix_ns,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1716,6 +1720,13 @@ func (x *WhyResponse) GetHeldFrom() uint64 {
 	return 0
 }
 
+func (x *WhyResponse) GetAskedUnixNs() int64 {
+	if x != nil {
+		return x.AskedUnixNs
+	}
+	return 0
+}
+
 // AuditParty is one end of a connection as it was.
 type AuditParty struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1814,6 +1825,8 @@ type AuditSide struct {
 	Row           string                 `protobuf:"bytes,7,opt,name=row,proto3" json:"row,omitempty"`                                 // hex, of the row that decided
 	Table         string                 `protobuf:"bytes,8,opt,name=table,proto3" json:"table,omitempty"`                             // hex, of the policy table asked
 	Class         string                 `protobuf:"bytes,9,opt,name=class,proto3" json:"class,omitempty"`                             // of the peer, as people read it
+	ByName        bool                   `protobuf:"varint,10,opt,name=by_name,json=byName,proto3" json:"by_name,omitempty"`           // as in DirectionVerdict
+	Facts         []*NameFact            `protobuf:"bytes,11,rep,name=facts,proto3" json:"facts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1909,6 +1922,20 @@ func (x *AuditSide) GetClass() string {
 		return x.Class
 	}
 	return ""
+}
+
+func (x *AuditSide) GetByName() bool {
+	if x != nil {
+		return x.ByName
+	}
+	return false
+}
+
+func (x *AuditSide) GetFacts() []*NameFact {
+	if x != nil {
+		return x.Facts
+	}
+	return nil
 }
 
 // AuditEvent is a record of the log as an answer quotes it.
@@ -2029,11 +2056,15 @@ func (x *AuditEvent) GetRoles() []string {
 }
 
 type AuditFlip struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Revision      uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
-	Before        string                 `protobuf:"bytes,2,opt,name=before,proto3" json:"before,omitempty"` // allowed, denied, absent
-	After         string                 `protobuf:"bytes,3,opt,name=after,proto3" json:"after,omitempty"`
-	Event         *AuditEvent            `protobuf:"bytes,4,opt,name=event,proto3" json:"event,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Revision uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"` // of the event, or the one in force when facts expired
+	Before   string                 `protobuf:"bytes,2,opt,name=before,proto3" json:"before,omitempty"`      // allowed, denied, absent
+	After    string                 `protobuf:"bytes,3,opt,name=after,proto3" json:"after,omitempty"`
+	// That made it; of facts that expired, that which has them.
+	Event      *AuditEvent `protobuf:"bytes,4,opt,name=event,proto3" json:"event,omitempty"`
+	TimeUnixNs int64       `protobuf:"varint,5,opt,name=time_unix_ns,json=timeUnixNs,proto3" json:"time_unix_ns,omitempty"`
+	// No event changed the outcome, but these facts expired then.
+	Expired       []*NameFact `protobuf:"bytes,6,rep,name=expired,proto3" json:"expired,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2092,6 +2123,20 @@ func (x *AuditFlip) GetAfter() string {
 func (x *AuditFlip) GetEvent() *AuditEvent {
 	if x != nil {
 		return x.Event
+	}
+	return nil
+}
+
+func (x *AuditFlip) GetTimeUnixNs() int64 {
+	if x != nil {
+		return x.TimeUnixNs
+	}
+	return 0
+}
+
+func (x *AuditFlip) GetExpired() []*NameFact {
+	if x != nil {
+		return x.Expired
 	}
 	return nil
 }
@@ -2394,7 +2439,7 @@ const file_api_varve_v1_audit_proto_rawDesc = "" +
 	"\x04from\x18\x01 \x01(\tR\x04from\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\tR\x02to\x12\x12\n" +
 	"\x04port\x18\x03 \x01(\tR\x04port\x12\x0e\n" +
-	"\x02at\x18\x04 \x01(\tR\x02at\"\xe8\x02\n" +
+	"\x02at\x18\x04 \x01(\tR\x02at\"\x8c\x03\n" +
 	"\vWhyResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12 \n" +
 	"\ftime_unix_ns\x18\x02 \x01(\x03R\n" +
@@ -2407,7 +2452,8 @@ const file_api_varve_v1_audit_proto_rawDesc = "" +
 	"\x06events\x18\b \x03(\v2\x14.varve.v1.AuditEventR\x06events\x12'\n" +
 	"\x04flip\x18\t \x01(\v2\x13.varve.v1.AuditFlipR\x04flip\x12\x1b\n" +
 	"\theld_from\x18\n" +
-	" \x01(\x04R\bheldFrom\"\x9e\x01\n" +
+	" \x01(\x04R\bheldFrom\x12\"\n" +
+	"\rasked_unix_ns\x18\v \x01(\x03R\vaskedUnixNs\"\x9e\x01\n" +
 	"\n" +
 	"AuditParty\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
@@ -2415,7 +2461,7 @@ const file_api_varve_v1_audit_proto_rawDesc = "" +
 	"\aaddress\x18\x03 \x01(\tR\aaddress\x12\x1a\n" +
 	"\bidentity\x18\x04 \x01(\rR\bidentity\x12\x16\n" +
 	"\x06labels\x18\x05 \x03(\tR\x06labels\x12\x12\n" +
-	"\x04node\x18\x06 \x01(\tR\x04node\"\xea\x01\n" +
+	"\x04node\x18\x06 \x01(\tR\x04node\"\xad\x02\n" +
 	"\tAuditSide\x12\x1c\n" +
 	"\tdirection\x18\x01 \x01(\tR\tdirection\x12\x18\n" +
 	"\asubject\x18\x02 \x01(\tR\asubject\x12\x18\n" +
@@ -2426,7 +2472,10 @@ const file_api_varve_v1_audit_proto_rawDesc = "" +
 	"isolatedBy\x12\x10\n" +
 	"\x03row\x18\a \x01(\tR\x03row\x12\x14\n" +
 	"\x05table\x18\b \x01(\tR\x05table\x12\x14\n" +
-	"\x05class\x18\t \x01(\tR\x05class\"\xfa\x01\n" +
+	"\x05class\x18\t \x01(\tR\x05class\x12\x17\n" +
+	"\aby_name\x18\n" +
+	" \x01(\bR\x06byName\x12(\n" +
+	"\x05facts\x18\v \x03(\v2\x12.varve.v1.NameFactR\x05facts\"\xfa\x01\n" +
 	"\n" +
 	"AuditEvent\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x12\n" +
@@ -2440,12 +2489,15 @@ const file_api_varve_v1_audit_proto_rawDesc = "" +
 	"\brejected\x18\b \x01(\tR\brejected\x12\x12\n" +
 	"\x04text\x18\t \x01(\tR\x04text\x12\x14\n" +
 	"\x05roles\x18\n" +
-	" \x03(\tR\x05roles\"\x81\x01\n" +
+	" \x03(\tR\x05roles\"\xd1\x01\n" +
 	"\tAuditFlip\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x16\n" +
 	"\x06before\x18\x02 \x01(\tR\x06before\x12\x14\n" +
 	"\x05after\x18\x03 \x01(\tR\x05after\x12*\n" +
-	"\x05event\x18\x04 \x01(\v2\x14.varve.v1.AuditEventR\x05event\"\x7f\n" +
+	"\x05event\x18\x04 \x01(\v2\x14.varve.v1.AuditEventR\x05event\x12 \n" +
+	"\ftime_unix_ns\x18\x05 \x01(\x03R\n" +
+	"timeUnixNs\x12,\n" +
+	"\aexpired\x18\x06 \x03(\v2\x12.varve.v1.NameFactR\aexpired\"\x7f\n" +
 	"\rBisectRequest\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\tR\x04from\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\tR\x02to\x12\x12\n" +
@@ -2517,6 +2569,7 @@ var file_api_varve_v1_audit_proto_goTypes = []any{
 	(*Policy)(nil),              // 32: varve.v1.Policy
 	(*TableStatus)(nil),         // 33: varve.v1.TableStatus
 	(*DumpResponse)(nil),        // 34: varve.v1.DumpResponse
+	(*NameFact)(nil),            // 35: varve.v1.NameFact
 }
 var file_api_varve_v1_audit_proto_depIdxs = []int32{
 	2,  // 0: varve.v1.AuditDiffResponse.span:type_name -> varve.v1.AuditSpan
@@ -2546,27 +2599,29 @@ var file_api_varve_v1_audit_proto_depIdxs = []int32{
 	20, // 24: varve.v1.WhyResponse.sides:type_name -> varve.v1.AuditSide
 	21, // 25: varve.v1.WhyResponse.events:type_name -> varve.v1.AuditEvent
 	22, // 26: varve.v1.WhyResponse.flip:type_name -> varve.v1.AuditFlip
-	21, // 27: varve.v1.AuditFlip.event:type_name -> varve.v1.AuditEvent
-	22, // 28: varve.v1.BisectResponse.flips:type_name -> varve.v1.AuditFlip
-	14, // 29: varve.v1.AuditService.At:input_type -> varve.v1.AuditAtRequest
-	11, // 30: varve.v1.AuditService.Verify:input_type -> varve.v1.AuditVerifyRequest
-	17, // 31: varve.v1.AuditService.Why:input_type -> varve.v1.WhyRequest
-	23, // 32: varve.v1.AuditService.Bisect:input_type -> varve.v1.BisectRequest
-	0,  // 33: varve.v1.AuditService.Diff:input_type -> varve.v1.AuditDiffRequest
-	6,  // 34: varve.v1.AuditService.Provenance:input_type -> varve.v1.ProvenanceRequest
-	8,  // 35: varve.v1.AuditService.Replay:input_type -> varve.v1.AuditReplayRequest
-	15, // 36: varve.v1.AuditService.At:output_type -> varve.v1.AuditAtResponse
-	12, // 37: varve.v1.AuditService.Verify:output_type -> varve.v1.AuditVerifyResponse
-	18, // 38: varve.v1.AuditService.Why:output_type -> varve.v1.WhyResponse
-	24, // 39: varve.v1.AuditService.Bisect:output_type -> varve.v1.BisectResponse
-	1,  // 40: varve.v1.AuditService.Diff:output_type -> varve.v1.AuditDiffResponse
-	7,  // 41: varve.v1.AuditService.Provenance:output_type -> varve.v1.ProvenanceResponse
-	9,  // 42: varve.v1.AuditService.Replay:output_type -> varve.v1.AuditReplayResponse
-	36, // [36:43] is the sub-list for method output_type
-	29, // [29:36] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	35, // 27: varve.v1.AuditSide.facts:type_name -> varve.v1.NameFact
+	21, // 28: varve.v1.AuditFlip.event:type_name -> varve.v1.AuditEvent
+	35, // 29: varve.v1.AuditFlip.expired:type_name -> varve.v1.NameFact
+	22, // 30: varve.v1.BisectResponse.flips:type_name -> varve.v1.AuditFlip
+	14, // 31: varve.v1.AuditService.At:input_type -> varve.v1.AuditAtRequest
+	11, // 32: varve.v1.AuditService.Verify:input_type -> varve.v1.AuditVerifyRequest
+	17, // 33: varve.v1.AuditService.Why:input_type -> varve.v1.WhyRequest
+	23, // 34: varve.v1.AuditService.Bisect:input_type -> varve.v1.BisectRequest
+	0,  // 35: varve.v1.AuditService.Diff:input_type -> varve.v1.AuditDiffRequest
+	6,  // 36: varve.v1.AuditService.Provenance:input_type -> varve.v1.ProvenanceRequest
+	8,  // 37: varve.v1.AuditService.Replay:input_type -> varve.v1.AuditReplayRequest
+	15, // 38: varve.v1.AuditService.At:output_type -> varve.v1.AuditAtResponse
+	12, // 39: varve.v1.AuditService.Verify:output_type -> varve.v1.AuditVerifyResponse
+	18, // 40: varve.v1.AuditService.Why:output_type -> varve.v1.WhyResponse
+	24, // 41: varve.v1.AuditService.Bisect:output_type -> varve.v1.BisectResponse
+	1,  // 42: varve.v1.AuditService.Diff:output_type -> varve.v1.AuditDiffResponse
+	7,  // 43: varve.v1.AuditService.Provenance:output_type -> varve.v1.ProvenanceResponse
+	9,  // 44: varve.v1.AuditService.Replay:output_type -> varve.v1.AuditReplayResponse
+	38, // [38:45] is the sub-list for method output_type
+	31, // [31:38] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_api_varve_v1_audit_proto_init() }

@@ -550,6 +550,7 @@ func (*DNSProxyShippedResponse) Descriptor() ([]byte, []int) {
 
 type DNSProxyRepairRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	DryRun        bool                   `protobuf:"varint,1,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"` // compare only
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -584,9 +585,17 @@ func (*DNSProxyRepairRequest) Descriptor() ([]byte, []int) {
 	return file_api_varve_v1_dns_proto_rawDescGZIP(), []int{11}
 }
 
+func (x *DNSProxyRepairRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
 type DNSProxyRepairResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Differed      uint64                 `protobuf:"varint,1,opt,name=differed,proto3" json:"differed,omitempty"`
+	Differences   []*DNSProxyDifference  `protobuf:"bytes,2,rep,name=differences,proto3" json:"differences,omitempty"` // the first of them
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -628,6 +637,178 @@ func (x *DNSProxyRepairResponse) GetDiffered() uint64 {
 	return 0
 }
 
+func (x *DNSProxyRepairResponse) GetDifferences() []*DNSProxyDifference {
+	if x != nil {
+		return x.Differences
+	}
+	return nil
+}
+
+// DNSProxyDifference is a row of the map that is not as it should be.
+type DNSProxyDifference struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Endpoint      uint32                 `protobuf:"varint,1,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
+	Address       []byte                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"` // 4 or 16 bytes
+	Have          *DNSProxyRow           `protobuf:"bytes,3,opt,name=have,proto3" json:"have,omitempty"`       // absent: missing
+	Want          *DNSProxyRow           `protobuf:"bytes,4,opt,name=want,proto3" json:"want,omitempty"`       // absent: nobody wants it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DNSProxyDifference) Reset() {
+	*x = DNSProxyDifference{}
+	mi := &file_api_varve_v1_dns_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DNSProxyDifference) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DNSProxyDifference) ProtoMessage() {}
+
+func (x *DNSProxyDifference) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_dns_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DNSProxyDifference.ProtoReflect.Descriptor instead.
+func (*DNSProxyDifference) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_dns_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *DNSProxyDifference) GetEndpoint() uint32 {
+	if x != nil {
+		return x.Endpoint
+	}
+	return 0
+}
+
+func (x *DNSProxyDifference) GetAddress() []byte {
+	if x != nil {
+		return x.Address
+	}
+	return nil
+}
+
+func (x *DNSProxyDifference) GetHave() *DNSProxyRow {
+	if x != nil {
+		return x.Have
+	}
+	return nil
+}
+
+func (x *DNSProxyDifference) GetWant() *DNSProxyRow {
+	if x != nil {
+		return x.Want
+	}
+	return nil
+}
+
+type DNSProxyRow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pairs         []*DNSProxyPair        `protobuf:"bytes,1,rep,name=pairs,proto3" json:"pairs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DNSProxyRow) Reset() {
+	*x = DNSProxyRow{}
+	mi := &file_api_varve_v1_dns_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DNSProxyRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DNSProxyRow) ProtoMessage() {}
+
+func (x *DNSProxyRow) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_dns_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DNSProxyRow.ProtoReflect.Descriptor instead.
+func (*DNSProxyRow) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_dns_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *DNSProxyRow) GetPairs() []*DNSProxyPair {
+	if x != nil {
+		return x.Pairs
+	}
+	return nil
+}
+
+type DNSProxyPair struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Class          uint64                 `protobuf:"varint,1,opt,name=class,proto3" json:"class,omitempty"`
+	ExpiresSeconds uint32                 `protobuf:"varint,2,opt,name=expires_seconds,json=expiresSeconds,proto3" json:"expires_seconds,omitempty"` // of CLOCK_MONOTONIC
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *DNSProxyPair) Reset() {
+	*x = DNSProxyPair{}
+	mi := &file_api_varve_v1_dns_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DNSProxyPair) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DNSProxyPair) ProtoMessage() {}
+
+func (x *DNSProxyPair) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_dns_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DNSProxyPair.ProtoReflect.Descriptor instead.
+func (*DNSProxyPair) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_dns_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *DNSProxyPair) GetClass() uint64 {
+	if x != nil {
+		return x.Class
+	}
+	return 0
+}
+
+func (x *DNSProxyPair) GetExpiresSeconds() uint32 {
+	if x != nil {
+		return x.ExpiresSeconds
+	}
+	return 0
+}
+
 var File_api_varve_v1_dns_proto protoreflect.FileDescriptor
 
 const file_api_varve_v1_dns_proto_rawDesc = "" +
@@ -659,10 +840,22 @@ const file_api_varve_v1_dns_proto_rawDesc = "" +
 	"\x05event\x18\x02 \x01(\fR\x05event\",\n" +
 	"\x16DNSProxyShippedRequest\x12\x12\n" +
 	"\x04last\x18\x01 \x01(\x04R\x04last\"\x19\n" +
-	"\x17DNSProxyShippedResponse\"\x17\n" +
-	"\x15DNSProxyRepairRequest\"4\n" +
+	"\x17DNSProxyShippedResponse\"0\n" +
+	"\x15DNSProxyRepairRequest\x12\x17\n" +
+	"\adry_run\x18\x01 \x01(\bR\x06dryRun\"t\n" +
 	"\x16DNSProxyRepairResponse\x12\x1a\n" +
-	"\bdiffered\x18\x01 \x01(\x04R\bdiffered2\xd8\x03\n" +
+	"\bdiffered\x18\x01 \x01(\x04R\bdiffered\x12>\n" +
+	"\vdifferences\x18\x02 \x03(\v2\x1c.varve.v1.DNSProxyDifferenceR\vdifferences\"\xa0\x01\n" +
+	"\x12DNSProxyDifference\x12\x1a\n" +
+	"\bendpoint\x18\x01 \x01(\rR\bendpoint\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\fR\aaddress\x12)\n" +
+	"\x04have\x18\x03 \x01(\v2\x15.varve.v1.DNSProxyRowR\x04have\x12)\n" +
+	"\x04want\x18\x04 \x01(\v2\x15.varve.v1.DNSProxyRowR\x04want\";\n" +
+	"\vDNSProxyRow\x12,\n" +
+	"\x05pairs\x18\x01 \x03(\v2\x16.varve.v1.DNSProxyPairR\x05pairs\"M\n" +
+	"\fDNSProxyPair\x12\x14\n" +
+	"\x05class\x18\x01 \x01(\x04R\x05class\x12'\n" +
+	"\x0fexpires_seconds\x18\x02 \x01(\rR\x0eexpiresSeconds2\xd8\x03\n" +
 	"\x0fDNSProxyService\x12P\n" +
 	"\x06Status\x12\x1f.varve.v1.DNSProxyStatusRequest\x1a .varve.v1.DNSProxyStatusResponse\"\x03\x90\x02\x01\x12E\n" +
 	"\x04Load\x12\x1d.varve.v1.DNSProxyLoadRequest\x1a\x1e.varve.v1.DNSProxyLoadResponse\x12E\n" +
@@ -683,7 +876,7 @@ func file_api_varve_v1_dns_proto_rawDescGZIP() []byte {
 	return file_api_varve_v1_dns_proto_rawDescData
 }
 
-var file_api_varve_v1_dns_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_api_varve_v1_dns_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_api_varve_v1_dns_proto_goTypes = []any{
 	(*DNSProxyStatusRequest)(nil),   // 0: varve.v1.DNSProxyStatusRequest
 	(*DNSProxyStatusResponse)(nil),  // 1: varve.v1.DNSProxyStatusResponse
@@ -698,26 +891,33 @@ var file_api_varve_v1_dns_proto_goTypes = []any{
 	(*DNSProxyShippedResponse)(nil), // 10: varve.v1.DNSProxyShippedResponse
 	(*DNSProxyRepairRequest)(nil),   // 11: varve.v1.DNSProxyRepairRequest
 	(*DNSProxyRepairResponse)(nil),  // 12: varve.v1.DNSProxyRepairResponse
+	(*DNSProxyDifference)(nil),      // 13: varve.v1.DNSProxyDifference
+	(*DNSProxyRow)(nil),             // 14: varve.v1.DNSProxyRow
+	(*DNSProxyPair)(nil),            // 15: varve.v1.DNSProxyPair
 }
 var file_api_varve_v1_dns_proto_depIdxs = []int32{
 	8,  // 0: varve.v1.DNSProxyFactsResponse.facts:type_name -> varve.v1.DNSProxyFact
-	0,  // 1: varve.v1.DNSProxyService.Status:input_type -> varve.v1.DNSProxyStatusRequest
-	2,  // 2: varve.v1.DNSProxyService.Load:input_type -> varve.v1.DNSProxyLoadRequest
-	4,  // 3: varve.v1.DNSProxyService.Seed:input_type -> varve.v1.DNSProxySeedRequest
-	6,  // 4: varve.v1.DNSProxyService.Facts:input_type -> varve.v1.DNSProxyFactsRequest
-	9,  // 5: varve.v1.DNSProxyService.Shipped:input_type -> varve.v1.DNSProxyShippedRequest
-	11, // 6: varve.v1.DNSProxyService.Repair:input_type -> varve.v1.DNSProxyRepairRequest
-	1,  // 7: varve.v1.DNSProxyService.Status:output_type -> varve.v1.DNSProxyStatusResponse
-	3,  // 8: varve.v1.DNSProxyService.Load:output_type -> varve.v1.DNSProxyLoadResponse
-	5,  // 9: varve.v1.DNSProxyService.Seed:output_type -> varve.v1.DNSProxySeedResponse
-	7,  // 10: varve.v1.DNSProxyService.Facts:output_type -> varve.v1.DNSProxyFactsResponse
-	10, // 11: varve.v1.DNSProxyService.Shipped:output_type -> varve.v1.DNSProxyShippedResponse
-	12, // 12: varve.v1.DNSProxyService.Repair:output_type -> varve.v1.DNSProxyRepairResponse
-	7,  // [7:13] is the sub-list for method output_type
-	1,  // [1:7] is the sub-list for method input_type
-	1,  // [1:1] is the sub-list for extension type_name
-	1,  // [1:1] is the sub-list for extension extendee
-	0,  // [0:1] is the sub-list for field type_name
+	13, // 1: varve.v1.DNSProxyRepairResponse.differences:type_name -> varve.v1.DNSProxyDifference
+	14, // 2: varve.v1.DNSProxyDifference.have:type_name -> varve.v1.DNSProxyRow
+	14, // 3: varve.v1.DNSProxyDifference.want:type_name -> varve.v1.DNSProxyRow
+	15, // 4: varve.v1.DNSProxyRow.pairs:type_name -> varve.v1.DNSProxyPair
+	0,  // 5: varve.v1.DNSProxyService.Status:input_type -> varve.v1.DNSProxyStatusRequest
+	2,  // 6: varve.v1.DNSProxyService.Load:input_type -> varve.v1.DNSProxyLoadRequest
+	4,  // 7: varve.v1.DNSProxyService.Seed:input_type -> varve.v1.DNSProxySeedRequest
+	6,  // 8: varve.v1.DNSProxyService.Facts:input_type -> varve.v1.DNSProxyFactsRequest
+	9,  // 9: varve.v1.DNSProxyService.Shipped:input_type -> varve.v1.DNSProxyShippedRequest
+	11, // 10: varve.v1.DNSProxyService.Repair:input_type -> varve.v1.DNSProxyRepairRequest
+	1,  // 11: varve.v1.DNSProxyService.Status:output_type -> varve.v1.DNSProxyStatusResponse
+	3,  // 12: varve.v1.DNSProxyService.Load:output_type -> varve.v1.DNSProxyLoadResponse
+	5,  // 13: varve.v1.DNSProxyService.Seed:output_type -> varve.v1.DNSProxySeedResponse
+	7,  // 14: varve.v1.DNSProxyService.Facts:output_type -> varve.v1.DNSProxyFactsResponse
+	10, // 15: varve.v1.DNSProxyService.Shipped:output_type -> varve.v1.DNSProxyShippedResponse
+	12, // 16: varve.v1.DNSProxyService.Repair:output_type -> varve.v1.DNSProxyRepairResponse
+	11, // [11:17] is the sub-list for method output_type
+	5,  // [5:11] is the sub-list for method input_type
+	5,  // [5:5] is the sub-list for extension type_name
+	5,  // [5:5] is the sub-list for extension extendee
+	0,  // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_api_varve_v1_dns_proto_init() }
@@ -731,7 +931,7 @@ func file_api_varve_v1_dns_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_varve_v1_dns_proto_rawDesc), len(file_api_varve_v1_dns_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -29,7 +29,9 @@ type ListNamesRequest struct {
 	// "namespace/name", or a name in the namespace "default"; empty: all of the node.
 	Endpoint string `protobuf:"bytes,1,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
 	// A matchPattern of names, such as "*.example.com"; empty: all.
-	Pattern       string `protobuf:"bytes,2,opt,name=pattern,proto3" json:"pattern,omitempty"`
+	Pattern string `protobuf:"bytes,2,opt,name=pattern,proto3" json:"pattern,omitempty"`
+	// Only names with this address, and of them only the address; empty: all.
+	Address       string `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -74,6 +76,13 @@ func (x *ListNamesRequest) GetEndpoint() string {
 func (x *ListNamesRequest) GetPattern() string {
 	if x != nil {
 		return x.Pattern
+	}
+	return ""
+}
+
+func (x *ListNamesRequest) GetAddress() string {
+	if x != nil {
+		return x.Address
 	}
 	return ""
 }
@@ -517,10 +526,11 @@ var File_api_varve_v1_fqdn_proto protoreflect.FileDescriptor
 
 const file_api_varve_v1_fqdn_proto_rawDesc = "" +
 	"\n" +
-	"\x17api/varve/v1/fqdn.proto\x12\bvarve.v1\"H\n" +
+	"\x17api/varve/v1/fqdn.proto\x12\bvarve.v1\"b\n" +
 	"\x10ListNamesRequest\x12\x1a\n" +
 	"\bendpoint\x18\x01 \x01(\tR\bendpoint\x12\x18\n" +
-	"\apattern\x18\x02 \x01(\tR\apattern\">\n" +
+	"\apattern\x18\x02 \x01(\tR\apattern\x12\x18\n" +
+	"\aaddress\x18\x03 \x01(\tR\aaddress\">\n" +
 	"\x11ListNamesResponse\x12)\n" +
 	"\x05names\x18\x01 \x03(\v2\x13.varve.v1.KnownNameR\x05names\"\xa3\x01\n" +
 	"\tKnownName\x12\x1a\n" +

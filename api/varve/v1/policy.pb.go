@@ -1051,8 +1051,9 @@ type VerdictResponse struct {
 	Port     string                 `protobuf:"bytes,5,opt,name=port,proto3" json:"port,omitempty"`
 	Egress   *DirectionVerdict      `protobuf:"bytes,6,opt,name=egress,proto3" json:"egress,omitempty"`   // of from
 	Ingress  *DirectionVerdict      `protobuf:"bytes,7,opt,name=ingress,proto3" json:"ingress,omitempty"` // of to
-	// Of a question about a DNS name. Then the directions are those of an address of the
-	// world that no rule names.
+	// Of a question about a DNS name. Then the directions are those of the first address
+	// that from knows by it and may reach, else of the first that it knows, else of an
+	// address of the world that no rule names.
 	Name *NameVerdict `protobuf:"bytes,8,opt,name=name,proto3" json:"name,omitempty"`
 	At   *Moment      `protobuf:"bytes,9,opt,name=at,proto3" json:"at,omitempty"` // of the past, if the request named one
 	// Allowed by audit mode alone, in at least one direction.
@@ -1259,7 +1260,11 @@ type DirectionVerdict struct {
 	Peer       string           `protobuf:"bytes,8,opt,name=peer,proto3" json:"peer,omitempty"`                               // what the subject's policy knows the other side as
 	// Audit mode lets pass, and reports, what would be denied. The fields above say what
 	// would deny it.
-	Audited       bool `protobuf:"varint,9,opt,name=audited,proto3" json:"audited,omitempty"`
+	Audited bool `protobuf:"varint,9,opt,name=audited,proto3" json:"audited,omitempty"`
+	// Nothing but what the subject was told of the address when it asked for a name can
+	// allow what is denied otherwise. Facts are what it was told; none: it never asked.
+	ByName        bool        `protobuf:"varint,10,opt,name=by_name,json=byName,proto3" json:"by_name,omitempty"`
+	Facts         []*NameFact `protobuf:"bytes,11,rep,name=facts,proto3" json:"facts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1355,6 +1360,20 @@ func (x *DirectionVerdict) GetAudited() bool {
 		return x.Audited
 	}
 	return false
+}
+
+func (x *DirectionVerdict) GetByName() bool {
+	if x != nil {
+		return x.ByName
+	}
+	return false
+}
+
+func (x *DirectionVerdict) GetFacts() []*NameFact {
+	if x != nil {
+		return x.Facts
+	}
+	return nil
 }
 
 type DecidingRule struct {
@@ -1514,7 +1533,10 @@ type NameVerdict struct {
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// The egress rules that select the name and take the port: they admit the addresses
 	// that from learns by asking for it, as long as their time to live.
-	Rules         []*DecidingRule `protobuf:"bytes,2,rep,name=rules,proto3" json:"rules,omitempty"`
+	Rules []*DecidingRule `protobuf:"bytes,2,rep,name=rules,proto3" json:"rules,omitempty"`
+	// What from was told for the name, by address.
+	Addresses     []*NameFact `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Judged        string      `protobuf:"bytes,4,opt,name=judged,proto3" json:"judged,omitempty"` // the address that the directions are of; empty: it knows none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1561,6 +1583,109 @@ func (x *NameVerdict) GetRules() []*DecidingRule {
 		return x.Rules
 	}
 	return nil
+}
+
+func (x *NameVerdict) GetAddresses() []*NameFact {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *NameVerdict) GetJudged() string {
+	if x != nil {
+		return x.Judged
+	}
+	return ""
+}
+
+// NameFact is an address that an endpoint was told for a name, and what that does for a
+// connection.
+type NameFact struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // as asked, lower case, with a dot at its end
+	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	Chain         []string               `protobuf:"bytes,3,rep,name=chain,proto3" json:"chain,omitempty"` // the names that led there (CNAME)
+	ExpiresUnixNs int64                  `protobuf:"varint,4,opt,name=expires_unix_ns,json=expiresUnixNs,proto3" json:"expires_unix_ns,omitempty"`
+	// Of the event that has it; 0: the log does not have it yet.
+	Revision uint64 `protobuf:"varint,5,opt,name=revision,proto3" json:"revision,omitempty"`
+	// "admits"; "expired"; "no rule" opens the name's addresses on this port. Of an address of
+	// a name that is asked about: "allowed", "denied" by whatever decides there, "expired".
+	Standing      string `protobuf:"bytes,6,opt,name=standing,proto3" json:"standing,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NameFact) Reset() {
+	*x = NameFact{}
+	mi := &file_api_varve_v1_policy_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NameFact) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NameFact) ProtoMessage() {}
+
+func (x *NameFact) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_policy_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NameFact.ProtoReflect.Descriptor instead.
+func (*NameFact) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_policy_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *NameFact) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *NameFact) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *NameFact) GetChain() []string {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
+}
+
+func (x *NameFact) GetExpiresUnixNs() int64 {
+	if x != nil {
+		return x.ExpiresUnixNs
+	}
+	return 0
+}
+
+func (x *NameFact) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *NameFact) GetStanding() string {
+	if x != nil {
+		return x.Standing
+	}
+	return ""
 }
 
 var File_api_varve_v1_policy_proto protoreflect.FileDescriptor
@@ -1663,7 +1788,7 @@ const file_api_varve_v1_policy_proto_rawDesc = "" +
 	"\x04node\x18\x03 \x01(\tR\x04node\x12\x18\n" +
 	"\aaddress\x18\x04 \x01(\tR\aaddress\x12\x1a\n" +
 	"\bidentity\x18\x05 \x01(\rR\bidentity\x12\x16\n" +
-	"\x06labels\x18\x06 \x03(\tR\x06labels\"\x9a\x02\n" +
+	"\x06labels\x18\x06 \x03(\tR\x06labels\"\xdd\x02\n" +
 	"\x10DirectionVerdict\x12\x18\n" +
 	"\aallowed\x18\x01 \x01(\bR\aallowed\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12,\n" +
@@ -1674,7 +1799,10 @@ const file_api_varve_v1_policy_proto_rawDesc = "" +
 	"\x03row\x18\x06 \x01(\tR\x03row\x12\x14\n" +
 	"\x05table\x18\a \x01(\tR\x05table\x12\x12\n" +
 	"\x04peer\x18\b \x01(\tR\x04peer\x12\x18\n" +
-	"\aaudited\x18\t \x01(\bR\aaudited\"\xd1\x01\n" +
+	"\aaudited\x18\t \x01(\bR\aaudited\x12\x17\n" +
+	"\aby_name\x18\n" +
+	" \x01(\bR\x06byName\x12(\n" +
+	"\x05facts\x18\v \x03(\v2\x12.varve.v1.NameFactR\x05facts\"\xd1\x01\n" +
 	"\fDecidingRule\x121\n" +
 	"\x06policy\x18\x01 \x01(\v2\x19.varve.event.v1.PolicyRefR\x06policy\x12\x12\n" +
 	"\x04spec\x18\x02 \x01(\rR\x04spec\x12\x18\n" +
@@ -1686,10 +1814,19 @@ const file_api_varve_v1_policy_proto_rawDesc = "" +
 	"\rIsolatingSpec\x121\n" +
 	"\x06policy\x18\x01 \x01(\v2\x19.varve.event.v1.PolicyRefR\x06policy\x12\x12\n" +
 	"\x04spec\x18\x02 \x01(\rR\x04spec\x12\x1a\n" +
-	"\brevision\x18\x03 \x01(\x04R\brevision\"O\n" +
+	"\brevision\x18\x03 \x01(\x04R\brevision\"\x99\x01\n" +
 	"\vNameVerdict\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12,\n" +
-	"\x05rules\x18\x02 \x03(\v2\x16.varve.v1.DecidingRuleR\x05rules2\xc8\x03\n" +
+	"\x05rules\x18\x02 \x03(\v2\x16.varve.v1.DecidingRuleR\x05rules\x120\n" +
+	"\taddresses\x18\x03 \x03(\v2\x12.varve.v1.NameFactR\taddresses\x12\x16\n" +
+	"\x06judged\x18\x04 \x01(\tR\x06judged\"\xae\x01\n" +
+	"\bNameFact\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x14\n" +
+	"\x05chain\x18\x03 \x03(\tR\x05chain\x12&\n" +
+	"\x0fexpires_unix_ns\x18\x04 \x01(\x03R\rexpiresUnixNs\x12\x1a\n" +
+	"\brevision\x18\x05 \x01(\x04R\brevision\x12\x1a\n" +
+	"\bstanding\x18\x06 \x01(\tR\bstanding2\xc8\x03\n" +
 	"\rPolicyService\x12D\n" +
 	"\x05Apply\x12\x1c.varve.v1.ApplyPolicyRequest\x1a\x1d.varve.v1.ApplyPolicyResponse\x12R\n" +
 	"\bValidate\x12\x1f.varve.v1.ValidatePolicyRequest\x1a .varve.v1.ValidatePolicyResponse\"\x03\x90\x02\x01\x12J\n" +
@@ -1711,7 +1848,7 @@ func file_api_varve_v1_policy_proto_rawDescGZIP() []byte {
 }
 
 var file_api_varve_v1_policy_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_api_varve_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_api_varve_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_api_varve_v1_policy_proto_goTypes = []any{
 	(AppliedPolicy_Action)(0),      // 0: varve.v1.AppliedPolicy.Action
 	(*ApplyPolicyRequest)(nil),     // 1: varve.v1.ApplyPolicyRequest
@@ -1735,54 +1872,57 @@ var file_api_varve_v1_policy_proto_goTypes = []any{
 	(*DecidingRule)(nil),           // 19: varve.v1.DecidingRule
 	(*IsolatingSpec)(nil),          // 20: varve.v1.IsolatingSpec
 	(*NameVerdict)(nil),            // 21: varve.v1.NameVerdict
-	(*eventpb.PolicyRef)(nil),      // 22: varve.event.v1.PolicyRef
-	(*eventpb.PolicySpec)(nil),     // 23: varve.event.v1.PolicySpec
-	(*Moment)(nil),                 // 24: varve.v1.Moment
+	(*NameFact)(nil),               // 22: varve.v1.NameFact
+	(*eventpb.PolicyRef)(nil),      // 23: varve.event.v1.PolicyRef
+	(*eventpb.PolicySpec)(nil),     // 24: varve.event.v1.PolicySpec
+	(*Moment)(nil),                 // 25: varve.v1.Moment
 }
 var file_api_varve_v1_policy_proto_depIdxs = []int32{
-	22, // 0: varve.v1.AppliedPolicy.ref:type_name -> varve.event.v1.PolicyRef
+	23, // 0: varve.v1.AppliedPolicy.ref:type_name -> varve.event.v1.PolicyRef
 	0,  // 1: varve.v1.AppliedPolicy.action:type_name -> varve.v1.AppliedPolicy.Action
 	2,  // 2: varve.v1.ApplyPolicyResponse.policies:type_name -> varve.v1.AppliedPolicy
 	4,  // 3: varve.v1.ApplyPolicyResponse.warnings:type_name -> varve.v1.PolicyWarning
-	22, // 4: varve.v1.ValidatePolicyResponse.valid:type_name -> varve.event.v1.PolicyRef
+	23, // 4: varve.v1.ValidatePolicyResponse.valid:type_name -> varve.event.v1.PolicyRef
 	5,  // 5: varve.v1.ValidatePolicyResponse.errors:type_name -> varve.v1.PolicyError
 	4,  // 6: varve.v1.ValidatePolicyResponse.warnings:type_name -> varve.v1.PolicyWarning
-	22, // 7: varve.v1.Policy.ref:type_name -> varve.event.v1.PolicyRef
-	23, // 8: varve.v1.Policy.specs:type_name -> varve.event.v1.PolicySpec
+	23, // 7: varve.v1.Policy.ref:type_name -> varve.event.v1.PolicyRef
+	24, // 8: varve.v1.Policy.specs:type_name -> varve.event.v1.PolicySpec
 	8,  // 9: varve.v1.ListPoliciesResponse.policies:type_name -> varve.v1.Policy
-	24, // 10: varve.v1.ListPoliciesResponse.at:type_name -> varve.v1.Moment
-	22, // 11: varve.v1.GetPolicyRequest.ref:type_name -> varve.event.v1.PolicyRef
+	25, // 10: varve.v1.ListPoliciesResponse.at:type_name -> varve.v1.Moment
+	23, // 11: varve.v1.GetPolicyRequest.ref:type_name -> varve.event.v1.PolicyRef
 	8,  // 12: varve.v1.GetPolicyResponse.policy:type_name -> varve.v1.Policy
-	24, // 13: varve.v1.GetPolicyResponse.at:type_name -> varve.v1.Moment
-	22, // 14: varve.v1.DeletePolicyRequest.ref:type_name -> varve.event.v1.PolicyRef
+	25, // 13: varve.v1.GetPolicyResponse.at:type_name -> varve.v1.Moment
+	23, // 14: varve.v1.DeletePolicyRequest.ref:type_name -> varve.event.v1.PolicyRef
 	17, // 15: varve.v1.VerdictResponse.from:type_name -> varve.v1.VerdictParty
 	17, // 16: varve.v1.VerdictResponse.to:type_name -> varve.v1.VerdictParty
 	18, // 17: varve.v1.VerdictResponse.egress:type_name -> varve.v1.DirectionVerdict
 	18, // 18: varve.v1.VerdictResponse.ingress:type_name -> varve.v1.DirectionVerdict
 	21, // 19: varve.v1.VerdictResponse.name:type_name -> varve.v1.NameVerdict
-	24, // 20: varve.v1.VerdictResponse.at:type_name -> varve.v1.Moment
+	25, // 20: varve.v1.VerdictResponse.at:type_name -> varve.v1.Moment
 	19, // 21: varve.v1.DirectionVerdict.rules:type_name -> varve.v1.DecidingRule
 	20, // 22: varve.v1.DirectionVerdict.isolated_by:type_name -> varve.v1.IsolatingSpec
-	22, // 23: varve.v1.DecidingRule.policy:type_name -> varve.event.v1.PolicyRef
-	22, // 24: varve.v1.IsolatingSpec.policy:type_name -> varve.event.v1.PolicyRef
-	19, // 25: varve.v1.NameVerdict.rules:type_name -> varve.v1.DecidingRule
-	1,  // 26: varve.v1.PolicyService.Apply:input_type -> varve.v1.ApplyPolicyRequest
-	6,  // 27: varve.v1.PolicyService.Validate:input_type -> varve.v1.ValidatePolicyRequest
-	9,  // 28: varve.v1.PolicyService.List:input_type -> varve.v1.ListPoliciesRequest
-	11, // 29: varve.v1.PolicyService.Get:input_type -> varve.v1.GetPolicyRequest
-	13, // 30: varve.v1.PolicyService.Delete:input_type -> varve.v1.DeletePolicyRequest
-	15, // 31: varve.v1.PolicyService.Verdict:input_type -> varve.v1.VerdictRequest
-	3,  // 32: varve.v1.PolicyService.Apply:output_type -> varve.v1.ApplyPolicyResponse
-	7,  // 33: varve.v1.PolicyService.Validate:output_type -> varve.v1.ValidatePolicyResponse
-	10, // 34: varve.v1.PolicyService.List:output_type -> varve.v1.ListPoliciesResponse
-	12, // 35: varve.v1.PolicyService.Get:output_type -> varve.v1.GetPolicyResponse
-	14, // 36: varve.v1.PolicyService.Delete:output_type -> varve.v1.DeletePolicyResponse
-	16, // 37: varve.v1.PolicyService.Verdict:output_type -> varve.v1.VerdictResponse
-	32, // [32:38] is the sub-list for method output_type
-	26, // [26:32] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	22, // 23: varve.v1.DirectionVerdict.facts:type_name -> varve.v1.NameFact
+	23, // 24: varve.v1.DecidingRule.policy:type_name -> varve.event.v1.PolicyRef
+	23, // 25: varve.v1.IsolatingSpec.policy:type_name -> varve.event.v1.PolicyRef
+	19, // 26: varve.v1.NameVerdict.rules:type_name -> varve.v1.DecidingRule
+	22, // 27: varve.v1.NameVerdict.addresses:type_name -> varve.v1.NameFact
+	1,  // 28: varve.v1.PolicyService.Apply:input_type -> varve.v1.ApplyPolicyRequest
+	6,  // 29: varve.v1.PolicyService.Validate:input_type -> varve.v1.ValidatePolicyRequest
+	9,  // 30: varve.v1.PolicyService.List:input_type -> varve.v1.ListPoliciesRequest
+	11, // 31: varve.v1.PolicyService.Get:input_type -> varve.v1.GetPolicyRequest
+	13, // 32: varve.v1.PolicyService.Delete:input_type -> varve.v1.DeletePolicyRequest
+	15, // 33: varve.v1.PolicyService.Verdict:input_type -> varve.v1.VerdictRequest
+	3,  // 34: varve.v1.PolicyService.Apply:output_type -> varve.v1.ApplyPolicyResponse
+	7,  // 35: varve.v1.PolicyService.Validate:output_type -> varve.v1.ValidatePolicyResponse
+	10, // 36: varve.v1.PolicyService.List:output_type -> varve.v1.ListPoliciesResponse
+	12, // 37: varve.v1.PolicyService.Get:output_type -> varve.v1.GetPolicyResponse
+	14, // 38: varve.v1.PolicyService.Delete:output_type -> varve.v1.DeletePolicyResponse
+	16, // 39: varve.v1.PolicyService.Verdict:output_type -> varve.v1.VerdictResponse
+	34, // [34:40] is the sub-list for method output_type
+	28, // [28:34] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_api_varve_v1_policy_proto_init() }
@@ -1799,7 +1939,7 @@ func file_api_varve_v1_policy_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_varve_v1_policy_proto_rawDesc), len(file_api_varve_v1_policy_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   21,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -17,8 +17,9 @@ func (a *app) auditBisect() *cobra.Command {
 		Short: "Find the event that changed whether a connection is allowed",
 		Long: strings.TrimSpace(`
 Find the event that changed the outcome for a connection: with --since the first
-one after that moment, without it the last one. Outcomes are allowed, denied and
-absent, if a party did not exist. The exit code is 1 if nothing changed.`),
+one after that moment, without it the last one. What had been told of a name may just
+have expired: then there is no event. Outcomes are allowed, denied and absent, if a party
+did not exist. The exit code is 1 if nothing changed.`),
 		Example: strings.Trim(`
   varve audit bisect --from web --to db --port 5432
   varve audit bisect --from web --to db --port 5432 --since -24h --all`, "\n"),
@@ -57,7 +58,11 @@ func (a *app) showBisect(r *varvev1.BisectResponse) {
 	}
 	g := newGrid("REVISION", "TIME", "ACTOR", "EVENT", "BEFORE", "AFTER")
 	for _, f := range r.Flips {
-		g.add(append(a.eventCells(f.Event), a.outcome(f.Before), a.outcome(f.After))...)
+		cells := a.eventCells(f.Event)
+		if len(f.Expired) > 0 {
+			cells = []string{"-", a.stamp(f.TimeUnixNs), "-", "what revision " + cells[0] + " told expires"}
+		}
+		g.add(append(cells, a.outcome(f.Before), a.outcome(f.After))...)
 	}
 	a.show(g, "")
 }

@@ -16,7 +16,7 @@ import (
 const diffLimit = 50
 
 // diffMaps are the maps of which rows can be compared and traced.
-var diffMaps = []string{"endpoint", "ipcache", "class", "policy"}
+var diffMaps = []string{"endpoint", "ipcache", "class", "policy", "fqdn"}
 
 func (a *app) auditDiff() *cobra.Command {
 	var req varvev1.AuditDiffRequest

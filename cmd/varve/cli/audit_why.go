@@ -18,8 +18,9 @@ func (a *app) auditWhy() *cobra.Command {
 		Long: strings.TrimSpace(`
 Tell whether a connection was allowed, at any revision: the verdict of both
 directions, the rules that decided, the events behind them and behind who the
-parties were, and the event that last changed the outcome. The exit code is 1 if
-it was denied, or a party did not exist.`),
+parties were, and the event that last changed the outcome. What the one who opens the
+connection had been told of names counts until it expires; that alone may have changed
+the outcome. The exit code is 1 if it was denied, or a party did not exist.`),
 		Example: strings.Trim(`
   varve audit why --from web --to db --port 5432
   varve audit why --from web --to db --port 5432 --at 2026-03-01T03:00:00Z -o json`, "\n"),
@@ -57,6 +58,9 @@ func (a *app) showWhy(w *varvev1.WhyResponse) {
 		g.add(s.Direction, s.Subject, a.verdict(verdict), because(s), dash(s.Row))
 	}
 	a.show(g, "")
+	for _, s := range w.Sides {
+		a.showFacts(s.Subject, s.ByName, s.Facts)
+	}
 	fmt.Fprintln(a.stdout)
 	a.showEvents(w.Events)
 	fmt.Fprintln(a.stdout)
@@ -65,6 +69,11 @@ func (a *app) showWhy(w *varvev1.WhyResponse) {
 		return
 	}
 	cells := a.eventCells(w.Flip.Event)
+	if len(w.Flip.Expired) > 0 {
+		fmt.Fprintf(a.stdout, "Last changed from %s to %s at %s, by no event: what revision %s told had expired\n",
+			a.outcome(w.Flip.Before), a.outcome(w.Flip.After), a.clock(w.Flip.TimeUnixNs), cells[0])
+		return
+	}
 	fmt.Fprintf(a.stdout, "Last changed from %s to %s by revision %s, %s, by %s: %s\n",
 		a.outcome(w.Flip.Before), a.outcome(w.Flip.After), cells[0], cells[1], cells[2], cells[3])
 }

@@ -24,6 +24,7 @@ had then, projected from the log.`, `
 		a.bpfMap("policy", "Verdicts by table, class, protocol and port", varvev1.Map_MAP_POLICY, true, a.showPolicyMap),
 		a.bpfMap("ct", "Flows that are tracked", varvev1.Map_MAP_CT, true, a.showConntrack),
 		a.bpfMap("class", "Classes of peers by scope", varvev1.Map_MAP_CLASS, false, a.showClasses),
+		a.bpfMap("fqdn", "Addresses that names open, by endpoint", varvev1.Map_MAP_FQDN, true, a.showFQDNMap),
 		a.bpfMetrics(),
 	)
 	return cmd
@@ -167,6 +168,39 @@ func (a *app) showClasses(resp *varvev1.DumpResponse) {
 		g.add(c.Scope, c.Peer, derived.Replace(c.Class))
 	}
 	a.show(g, "no classes in the kernel")
+}
+
+func (a *app) showFQDNMap(resp *varvev1.DumpResponse) {
+	g := newGrid("ENDPOINT", "ADDRESS", "NAMES", "EXPIRES", "TOLD FOR", "RULES")
+	for _, r := range resp.Names {
+		endpoint := r.Endpoint
+		if endpoint == "" {
+			endpoint = "id " + number(r.Id)
+		}
+		var names, expires, told []string
+		for _, c := range r.Classes {
+			name := c.Names
+			if name == "" {
+				name = "class " + c.Class
+			}
+			names, told = append(names, name), append(told, dash(strings.Join(c.Told, " ")))
+			expires = append(expires, a.expiry(c.ExpiresUnixNs, resp.At))
+		}
+		g.add(endpoint, r.Address, dash(strings.Join(names, "\n")), dash(strings.Join(expires, "\n")), dash(strings.Join(told, "\n")),
+			dash(ruleList(r.Rules, r.Revisions)))
+	}
+	a.show(g, "no addresses that names open in the kernel")
+}
+
+// expiry is when a row expires: how soon, or, of the past, the time.
+func (a *app) expiry(ns int64, at *varvev1.Moment) string {
+	if at != nil {
+		return a.clock(ns)
+	}
+	if left := time.Unix(0, ns).Sub(a.now()); left > 0 {
+		return "in " + duration(left)
+	}
+	return a.ink.dim.Sprint("expired")
 }
 
 func (a *app) bpfMetrics() *cobra.Command {

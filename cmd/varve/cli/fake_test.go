@@ -58,6 +58,7 @@ func startFakeAgent(t *testing.T) *fakeAgent {
 	mux.Handle(varvev1connect.NewIdentityServiceHandler(fakeIdentities{f}))
 	mux.Handle(varvev1connect.NewAgentServiceHandler(fakeStatus{f}))
 	mux.Handle(varvev1connect.NewDatapathServiceHandler(fakeDatapath{f}))
+	mux.Handle(varvev1connect.NewAuditServiceHandler(fakeAudit{fakeAgent: f}))
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
@@ -260,6 +261,15 @@ func (f fakeDatapath) Counters(_ context.Context, r *connect.Request[varvev1.Cou
 
 func (f fakeDatapath) Monitor(ctx context.Context, r *connect.Request[varvev1.MonitorRequest], s *connect.ServerStream[varvev1.DatapathEvent]) error {
 	return stream(ctx, f.fakeAgent, r, s)
+}
+
+type fakeAudit struct {
+	varvev1connect.UnimplementedAuditServiceHandler
+	*fakeAgent
+}
+
+func (f fakeAudit) Bisect(_ context.Context, r *connect.Request[varvev1.BisectRequest]) (*connect.Response[varvev1.BisectResponse], error) {
+	return unary[varvev1.BisectRequest, varvev1.BisectResponse](f.fakeAgent, r)
 }
 
 // at is a moment that the tests' clock and events share.

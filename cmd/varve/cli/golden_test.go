@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect"
 	"github.com/google/go-cmp/cmp"
@@ -108,7 +109,7 @@ func datapathEvents() []proto.Message {
 		},
 		&varvev1.DatapathEvent{
 			TimeUnixNs: ns + 1000, Type: "drop", Reason: "policy default deny", Direction: "egress", Protocol: "ICMPv6",
-			Source: "fd00:10:244::5", Destination: "2001:db8::1", SourceName: "default/web", DestinationName: "world", IcmpType: 128,
+			Source: "fd00:10:244::5", Destination: "2001:db8::1", SourceName: "default/web", DestinationName: "world", IcmpType: 128, ByName: true,
 		},
 		&varvev1.DatapathEvent{
 			TimeUnixNs: ns + 2000, Type: "new-flow", Direction: "egress", Protocol: "UDP", Source: "fd00:10:244::5", Destination: "fd00:10:244::6",
@@ -148,6 +149,10 @@ func everything(t *testing.T) *fakeAgent {
 		},
 		Warnings: []*varvev1.PolicyWarning{{Source: "stdin", Line: 7, Path: "spec.ingress[0]", Problem: "selects no one"}},
 	})
+	told := &varvev1.AuditEvent{
+		Revision: 40, Kept: true, TimeUnixNs: at.UnixNano(), Kind: "dns-observed", Actor: "dns-proxy:n1", Node: "n1",
+		Text: "endpoint default/web asks for api.example.com and is told 203.0.113.7 until 2026-03-01T03:05:05Z",
+	}
 	f.on(v1c.PolicyServiceVerdictProcedure, &varvev1.VerdictResponse{
 		Allowed: true, Revision: 42, Port: "443/tcp",
 		From: &varvev1.VerdictParty{Name: "web", Endpoint: "default/web", Node: "n1", Address: "10.244.0.5", Identity: 70001},
@@ -155,9 +160,18 @@ func everything(t *testing.T) *fakeAgent {
 		Egress: &varvev1.DirectionVerdict{Allowed: true, Reason: "rule", Row: "00ee", Table: "00bb", Events: []uint64{17}, Rules: []*varvev1.DecidingRule{
 			{Policy: cnp("default", "web"), Section: "egress", Index: 2, Revision: 17, Text: "cnp/default/web egress[2]"},
 			{Policy: ccnp("world"), Section: "egress", Revision: 9, Text: "ccnp/world egress[0]"},
+		}, ByName: true, Facts: []*varvev1.NameFact{
+			{Name: "api.example.com.", Address: "203.0.113.7", Chain: []string{"edge.example.net."}, ExpiresUnixNs: at.UnixNano(), Revision: 40, Standing: "admits"},
+			{Name: "old.example.com.", Address: "203.0.113.7", ExpiresUnixNs: at.UnixNano(), Standing: "expired"},
 		}},
 		Ingress: &varvev1.DirectionVerdict{Allowed: true, Reason: "no policy guards it"},
 	})
+	f.on(v1c.AuditServiceBisectProcedure, &varvev1.BisectResponse{Outcome: "denied", At: 42, Flips: []*varvev1.AuditFlip{
+		{Revision: 40, Before: "denied", After: "allowed", TimeUnixNs: at.UnixNano(), Event: told},
+		{Revision: 41, Before: "allowed", After: "denied", TimeUnixNs: at.Add(time.Minute).UnixNano(), Event: told, Expired: []*varvev1.NameFact{
+			{Name: "api.example.com.", Address: "203.0.113.7", ExpiresUnixNs: at.Add(time.Minute).UnixNano(), Revision: 40, Standing: "expired"},
+		}},
+	}})
 	f.on(v1c.PolicyServiceDeleteProcedure, &varvev1.DeletePolicyResponse{Revision: 44})
 	f.on(v1c.LogServiceReadProcedure, records()...)
 	f.on(v1c.LogServiceVerifyProcedure, &varvev1.VerifyResponse{First: 1, Last: 42, Chain: hash(1), StateDigest: hash(2), ReplayDigest: hash(2), ReplayNanoseconds: 1_500_000})
@@ -175,6 +189,13 @@ func everything(t *testing.T) *fakeAgent {
 		Policies: []*varvev1.PolicyRow{{Table: "00aa", Class: "any peer", Direction: "ingress", Protocol: "TCP", Ports: "80", Verdict: "allow", Rules: []string{"cnp/default/web ingress[0]"}, Revisions: []uint64{17}, Endpoints: []string{"default/web"}}},
 		Flows:    []*varvev1.ConntrackRow{{Protocol: "TCP", Source: "10.244.0.5:43210", Destination: "10.244.0.6:5432", State: "denied", ExpiresSeconds: 75, SourceIdentity: 70001}},
 		Classes:  []*varvev1.ClassRow{{Scope: "00cc", Peer: "default/web", Class: "00dd"}},
+		Names: []*varvev1.FQDNRow{
+			{
+				Endpoint: "default/web", Id: 7, Address: "203.0.113.7", Rules: []string{"cnp/default/web egress[2]"}, Revisions: []uint64{17, 40},
+				Classes: []*varvev1.FQDNClass{{Class: "00ab", Names: "*.example.com.", ExpiresUnixNs: at.Add(24 * time.Hour).UnixNano(), Told: []string{"api.example.com."}}},
+			},
+			{Id: 9, Address: "203.0.113.9", Classes: []*varvev1.FQDNClass{{Class: "00ac", ExpiresUnixNs: at.Add(-time.Second).UnixNano()}}},
+		},
 	})
 	return f
 }
@@ -191,7 +212,7 @@ func TestGolden(t *testing.T) {
 		"policy list", "policy list -o json", "policy get default/web", "policy get web -o yaml", "policy get cnp/default/web -o json",
 		"policy apply -", "policy apply - -o json", "policy delete cnp/default/web lockdown",
 		"policy verdict --from web --to 203.0.113.7 --port 443/tcp", "policy verdict --from web --to 203.0.113.7 --port 443 -o json",
-		"bpf endpoint list", "bpf ipcache list", "bpf policy list", "bpf ct list", "bpf class list", "bpf metrics list", "bpf class list -o yaml",
+		"bpf endpoint list", "bpf ipcache list", "bpf policy list", "bpf ct list", "bpf class list", "bpf fqdn list", "bpf fqdn list -o json", "audit bisect --from web --to 203.0.113.7 --port 443 --all", "bpf metrics list", "bpf class list -o yaml",
 		"log tail", "log read --from 16", "log read -o json", "log read -o yaml", "log verify", "log append -",
 	} {
 		t.Run(args, func(t *testing.T) {

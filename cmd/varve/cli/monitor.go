@@ -115,6 +115,7 @@ func (a *app) eventLine(e *varvev1.DatapathEvent) string {
 	if rules := ruleList(e.Rules, e.Revisions); rules != "" {
 		line += a.ink.dim.Sprint(" by ") + rules
 	}
+	line += a.factLine(e)
 	for _, tag := range e.Log {
 		line += a.ink.dim.Sprint(" log ") + strconv.Quote(tag)
 	}

@@ -22,8 +22,9 @@ wherever they are, and the rules or the default that decide. The exit code is 1 
 may not. What audit mode lets pass is audited: it may be opened, and is reported with
 what would deny it.
 
-Of a DNS name the rules that select it are told: they admit the addresses that --from
-learns by asking for it.`),
+What --from was told when it asked for names counts until it expires, and is named. Of
+a DNS name the addresses that --from was told are judged, and the rules that select it
+are told: they admit what --from learns by asking for it.`),
 		Example: strings.Trim(`
   varve policy verdict --from shop/web --to shop/db --port 5432/tcp
   varve policy verdict --from web --to 203.0.113.7 --port 443/tcp -o json
@@ -96,9 +97,17 @@ func (a *app) showVerdict(v *varvev1.VerdictResponse) {
 		fmt.Fprintf(a.stdout, "\nAudit mode lets it pass, and reports it: without, it would be denied as above.\n")
 	}
 	if v.Name == nil {
+		a.showFacts(v.From.Name, v.Egress.ByName, v.Egress.Facts)
 		return
 	}
-	fmt.Fprintf(a.stdout, "\nThe above holds for an address of the world that no rule names.\n")
+	if v.Name.Judged == "" {
+		fmt.Fprintf(a.stdout, "\nThe above holds for an address of the world that no rule names: %s knows none of %s that has not expired.\n", v.From.Name, v.Name.Name)
+	} else {
+		fmt.Fprintf(a.stdout, "\nThe above holds for %s.\n", v.Name.Judged)
+	}
+	for _, f := range v.Name.Addresses {
+		fmt.Fprintf(a.stdout, "  %s\n", a.factText(f))
+	}
 	if len(v.Name.Rules) == 0 {
 		fmt.Fprintf(a.stdout, "No toFQDNs rule selects %s on this port.\n", v.Name.Name)
 		return
