@@ -103,11 +103,21 @@ func answer(w dns.ResponseWriter, m *dns.Msg) {
 // authority serves the test's names at an address of a namespace, over UDP and TCP.
 func (s *stage) authority(ns *testns.NS, at netip.Addr) {
 	s.t.Helper()
+	s.serve(ns, at, answer)
+}
+
+// serve answers questions to an address of a namespace, over UDP and TCP.
+func (s *stage) serve(ns *testns.NS, at netip.Addr, answer dns.HandlerFunc) {
+	s.t.Helper()
 	to := netip.AddrPortFrom(at, 53)
 	var pc *net.UDPConn
 	var l *net.TCPListener
 	err := ns.Do(func() (err error) {
 		if pc, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(to)); err != nil {
+			return err
+		}
+		// A burst is the clients' doing; that the server loses none of it is ours.
+		if err = pc.SetReadBuffer(8 << 20); err != nil {
 			return err
 		}
 		l, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(to))
@@ -117,7 +127,7 @@ func (s *stage) authority(ns *testns.NS, at netip.Addr) {
 		s.t.Fatal(err)
 	}
 	for _, server := range []*dns.Server{{PacketConn: pc}, {Listener: l}} {
-		server.Handler = dns.HandlerFunc(answer)
+		server.Handler = answer
 		up, done := make(chan struct{}), make(chan struct{})
 		server.NotifyStartedFunc = func() { close(up) }
 		go func() {
