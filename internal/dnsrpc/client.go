@@ -37,7 +37,7 @@ func NewClient(socket string) *Client {
 		return new(net.Dialer).DialContext(ctx, "unix", socket)
 	}}
 	return &Client{
-		rpc:       varvev1connect.NewDNSProxyServiceClient(&http.Client{Transport: transport}, "http://dns-proxy",
+		rpc: varvev1connect.NewDNSProxyServiceClient(&http.Client{Transport: transport}, "http://dns-proxy",
 			connect.WithAcceptCompression("gzip", nil, nil)), // to compress costs more than a unix socket
 		names:     varvev1connect.NewFQDNServiceClient(&http.Client{Transport: transport}, "http://dns-proxy"),
 		transport: transport,

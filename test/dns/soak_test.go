@@ -401,20 +401,18 @@ func (k *soak) stray(pod int, to netip.Addr) {
 // deaths counts the processes that were killed.
 type deaths struct{ agents, proxies int }
 
-// kill kills agent, proxy and both in turn for some time, and leaves both alive.
+// kill kills agent, proxy, agent, both, in turn and for some time, and leaves both alive. A
+// proxy has more time between two deaths than a client waits before it asks again.
 func (k *soak) kill(lasts time.Duration) (n deaths) {
 	k.t.Helper()
 	end := time.Now().Add(lasts)
-	for turn := 0; time.Now().Before(end); turn++ {
-		<-time.After(min(k.kills, time.Until(end)))
-		if !time.Now().Before(end) {
-			break
-		}
-		if turn%3 != 0 {
+	for turn := 0; time.Now().Before(end) || n.agents == 0 || n.proxies == 0; turn++ {
+		<-time.After(k.kills)
+		if turn%2 != 0 {
 			k.killProxy()
 			n.proxies++
 		}
-		if turn%3 != 1 {
+		if turn%4 != 1 {
 			k.agent.Kill()
 			k.launch()
 			n.agents++
