@@ -67,6 +67,7 @@ for group in "$@"; do
 	dns)
 		want dnsmasq dnsmasq-base
 		want unbound unbound
+		want musl-gcc musl-tools
 		want dig bind9-dnsutils
 		want curl curl
 		want unshare util-linux

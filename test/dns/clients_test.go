@@ -61,8 +61,14 @@ func (s *stage) rejected(p *pod, server netip.Addr, name, code string) {
 // command runs a program in a pod that finds a server in its resolv.conf.
 func (s *stage) command(p *pod, server netip.Addr, name string, args ...string) (string, error) {
 	s.t.Helper()
+	return s.resolving(p, server, "timeout:30 attempts:1", name, args...)
+}
+
+// resolving is command with options of resolv.conf(5).
+func (s *stage) resolving(p *pod, server netip.Addr, options, name string, args ...string) (string, error) {
+	s.t.Helper()
 	file := filepath.Join(s.t.TempDir(), "resolv.conf")
-	if err := os.WriteFile(file, fmt.Appendf(nil, "nameserver %s\noptions timeout:30 attempts:1\n", server), 0o644); err != nil {
+	if err := os.WriteFile(file, fmt.Appendf(nil, "nameserver %s\noptions %s\n", server, options), 0o644); err != nil {
 		s.t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), limit)

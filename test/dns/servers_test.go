@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/miekg/dns"
@@ -40,6 +42,15 @@ func alias(name, target string) dns.RR {
 
 // many is how many addresses big.domain.com has: too many for a datagram.
 const many = 150
+
+// losses counts how often each server was asked what it loses.
+var losses sync.Map // string -> *atomic.Int64
+
+// lost tells whether a server loses a question: all but every third.
+func lost(server, name string, kind uint16) bool {
+	n, _ := losses.LoadOrStore(fmt.Sprint(server, name, kind), new(atomic.Int64))
+	return n.(*atomic.Int64).Add(1)%3 != 0
+}
 
 // answer is what the authority says: site N is nN.domain.com, in any domain.
 func answer(w dns.ResponseWriter, m *dns.Msg) {
@@ -82,6 +93,12 @@ func answer(w dns.ResponseWriter, m *dns.Msg) {
 		add(record(name, kind, site(305), ttl))
 		add(record("www.bank.org.", kind, site(306), ttl))
 		r.Extra = append(r.Extra, record("n307.domain.com.", kind, site(307), ttl))
+	case strings.HasPrefix(host, "lossy"):
+		if lost(w.LocalAddr().String(), name, kind) {
+			return
+		}
+		number, _ := strconv.Atoi(strings.TrimPrefix(host, "lossy"))
+		add(record(name, kind, site(340+number), ttl))
 	case host == "slow":
 		<-time.After(500 * time.Millisecond)
 		add(record(name, kind, site(308), ttl))
