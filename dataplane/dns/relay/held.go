@@ -1,7 +1,6 @@
 package relay
 
 import (
-	"bytes"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -27,13 +26,23 @@ var _ Waiter = (*held)(nil)
 // hold copies all that is needed of an answer. It goes out over UDP unless send
 // is set.
 func hold(r *Relay, e *Exchange, msg, text []byte, query *wire.Query) *held {
-	h := &held{r: r, deadline: time.Now().Add(r.cfg.MaxDelay), e: *e, reply: bytes.Clone(msg), text: bytes.Clone(text), query: *query}
+	size := len(msg) + len(text) + len(e.Name)
+	for _, n := range e.Chain {
+		size += len(n)
+	}
+	buf := make([]byte, 0, size)
+	keep := func(b []byte) []byte {
+		at := len(buf)
+		buf = append(buf, b...)
+		return buf[at:len(buf):len(buf)]
+	}
+	h := &held{r: r, deadline: time.Now().Add(r.cfg.MaxDelay), e: *e, reply: keep(msg), text: keep(text), query: *query}
 	h.query.Name = nil
-	h.e.Name = bytes.Clone(e.Name)
+	h.e.Name = keep(e.Name)
 	h.e.Addresses = slices.Clone(e.Addresses)
 	h.e.Chain = make([][]byte, len(e.Chain))
 	for i, n := range e.Chain {
-		h.e.Chain[i] = bytes.Clone(n)
+		h.e.Chain[i] = keep(n)
 	}
 	return h
 }
