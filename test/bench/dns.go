@@ -251,7 +251,7 @@ func (p *plan) startDNSAgent(ctx context.Context, s *dnsSubject) (down func() er
 		}
 		return fmt.Sprintf("%s-%d", s.a(), i)
 	}
-	others := func(script string) error {
+	others := func(ctx context.Context, script string) error {
 		return s.shell(ctx, fmt.Sprintf("for i in $(seq %d); do n=$A-$i; %s; done", dnsEndpoints-1, script))
 	}
 	var a *agent
@@ -260,11 +260,11 @@ func (p *plan) startDNSAgent(ctx context.Context, s *dnsSubject) (down func() er
 		if a != nil {
 			errs = append(errs, a.stop())
 		}
-		_ = others("ip netns del $n || true")
+		_ = others(context.WithoutCancel(ctx), "ip netns del $n || true")
 		return errors.Join(append(errs, unmount(filepath.Join(dir, "bpf")))...)
 	}
 	err = func() error {
-		if err := others("ip netns del $n 2>/dev/null || true; ip netns add $n"); err != nil {
+		if err := others(ctx, "ip netns del $n 2>/dev/null || true; ip netns add $n"); err != nil {
 			return err
 		}
 		if a, err = p.startAgent(ctx, dir, s.node(), "--dns-proxy", "child", "--dns-socket", filepath.Join(dir, "d"), "--node-ip", addrNode); err != nil {
