@@ -6,8 +6,7 @@ import (
 
 	"connectrpc.com/connect"
 
-	varvev1 "github.com/varve-net/varve/api/varve/v1"
-	"github.com/varve-net/varve/policy"
+	"github.com/varve-net/varve/internal/findings"
 )
 
 func asConnect(err error) *connect.Error {
@@ -34,23 +33,11 @@ func invalid(format string, args ...any) error {
 	return connect.NewError(connect.CodeInvalidArgument, fmt.Errorf(format, args...))
 }
 
-// policyErrors lists what policy.Parse found, as the API's messages.
-func policyErrors(err error) []*varvev1.PolicyError {
-	var out []*varvev1.PolicyError
-	for _, fe := range policy.FieldErrors(err) {
-		out = append(out, &varvev1.PolicyError{
-			Source: fe.Source, Line: uint32(fe.Line), Document: uint32(fe.Document), Path: fe.Path,
-			Problem: fe.Problem, Remedy: fe.Remedy, Unsupported: errors.Is(fe, policy.ErrUnsupported),
-		})
-	}
-	return out
-}
-
 // policyError is policy.Parse's error with each finding as a detail.
 func policyError(err error) error {
 	code := connect.CodeInvalidArgument
 	out := connect.NewError(code, err)
-	for _, pe := range policyErrors(err) {
+	for _, pe := range findings.Errors(err) {
 		if d, derr := connect.NewErrorDetail(pe); derr == nil {
 			out.AddDetail(d)
 		}

@@ -10,6 +10,7 @@ import (
 	varvev1 "github.com/varve-net/varve/api/varve/v1"
 	"github.com/varve-net/varve/fsm"
 	"github.com/varve-net/varve/internal/advise"
+	"github.com/varve-net/varve/internal/findings"
 	"github.com/varve-net/varve/log/eventpb"
 	"github.com/varve-net/varve/policy"
 )
@@ -28,7 +29,7 @@ func (s policyService) Apply(ctx context.Context, req *connect.Request[varvev1.A
 		return nil, invalid("expected_revision: the manifest holds %d policies; it can only be given with one", len(sets))
 	}
 	view := s.Log.View()
-	resp := &varvev1.ApplyPolicyResponse{Warnings: append(policyWarnings(warnings), adviceOn(view, req.Msg.Source, sets)...)}
+	resp := &varvev1.ApplyPolicyResponse{Warnings: append(findings.Warnings(warnings), adviceOn(view, req.Msg.Source, sets)...)}
 	var events []*eventpb.Event
 	var setting []*eventpb.PolicySet
 	var changed []*varvev1.AppliedPolicy
@@ -92,26 +93,14 @@ func subRequestID(id string, i int) string {
 	return fmt.Sprintf("%s/%d", id, i)
 }
 
-func policyWarnings(ws []policy.Warning) []*varvev1.PolicyWarning {
-	var out []*varvev1.PolicyWarning
-	for _, w := range ws {
-		out = append(out, &varvev1.PolicyWarning{Source: w.Source, Line: uint32(w.Line), Document: uint32(w.Document), Path: w.Path, Problem: w.Text, Remedy: w.Remedy})
-	}
-	return out
-}
-
 // adviceOn is what the state tells of policies that are to be set in it.
 func adviceOn(view fsm.View, source string, sets []*eventpb.PolicySet) []*varvev1.PolicyWarning {
-	var out []*varvev1.PolicyWarning
-	for _, w := range advise.Warnings(view, sets) {
-		out = append(out, &varvev1.PolicyWarning{Source: source, Path: w.Ref.String() + " " + w.Path, Problem: w.Problem, Remedy: w.Remedy})
-	}
-	return out
+	return findings.Advice(source, advise.Warnings(view, sets))
 }
 
 func (s policyService) Validate(_ context.Context, req *connect.Request[varvev1.ValidatePolicyRequest]) (*connect.Response[varvev1.ValidatePolicyResponse], error) {
 	sets, warnings, err := policy.Parse(req.Msg.Source, []byte(req.Msg.Manifest), policy.Options{Cluster: s.Cluster})
-	resp := &varvev1.ValidatePolicyResponse{Errors: policyErrors(err), Warnings: policyWarnings(warnings)}
+	resp := &varvev1.ValidatePolicyResponse{Errors: findings.Errors(err), Warnings: findings.Warnings(warnings)}
 	if err != nil && len(resp.Errors) == 0 {
 		return nil, policyError(err)
 	}

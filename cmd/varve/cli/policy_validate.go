@@ -3,7 +3,6 @@ package cli
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -12,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	varvev1 "github.com/varve-net/varve/api/varve/v1"
+	"github.com/varve-net/varve/internal/findings"
 	"github.com/varve-net/varve/policy"
 )
 
@@ -95,19 +95,10 @@ func validateOffline(manifests []manifest, cluster string) *varvev1.ValidatePoli
 	resp := &varvev1.ValidatePolicyResponse{}
 	for _, m := range manifests {
 		sets, warnings, err := policy.Parse(m.source, m.text, policy.Options{Cluster: cluster})
-		for _, w := range warnings {
-			resp.Warnings = append(resp.Warnings, &varvev1.PolicyWarning{
-				Source: w.Source, Line: uint32(w.Line), Document: uint32(w.Document), Path: w.Path, Problem: w.Text, Remedy: w.Remedy,
-			})
-		}
-		found := policy.FieldErrors(err)
-		slices.SortStableFunc(found, func(x, y *policy.FieldError) int { return cmp.Compare(x.Line, y.Line) })
-		for _, fe := range found {
-			resp.Errors = append(resp.Errors, &varvev1.PolicyError{
-				Source: fe.Source, Line: uint32(fe.Line), Document: uint32(fe.Document), Path: fe.Path,
-				Problem: fe.Problem, Remedy: fe.Remedy, Unsupported: errors.Is(fe, policy.ErrUnsupported),
-			})
-		}
+		resp.Warnings = append(resp.Warnings, findings.Warnings(warnings)...)
+		found := findings.Errors(err)
+		slices.SortStableFunc(found, func(x, y *varvev1.PolicyError) int { return cmp.Compare(x.Line, y.Line) })
+		resp.Errors = append(resp.Errors, found...)
 		switch {
 		case err != nil && len(found) == 0:
 			resp.Errors = append(resp.Errors, &varvev1.PolicyError{Source: m.source, Problem: err.Error()})
