@@ -210,8 +210,12 @@ func (p *Past) start(ctx context.Context, revision, worth log.Revision) (*fsm.St
 	if ok {
 		from = kept.Revision()
 	}
+	checkpoints := p.checkpointsBefore(revision)
+	if worth > 0 && !ok {
+		checkpoints = p.withNeighbours(checkpoints, revision)
+	}
 	var skipped error
-	for _, at := range p.checkpointsBefore(revision) {
+	for _, at := range checkpoints {
 		if ok && at <= from+worth {
 			break
 		}
@@ -232,6 +236,37 @@ func (p *Past) start(ctx context.Context, revision, worth log.Revision) (*fsm.St
 		return nil, errors.Join(fmt.Errorf("%w: the oldest that can be replayed is %s", log.ErrCompacted, p.oldest(first)), skipped)
 	}
 	return fsm.New(p.Cluster), nil
+}
+
+// neighbours is how far before a revision others will be asked for, farthest how long
+// a replay may be to have them near.
+const (
+	neighbours = 512
+	farthest   = 1 << 17
+)
+
+// withNeighbours leaves out a checkpoint shortly before a revision, if there is another
+// to begin from: the revisions before the checkpoint would cost a replay of their own
+// otherwise. The state of the checkpoint itself is read from it.
+//
+//	another               checkpoint     asked for
+//	   |......................|...............|
+//	                   neighbours of it
+func (p *Past) withNeighbours(checkpoints []log.Revision, revision log.Revision) []log.Revision {
+	if len(checkpoints) == 0 || checkpoints[0] == revision || revision-checkpoints[0] >= neighbours {
+		return checkpoints
+	}
+	another := log.Revision(0)
+	switch {
+	case len(checkpoints) > 1:
+		another = checkpoints[1]
+	case p.Log.First() > 1:
+		return checkpoints
+	}
+	if revision-another > farthest {
+		return checkpoints
+	}
+	return checkpoints[1:]
 }
 
 // oldest names the oldest state that there is.

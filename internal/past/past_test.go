@@ -143,6 +143,29 @@ func TestNeighboursAreNear(t *testing.T) {
 	}
 }
 
+// Nor does one on the other side of a checkpoint, unless the checkpoint is what was
+// asked for.
+func TestNeighboursBeyondACheckpointAreNear(t *testing.T) {
+	f, views := small(t, 3000)
+	for _, at := range []int{1000, 2000} {
+		f.checkpoint(t, views[at])
+	}
+	p := New(Config{Log: f, Cluster: "bench", Checkpoints: f})
+	same(t, p, 2100, views[2100])
+	f.read = 0
+	for _, at := range []int{2099, 1999, 1950, 1700} {
+		same(t, p, log.Revision(at), views[at])
+	}
+	if f.read > 1000 {
+		t.Errorf("%d records were read", f.read)
+	}
+	f.read = 0
+	same(t, New(Config{Log: f, Cluster: "bench", Checkpoints: f}), 2000, views[2000])
+	if f.read > 1 {
+		t.Errorf("%d records were read for the state of a checkpoint", f.read)
+	}
+}
+
 // A checkpoint that is damaged, of another log or of another revision is passed
 // over; the answer is right all the same.
 func TestBadCheckpoints(t *testing.T) {
