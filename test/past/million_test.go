@@ -158,7 +158,7 @@ func walkAll(t *testing.T, archive *past.Archive, m mix.Mix, questions []audit.Q
 		}
 		for i, q := range questions {
 			if now := naive.outcome(q); now != outcomes[i] {
-				w.flips[i] = append(w.flips[i], audit.Flip{Revision: r.Revision, Before: outcomes[i], After: now})
+				w.flips[i] = append(w.flips[i], audit.Flip{Revision: r.Revision, TimeNS: r.TimeNS, Before: outcomes[i], After: now})
 				outcomes[i] = now
 			}
 		}
