@@ -100,6 +100,9 @@ func (n *NS) EchoUDP(at netip.AddrPort) (*Echo, error) {
 	return e, nil
 }
 
+// echoBuffer holds what arrives while a loaded machine does not let the server run.
+const echoBuffer = 32 << 20
+
 // EchoUDPEverywhere is EchoUDP on every address that the namespace's routes call
 // local, also those of no interface: it answers from the one it was sent to. The
 // address is the unspecified one of IPv6, and IPv4 is served too.
@@ -112,7 +115,8 @@ func (n *NS) EchoUDPEverywhere(port uint16) (*Echo, error) {
 			var set error
 			err := raw.Control(func(fd uintptr) {
 				set = errors.Join(unix.SetsockoptInt(int(fd), unix.SOL_IPV6, unix.IPV6_RECVPKTINFO, 1),
-					unix.SetsockoptInt(int(fd), unix.SOL_IPV6, unix.IPV6_FREEBIND, 1))
+					unix.SetsockoptInt(int(fd), unix.SOL_IPV6, unix.IPV6_FREEBIND, 1),
+					unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, echoBuffer))
 			})
 			return errors.Join(err, set)
 		}

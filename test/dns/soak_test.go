@@ -366,10 +366,7 @@ func (k *soak) first(pod int, name string, to netip.Addr, tcp bool) {
 	if err == nil {
 		err = raw.Control(func(fd uintptr) {
 			if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil && info.Total_retrans > 0 {
-				k.note(func() {
-					k.resent++
-					k.t.Logf("RESENT %v %s", time.Now(), name)
-				})
+				k.note(func() { k.resent++ })
 			}
 		})
 	}
@@ -452,6 +449,7 @@ func (k *soak) settle() {
 		}
 	}
 	k.factsOnce()
+	k.dropsCounted()
 	k.eventually("what has expired is collected", func(ctx context.Context) error {
 		names, err := k.client.FQDN.ListNames(ctx, connect.NewRequest(&varvev1.ListNamesRequest{}))
 		if err != nil {
@@ -471,6 +469,25 @@ func (k *soak) settle() {
 		return nil
 	})
 	k.equal()
+}
+
+// dropsCounted wants the programs to have dropped what went where nobody was told of, and
+// not one packet more, by policy.
+func (k *soak) dropsCounted() {
+	k.t.Helper()
+	r, err := k.client.Datapath.Counters(k.t.Context(), connect.NewRequest(&varvev1.CountersRequest{}))
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	var dropped uint64
+	for _, c := range r.Msg.Counters {
+		if strings.HasPrefix(c.Reason, "policy") {
+			dropped += c.Packets
+		}
+	}
+	if dropped != uint64(k.strayed) {
+		k.wrong("policy dropped %d packets, %d went where they must not", dropped, k.strayed)
+	}
 }
 
 // factsOnce wants no fact of the proxy in the log twice.
