@@ -89,14 +89,14 @@ func unpacked(dir string) (kernel, error) {
 type apt struct{ dir string }
 
 func (a apt) setUp(ctx context.Context, suite string) error {
-	mirror, err := mirror(ctx)
-	if err != nil {
-		return err
-	}
-	for _, sub := range []string{"lists/partial", "cache/archives/partial", "empty"} {
+	for _, sub := range []string{"lists/partial", "sources/partial", "cache/archives/partial", "empty"} {
 		if err := os.MkdirAll(filepath.Join(a.dir, sub), 0o755); err != nil {
 			return err
 		}
+	}
+	mirror, err := a.mirror(ctx)
+	if err != nil {
+		return err
 	}
 	line := fmt.Sprintf("deb [signed-by=%s] %s %s main\n", keyring, mirror, suite)
 	if err := os.WriteFile(filepath.Join(a.dir, "sources.list"), []byte(line), 0o644); err != nil {
@@ -106,9 +106,27 @@ func (a apt) setUp(ctx context.Context, suite string) error {
 	return err
 }
 
-// mirror is where this machine gets Debian from.
-func mirror(ctx context.Context) (string, error) {
-	out, err := output(ctx, "", nil, "apt-get", "indextargets", "--format", "$(ORIGIN) $(LABEL) $(REPO_URI)", "Identifier: Packages")
+// mirror is where this machine gets Debian from. A machine whose lists were removed, as
+// in images of containers, has its sources asked for new ones, which are not left there.
+func (a apt) mirror(ctx context.Context) (string, error) {
+	uri, err := debian(ctx)
+	if err != nil || uri != "" {
+		return uri, err
+	}
+	own := []string{"-o", "Dir::State::lists=" + filepath.Join(a.dir, "sources"), "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3"}
+	if _, err := output(ctx, a.dir, nil, "apt-get", append(own, "update")...); err != nil {
+		return "", err
+	}
+	if uri, err = debian(ctx, own...); err == nil && uri == "" {
+		err = errors.New("apt's sources on this machine have none of Debian's packages: add one")
+	}
+	return uri, err
+}
+
+// debian returns the source of Debian's packages that apt has lists of; none: "".
+func debian(ctx context.Context, options ...string) (string, error) {
+	out, err := output(ctx, "", nil, "apt-get", append(options, "indextargets",
+		"--format", "$(ORIGIN) $(LABEL) $(REPO_URI)", "Identifier: Packages")...)
 	if err != nil {
 		return "", err
 	}
@@ -117,7 +135,7 @@ func mirror(ctx context.Context) (string, error) {
 			return uri, nil
 		}
 	}
-	return "", errors.New("no source of Debian packages is known here: add one to apt's sources and run apt-get update")
+	return "", nil
 }
 
 func (a apt) run(ctx context.Context, command string, args ...string) ([]byte, error) {
