@@ -109,18 +109,17 @@ func (k *keeper) pick(now int64, live map[use]bool) (events []*eventpb.DnsCollec
 				k.mu.Lock()
 			}
 			var gone []netip.Addr
-			for a, x := range n.addresses {
+			for _, x := range n.addresses {
 				switch {
-				case inUse(a):
+				case inUse(x.addr):
 					x.live = now
-					errs = append(errs, k.grace(e, n, a, x, now))
+					errs = append(errs, k.grace(e, n, x, now))
 				case x.expires <= now && x.live+int64(k.cfg.IdleGrace) <= now:
-					gone = append(gone, a)
+					gone = append(gone, x.addr)
 				}
 			}
 			errs = append(errs, k.expireSurplus(e, n, len(gone), now, inUse))
 			if len(gone) > 0 {
-				slices.SortFunc(gone, netip.Addr.Compare)
 				addresses := make([][]byte, len(gone))
 				for i, a := range gone {
 					addresses[i] = a.AsSlice()
@@ -136,12 +135,12 @@ func (k *keeper) pick(now int64, live map[use]bool) (events []*eventpb.DnsCollec
 }
 
 // grace keeps an address that is in use open for IdleGrace. k.mu is held.
-func (k *keeper) grace(e *endpointFacts, n *nameFacts, a netip.Addr, x *addressFact, now int64) error {
+func (k *keeper) grace(e *endpointFacts, n *nameFacts, x *addressFact, now int64) error {
 	until := now + int64(k.cfg.IdleGrace)
 	if k.cfg.IdleGrace == 0 || len(n.classes) == 0 || until <= x.expires || !x.extend(until) {
 		return nil
 	}
-	return k.write(e, a)
+	return k.write(e, x.addr)
 }
 
 // expireSurplus closes what a name has beyond MaxAddresses to new connections, those
@@ -152,19 +151,17 @@ func (k *keeper) expireSurplus(e *endpointFacts, n *nameFacts, going int, now in
 	if surplus <= 0 {
 		return nil
 	}
-	var open []netip.Addr
-	for a, x := range n.addresses {
-		if x.expires > now && !inUse(a) {
-			open = append(open, a)
+	var open []*addressFact
+	for _, x := range n.addresses {
+		if x.expires > now && !inUse(x.addr) {
+			open = append(open, x)
 		}
 	}
-	slices.SortFunc(open, func(a, b netip.Addr) int {
-		return cmp.Or(cmp.Compare(n.addresses[a].expires, n.addresses[b].expires), a.Compare(b))
-	})
+	slices.SortStableFunc(open, func(x, y *addressFact) int { return cmp.Compare(x.expires, y.expires) })
 	var errs []error
-	for _, a := range open[:min(surplus, len(open))] {
-		n.addresses[a].extend(now)
-		errs = append(errs, k.write(e, a))
+	for _, x := range open[:min(surplus, len(open))] {
+		x.extend(now)
+		errs = append(errs, k.write(e, x.addr))
 	}
 	return errors.Join(errs...)
 }

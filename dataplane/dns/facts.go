@@ -37,20 +37,9 @@ type endpointFacts struct {
 type nameFacts struct {
 	endpoint  *endpointFacts
 	name      string
-	addresses map[netip.Addr]*addressFact
+	addresses addressFacts
 	chain     []string
 	classes   []uint64 // under the rules in force
-}
-
-// addressFact is an address of a name.
-type addressFact struct {
-	// Times are nanoseconds of the monotonic clock.
-
-	expires int64
-	at      uint32 // the same as the maps have it
-	kept    int64  // what the journal says of that
-	seq     uint64
-	live    int64 // when a live connection was last seen after it had expired
 }
 
 func newFacts() *facts {
@@ -72,7 +61,7 @@ func (f *facts) endpoint(key endpointKey, r *rules) *endpointFacts {
 func (f *facts) observe(e *endpointFacts, seq uint64, o *eventpb.DnsObserved, now clock) []netip.Addr {
 	n := e.names[o.GetName()]
 	if n == nil {
-		n = &nameFacts{endpoint: e, name: o.GetName(), addresses: map[netip.Addr]*addressFact{}}
+		n = &nameFacts{endpoint: e, name: o.GetName()}
 		n.classes = e.classes(n.name)
 		e.names[n.name] = n
 		f.names++
@@ -84,11 +73,10 @@ func (f *facts) observe(e *endpointFacts, seq uint64, o *eventpb.DnsObserved, no
 		if !ok {
 			continue
 		}
-		x := n.addresses[addr]
-		if x == nil {
-			x = &addressFact{expires: longAgo, kept: longAgo, seq: seq, live: longAgo}
+		x, made := n.addresses.make(addr)
+		if made {
+			x.seq = seq
 			f.backing[seq]++
-			n.addresses[addr] = x
 			e.by[addr] = append(e.by[addr], n)
 			f.addresses++
 		}
@@ -102,13 +90,6 @@ func (f *facts) observe(e *endpointFacts, seq uint64, o *eventpb.DnsObserved, no
 		moved = append(moved, addr)
 	}
 	return moved
-}
-
-// extend moves the expiry, and tells whether the maps see it.
-func (x *addressFact) extend(expires int64) bool {
-	before := x.at
-	x.expires, x.at = expires, deadline(expires)
-	return x.at != before
 }
 
 // rest makes x rest on a record of the journal.
@@ -134,13 +115,13 @@ func (f *facts) forget(e *endpointFacts, name string, addrs []netip.Addr) {
 		return
 	}
 	for _, addr := range addrs {
-		x := n.addresses[addr]
+		x := n.addresses.of(addr)
 		if x == nil {
 			continue
 		}
 		f.unrest(x)
 		f.addresses--
-		delete(n.addresses, addr)
+		n.addresses.remove(addr)
 		if rest := slices.DeleteFunc(e.by[addr], func(o *nameFacts) bool { return o == n }); len(rest) > 0 {
 			e.by[addr] = rest
 		} else {
@@ -161,7 +142,7 @@ func (e *endpointFacts) address(name string, a netip.Addr) *addressFact {
 	if e == nil || e.names[name] == nil {
 		return nil
 	}
-	return e.names[name].addresses[a]
+	return e.names[name].addresses.of(a)
 }
 
 // classes of a name, under the rules in force.
@@ -176,7 +157,7 @@ func (e *endpointFacts) classes(name string) []uint64 {
 // do not fit are those that expire first; their number is unfit.
 func (e *endpointFacts) row(addr netip.Addr) (v abi.FQDNValue, unfit int, ok bool) {
 	if by := e.by[addr]; len(by) == 1 && len(by[0].classes) == 1 { // nearly always
-		v.Class[0], v.ExpiresSeconds[0] = by[0].classes[0], by[0].addresses[addr].at
+		v.Class[0], v.ExpiresSeconds[0] = by[0].classes[0], by[0].addresses.of(addr).at
 		return v, 0, true
 	}
 	type pair struct {
@@ -186,7 +167,7 @@ func (e *endpointFacts) row(addr netip.Addr) (v abi.FQDNValue, unfit int, ok boo
 	var buf [2 * abi.FQDNPairs]pair
 	pairs := buf[:0]
 	for _, n := range e.by[addr] {
-		at := n.addresses[addr].at
+		at := n.addresses.of(addr).at
 		for _, class := range n.classes {
 			if i := slices.IndexFunc(pairs, func(p pair) bool { return p.class == class }); i < 0 {
 				pairs = append(pairs, pair{class, at})

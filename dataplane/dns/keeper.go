@@ -110,7 +110,7 @@ func (k *keeper) Known(o *relay.Observation) bool {
 	var buf [8]*addressFact
 	known := buf[:0]
 	for i := range o.Addresses {
-		x := n.addresses[o.Addresses[i].Addr]
+		x := n.addresses.of(o.Addresses[i].Addr)
 		if x == nil {
 			return false
 		}
@@ -325,9 +325,9 @@ func (b *batch) refresh() (more bool) {
 		if o.event.Chain == nil {
 			o.event.Chain = n.chain
 		}
-		for a, x := range n.addresses {
+		for _, x := range n.addresses {
 			if x.expires > x.kept {
-				o.add(a, x.expires)
+				o.add(x.addr, x.expires)
 			}
 		}
 	}

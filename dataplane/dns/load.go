@@ -93,7 +93,7 @@ func (k *keeper) adopt() error {
 					least = v.ExpiresSeconds[i]
 				}
 			}
-			if f := n.addresses[key.Addr.Addr()]; least != 0 && least != f.at {
+			if f := n.addresses.of(key.Addr.Addr()); least != 0 && least != f.at {
 				f.extend(int64(least) * int64(time.Second))
 			}
 		}

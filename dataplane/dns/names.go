@@ -60,11 +60,10 @@ func (p *Proxy) Names(of Of) []Name {
 func (n *nameFacts) show(only netip.Addr, now clock) Name {
 	key := n.endpoint.key
 	x := Name{Namespace: key.namespace, Endpoint: key.name, Name: n.name, Chain: n.chain, Selected: len(n.classes) > 0}
-	for a, f := range n.addresses {
-		if !only.IsValid() || a == only {
-			x.Addresses = append(x.Addresses, NameAddress{a, now.unix(f.expires)})
+	for _, f := range n.addresses {
+		if !only.IsValid() || f.addr == only {
+			x.Addresses = append(x.Addresses, NameAddress{f.addr, now.unix(f.expires)})
 		}
 	}
-	slices.SortFunc(x.Addresses, func(a, b NameAddress) int { return a.Addr.Compare(b.Addr) })
 	return x
 }

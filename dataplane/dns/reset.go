@@ -26,8 +26,8 @@ func (k *keeper) followClock() {
 			o := b.of(e.key, n.name)
 			// A later expiry replaces an earlier one; an earlier one needs it gone.
 			o.event.Chain, o.anew = n.chain, by < 0
-			for a, x := range n.addresses {
-				o.add(a, x.expires)
+			for _, x := range n.addresses {
+				o.add(x.addr, x.expires)
 				x.kept = longAgo
 			}
 		}

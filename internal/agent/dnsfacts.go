@@ -16,7 +16,7 @@ import (
 
 const (
 	// shipBatch is how many facts of the DNS proxy go into the log at once.
-	shipBatch = 512
+	shipBatch = 2048
 	// shipLinger is how long facts wait for others before they go: a name that is
 	// asked for often then costs one event, not many.
 	shipLinger = 250 * time.Millisecond

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -88,6 +89,9 @@ type position struct {
 	offset int64
 	length int // of its bytes, the record's header not included
 }
+
+// end is where the record ends.
+func (p position) end() int64 { return p.offset + recordHeader + int64(p.length) }
 
 // Open opens the journal of a directory, and cuts off what a crash left half
 // written at its end. ErrDamaged, ErrLocked.
@@ -325,15 +329,18 @@ func (j *Journal) Wait(ctx context.Context, after uint64) error {
 	}
 }
 
+// readMost is how many bytes of records Read returns, unless the first is larger.
+const readMost = 1 << 20
+
 // Read returns the records with numbers above after, in order, at most limit of
-// them. ErrCompacted if some of those that come next are gone.
+// them and about a MiB. ErrCompacted if some of those that come next are gone.
 func (j *Journal) Read(after uint64, limit int) ([]Record, error) {
 	j.mu.Lock()
 	if after < j.dropped {
 		defer j.mu.Unlock()
 		return nil, fmt.Errorf("journal %s: %w: up to %d, asked for those after %d", j.config.Dir, ErrCompacted, j.dropped, after)
 	}
-	places := j.after(after, limit)
+	places := j.after(after, limit, readMost)
 	j.mu.Unlock()
 	return readAll(places)
 }
@@ -343,7 +350,7 @@ func (j *Journal) Replay(fn func(Record) error) error {
 	const some = 1024
 	for after := uint64(0); ; {
 		j.mu.Lock()
-		places := j.after(after, some)
+		places := j.after(after, some, math.MaxInt64)
 		j.mu.Unlock()
 		records, err := readAll(places)
 		if err != nil {
@@ -362,8 +369,8 @@ func (j *Journal) Replay(fn func(Record) error) error {
 }
 
 // after is a copy of the index from the first number above seq on, with a hold on
-// each file.
-func (j *Journal) after(seq uint64, limit int) []position {
+// each file: at most limit records, and of the bytes unless the first has more.
+func (j *Journal) after(seq uint64, limit int, bytes int64) []position {
 	i, found := slices.BinarySearchFunc(j.index, seq, func(p position, seq uint64) int {
 		switch {
 		case p.seq < seq:
@@ -376,23 +383,45 @@ func (j *Journal) after(seq uint64, limit int) []position {
 	if found {
 		i++
 	}
-	places := slices.Clone(j.index[i:min(i+limit, len(j.index))])
-	for _, p := range places {
+	n := 0
+	for _, p := range j.index[i:min(i+limit, len(j.index))] {
+		if bytes -= int64(p.length); bytes < 0 && n > 0 {
+			break
+		}
 		p.in.hold()
+		n++
 	}
-	return places
+	return slices.Clone(j.index[i : i+n])
+}
+
+// readBytes is how much of a file is read at once, unless a record is larger.
+const readBytes = 128 << 10
+
+// adjacent is how many of the first records stand one behind the other in one file,
+// and are few enough to be read at once.
+func adjacent(places []position) int {
+	first := places[0]
+	n, end := 1, first.end()
+	for n < len(places) && places[n].in == first.in && places[n].offset == end && places[n].end()-first.offset <= readBytes {
+		end = places[n].end()
+		n++
+	}
+	return n
 }
 
 func readAll(places []position) ([]Record, error) {
 	records := make([]Record, 0, len(places))
 	var errs []error
-	for _, p := range places {
-		data, err := p.in.read(p)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("journal: record %d: %w", p.seq, err))
+	for len(places) > 0 {
+		run := adjacent(places)
+		var err error
+		if records, err = places[0].in.read(records, places[:run]); err != nil {
+			errs = append(errs, fmt.Errorf("journal: %w", err))
 		}
-		records = append(records, Record{p.seq, data})
-		_ = p.in.release() // read only
+		for _, p := range places[:run] {
+			_ = p.in.release() // read only
+		}
+		places = places[run:]
 	}
 	if len(errs) > 0 {
 		return nil, errors.Join(errs...)

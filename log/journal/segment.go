@@ -245,15 +245,19 @@ func (s *segment) append(records []byte) error {
 	return nil
 }
 
-// read reads a record back.
-func (s *segment) read(p position) ([]byte, error) {
-	b := make([]byte, recordHeader+p.length)
-	if _, err := s.file.ReadAt(b, p.offset); err != nil {
-		return nil, err
+// read adds records, which stand one behind the other.
+func (s *segment) read(to []Record, places []position) ([]Record, error) {
+	start := places[0].offset
+	b := make([]byte, places[len(places)-1].end()-start)
+	if _, err := s.file.ReadAt(b, start); err != nil {
+		return to, fmt.Errorf("record %d: %w", places[0].seq, err)
 	}
-	r, ok := parseRecord(b)
-	if !ok || r.seq != p.seq {
-		return nil, fmt.Errorf("%w: %s at byte %d", ErrDamaged, filepath.Base(s.path()), p.offset)
+	for _, p := range places {
+		r, ok := parseRecord(b[p.offset-start : p.end()-start])
+		if !ok || r.seq != p.seq {
+			return to, fmt.Errorf("record %d: %w: %s at byte %d", p.seq, ErrDamaged, filepath.Base(s.path()), p.offset)
+		}
+		to = append(to, Record{p.seq, r.data})
 	}
-	return r.data, nil
+	return to, nil
 }
