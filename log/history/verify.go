@@ -41,7 +41,7 @@ func (h *History) Verify(ctx context.Context, from log.Revision) error {
 	}
 	work.Go(func() error {
 		defer close(read)
-		for {
+		for ctx.Err() == nil {
 			select {
 			case b := <-checked:
 				b.fill(c)
@@ -50,9 +50,9 @@ func (h *History) Verify(ctx context.Context, from log.Revision) error {
 					return nil
 				}
 			case <-ctx.Done():
-				return ctx.Err()
 			}
 		}
+		return ctx.Err()
 	})
 	work.Go(func() error {
 		for b := range read {
