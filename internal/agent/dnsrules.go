@@ -3,10 +3,10 @@ package agent
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"log/slog"
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -121,7 +121,7 @@ type sets struct {
 func newSets(r *dnslink.Rules) *sets { return &sets{r, make(map[string]int)} }
 
 func (s *sets) of(selectors []string) int {
-	key := fmt.Sprint(selectors) // no selector has a space
+	key := strings.Join(selectors, " ") // no selector has a space
 	i, ok := s.at[key]
 	if !ok {
 		i = len(s.rules.Sets)

@@ -170,6 +170,7 @@ var vary = []struct {
 	{regexp.MustCompile(`\b1\d{18}\b`), "NANOSECONDS"},
 	{regexp.MustCompile(`"[A-Za-z0-9+/]{43}="`), "HASH"},
 	{regexp.MustCompile(`pid=\d+`), "pid=N"},
+	{regexp.MustCompile(`event of \d+ bytes`), "event of N bytes"}, // the actor is in it, and so a pid
 	{regexp.MustCompile(`\b(\d+h)?(\d+m)?\d+(\.\d+)?(ms|µs|s)\b`), "DURATION"},
 	{regexp.MustCompile(`[0-9a-f]{2}(:[0-9a-f]{2}){5}`), "MAC"},
 	{regexp.MustCompile(`\b[0-9a-f]{16}\b`), "ID"}, // stands for content, which a later version words otherwise
