@@ -20,6 +20,12 @@ const (
 	// shipLinger is how long facts wait for others before they go: a name that is
 	// asked for often then costs one event, not many.
 	shipLinger = 250 * time.Millisecond
+	// shipShare is what part of the time shipping takes at most while many facts come in:
+	// whoever waits for an answer needs the processors more than the log needs the facts
+	// this second. They are durable in the proxy's journal meanwhile.
+	shipShare = 4
+	// shipBehind is how many facts may wait for that.
+	shipBehind = 200_000
 	// shipRetry is how soon a proxy that does not answer is called again.
 	shipRetry = 500 * time.Millisecond
 )
@@ -91,7 +97,7 @@ func (d *dnsFacts) follow(ctx context.Context) error {
 				return err
 			}
 		}
-		last := facts[len(facts)-1].Seq
+		began, last := time.Now(), facts[len(facts)-1].Seq
 		if err := d.append(ctx, coalesce(facts)); err != nil {
 			return err
 		}
@@ -101,7 +107,26 @@ func (d *dnsFacts) follow(ctx context.Context) error {
 			return err
 		}
 		after = last
+		if len(facts) == shipBatch {
+			if err := d.pause(ctx, time.Since(began), after); err != nil {
+				return err
+			}
+		}
 	}
+}
+
+// pause lets others at the processors after facts were shipped, the last of them with a
+// number, in some time.
+func (d *dnsFacts) pause(ctx context.Context, took time.Duration, last uint64) error {
+	s, err := d.proxy.Status(ctx)
+	if err != nil || s.Last > last+shipBehind {
+		return err
+	}
+	select {
+	case <-ctx.Done():
+	case <-time.After((shipShare - 1) * took):
+	}
+	return nil
 }
 
 // seen is the highest number of the proxy's facts in the log.

@@ -39,6 +39,7 @@ type Config struct {
 // Run runs a proxy until ctx ends or a part of it fails. Whatever way it ends, what
 // endpoints have learned stays in the kernel.
 func Run(ctx context.Context, cfg Config) (err error) {
+	tuneGC()
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	listener, err := apiserver.Bind(cfg.Socket, "")

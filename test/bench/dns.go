@@ -122,12 +122,20 @@ func (p *plan) measureDNS(ctx context.Context, out sink, s *dnsSubject, kind dns
 	if l.Queries == 0 {
 		return errors.New("nothing was answered")
 	}
+	// What they put off, they have yet to do for these queries.
+	if err := dnsSettle(ctx, s.processes); err != nil {
+		return err
+	}
+	settled, err := dnsCPUTime(s.processes)
+	if err != nil {
+		return err
+	}
 	of := fmt.Sprintf("%d outstanding", outstanding)
 	out.add(dnsRate, of, kind.label, float64(l.Queries)/l.Seconds)
 	out.add(dnsMean, of, kind.label, l.MeanMicros)
 	out.add(dnsP99, of, kind.label, l.P99Micros)
 	if len(s.processes) > 0 {
-		out.add(dnsCPU, of, kind.label, (after.processes-before.processes).Seconds()*1e6/float64(l.All))
+		out.add(dnsCPU, of, kind.label, (settled.processes-before.processes).Seconds()*1e6/float64(l.All))
 	}
 	out.add(dnsCPUWhole, of, kind.label, (after.machine-before.machine).Seconds()*1e6/float64(l.All))
 	out.add(dnsLost, of, kind.label, float64(l.Lost))
