@@ -64,7 +64,7 @@ func (j *Journal) seal() error {
 	if j.writing || j.segments[len(j.segments)-1].size == int64(len(magic)) {
 		return nil
 	}
-	return j.roll()
+	return j.roll(j.next)
 }
 
 // replace puts one file with what stays in the place of the closed ones.
@@ -146,7 +146,7 @@ func (j *Journal) Reset(last uint64) error {
 		old = old[:len(old)-1]
 	} else {
 		j.segments = nil
-		if err := j.roll(); err != nil {
+		if err := j.roll(j.next); err != nil {
 			j.segments = old
 			return fmt.Errorf("journal %s: reset: %w", j.config.Dir, classify(err))
 		}

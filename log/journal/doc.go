@@ -15,6 +15,7 @@
 // All integers are little-endian. The next write begins when the one before it is
 // durable. So what is cut short or damaged in the last write of the last file was
 // never promised to anyone, and is cut off at Open; anywhere else it is ErrDamaged.
+// With it go the zeros that the last file is filled with ahead of its records.
 //
 // Compaction writes the records that stay of all closed files into one, puts it in
 // the place of the first and removes the others, oldest first. A crash in between

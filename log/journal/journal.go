@@ -135,7 +135,7 @@ func (j *Journal) open() (err error) {
 	}
 	j.next = j.last + 1
 	if len(j.segments) == 0 {
-		return j.roll()
+		return j.roll(j.next)
 	}
 	return nil
 }
@@ -153,9 +153,14 @@ func (j *Journal) load(s *segment, newest bool) error {
 	})
 }
 
-// roll closes the last file to writers and begins another.
-func (j *Journal) roll() error {
-	s, err := createSegment(j.config.Dir, j.next)
+// roll closes the last file to writers and begins another, for records from first on.
+func (j *Journal) roll(first uint64) error {
+	if n := len(j.segments); n > 0 {
+		if err := j.segments[n-1].trim(); err != nil {
+			return err
+		}
+	}
+	s, err := createSegment(j.config.Dir, first)
 	if err != nil {
 		return err
 	}
@@ -257,12 +262,10 @@ func (j *Journal) target() (*segment, error) {
 	if at.size < j.config.SegmentBytes {
 		return at, nil
 	}
-	s, err := createSegment(j.config.Dir, j.last+1)
-	if err != nil {
+	if err := j.roll(j.last + 1); err != nil {
 		return nil, classify(err)
 	}
-	j.segments = append(j.segments, s)
-	return s, nil
+	return j.segments[len(j.segments)-1], nil
 }
 
 // undo gives the numbers of a failed batch back. Those who wait behind it have got
@@ -447,6 +450,9 @@ func (j *Journal) Close() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	var errs []error
+	if n := len(j.segments); n > 0 {
+		errs = append(errs, j.segments[n-1].trim())
+	}
 	for _, s := range j.segments {
 		errs = append(errs, s.release())
 	}

@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -30,6 +31,7 @@ type segment struct {
 	first uint64 // its records have this number or higher ones
 	file  *os.File
 	size  int64 // up to which it is whole
+	zeros int64 // up to which there are zeros behind that, if above size
 	holds atomic.Int32
 }
 
@@ -207,7 +209,8 @@ func (s *segment) scan(newest bool, fn func(seq uint64, offset int64, data []byt
 	if offset == len(b) {
 		return nil
 	}
-	if !newest || laterWrite(b[offset:], last+1) {
+	rest := b[offset:]
+	if !newest || len(bytes.Trim(rest, "\x00")) > 0 && laterWrite(rest, last+1) {
 		return fmt.Errorf("%w: at byte %d", ErrDamaged, offset)
 	}
 	if err := s.file.Truncate(s.size); err != nil {
@@ -227,12 +230,45 @@ func laterWrite(b []byte, lost uint64) bool {
 	return false
 }
 
+// reserveBytes is how far the newest file is filled with zeros ahead of its records:
+// fdatasync is twice as fast where the size of a file does not change. To a reader they are
+// a torn end.
+const reserveBytes = 1 << 20
+
+// reserve makes room for so many bytes behind size. Without space on the disk it does
+// nothing: the write then grows the file, or fails.
+func (s *segment) reserve(n int64) {
+	if s.size+n <= s.zeros {
+		return
+	}
+	from := max(s.size, s.zeros)
+	if _, err := s.file.WriteAt(make([]byte, s.size+n+reserveBytes-from), from); err != nil {
+		_ = s.file.Truncate(from) // where it ended before
+		return
+	}
+	s.zeros = s.size + n + reserveBytes
+}
+
+// trim takes the zeros away: only the newest file may have what is no record.
+func (s *segment) trim() error {
+	if s.zeros <= s.size {
+		return nil
+	}
+	if err := s.file.Truncate(s.size); err != nil {
+		return fmt.Errorf("%s: %w", filepath.Base(s.path()), err)
+	}
+	s.zeros = 0
+	return s.file.Sync()
+}
+
 // append writes whole records behind size, which is the caller's to move, and makes
 // them durable. After an ErrFull the file is as it was before.
 func (s *segment) append(records []byte) error {
+	s.reserve(int64(len(records)))
 	if _, err := s.file.WriteAt(records, s.size); err != nil {
 		err = classify(err)
 		if errors.Is(err, ErrFull) {
+			s.zeros = 0
 			if cut := s.file.Truncate(s.size); cut != nil {
 				return fmt.Errorf("%v, and cannot be cut: %w", err, cut) //nolint:errorlint // ErrFull says that the file is as it was
 			}
