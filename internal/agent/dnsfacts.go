@@ -23,8 +23,8 @@ const (
 	// shipShare is what part of the time shipping takes at most while many facts come in:
 	// whoever waits for an answer needs the processors more than the log needs the facts
 	// this second. They are durable in the proxy's journal meanwhile.
-	shipShare = 4
-	// shipBehind is how many facts may wait for that.
+	shipShare = 10
+	// shipBehind is how many facts may wait for that; beyond, all of the time is theirs.
 	shipBehind = 200_000
 	// shipRetry is how soon a proxy that does not answer is called again.
 	shipRetry = 500 * time.Millisecond
