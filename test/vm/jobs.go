@@ -58,6 +58,8 @@ var jobs = []job{
 		quick: "TestTheExample",
 		left: []left{
 			{"TestServersAndClientsOfOthers", "other servers and clients send the packets that the authority and dig send in the other tests; they want a whole system around them"},
+			{"TestMusl", "compiles another client: a machine has no compiler"},
+			{"TestSoak", "a load that an emulated machine cannot bear: its clients would wait in vain"},
 		},
 		args:   []string{"-first-packets=6"},
 		binary: true, commands: []string{"dig"},

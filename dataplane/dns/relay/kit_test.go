@@ -58,11 +58,18 @@ func serve(t testing.TB, addr string, answer func(m *dns.Msg, tcp bool) []byte) 
 		t.Fatal(err)
 	}
 	for _, d := range []*dns.Server{{PacketConn: pc, Handler: h(false), UDPSize: 4096}, {Listener: l, Handler: h(true)}} {
-		started := make(chan struct{})
+		started, ended := make(chan struct{}), make(chan struct{})
 		d.NotifyStartedFunc = func() { close(started) }
-		go d.ActivateAndServe()
+		go func() {
+			defer close(ended)
+			d.ActivateAndServe()
+		}()
 		<-started
-		t.Cleanup(func() { d.Shutdown() })
+		// Shutdown may return before the socket is closed, and the next test wants its address.
+		t.Cleanup(func() {
+			d.Shutdown()
+			<-ended
+		})
 	}
 	return s
 }
