@@ -128,7 +128,7 @@ func writeMachine(w io.Writer, r *Results) {
 	m := r.Machine
 	kind := "A full run"
 	if r.Quick {
-		kind = "A quick run on a busy machine (it says little),"
+		kind = "A quick run, of short measurements,"
 	}
 	fmt.Fprintf(w, "%s of %s, %.0f minutes long, on %d cores of %s with %d MiB, Linux %s, disk %s.\n", kind, r.Started, r.Seconds/60, m.CPUs, m.CPU, m.MemoryMB, m.Kernel, m.Disk)
 	var versions []string

@@ -122,8 +122,13 @@ func keepOthers(r *Results, path string) error {
 	if err := json.Unmarshal(b, &old); err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
+	r.Started, r.Seconds, r.Quick = old.Started, r.Seconds+old.Seconds, r.Quick || old.Quick
+	measured := make(map[string]bool)
+	for _, s := range r.Series {
+		measured[s.Section] = true
+	}
 	for _, s := range old.Series {
-		if !slices.ContainsFunc(r.Series, func(n Series) bool { return n.Section == s.Section }) {
+		if !measured[s.Section] {
 			r.Series = append(r.Series, s)
 		}
 	}
