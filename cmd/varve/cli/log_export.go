@@ -80,9 +80,17 @@ func (a *app) export(cmd *cobra.Command, req *varvev1.ReadRequest, format string
 	if err != nil {
 		return err
 	}
+	return writeStream(w, stream)
+}
+
+// writeStream writes the pieces of a file as they come, and closes the stream.
+func writeStream[T any, M interface {
+	*T
+	GetData() []byte
+}](w io.Writer, stream *connect.ServerStreamForClient[T]) error {
 	defer func() { _ = stream.Close() }()
 	for stream.Receive() {
-		if _, err := w.Write(stream.Msg().Data); err != nil {
+		if _, err := w.Write(M(stream.Msg()).GetData()); err != nil {
 			return err
 		}
 	}

@@ -52,13 +52,7 @@ func (a *app) snapshotSave() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				defer func() { _ = stream.Close() }()
-				for stream.Receive() {
-					if _, err := w.Write(stream.Msg().Data); err != nil {
-						return err
-					}
-				}
-				return stream.Err()
+				return writeStream(w, stream)
 			})
 		},
 	}
