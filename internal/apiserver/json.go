@@ -3,13 +3,14 @@ package apiserver
 import (
 	"fmt"
 
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/varve-net/varve/internal/pbjson"
 )
 
-// jsonCodec is Connect's JSON codec but for one thing: a field that the message
-// does not have is an error. Connect drops it, and with it what a mistyped
-// "adresses" was to say.
+// jsonCodec is Connect's JSON codec but for two things: a field that the message
+// does not have is an error (Connect drops it, and with it what a mistyped "adresses"
+// was to say), and texts are the same in every build.
 type jsonCodec struct{}
 
 // Name is that of Connect's own codec, which this one replaces.
@@ -20,7 +21,7 @@ func (jsonCodec) Marshal(m any) ([]byte, error) {
 	if !ok {
 		return nil, fmt.Errorf("%T is no message", m)
 	}
-	return protojson.Marshal(p)
+	return pbjson.Marshal(p)
 }
 
 func (jsonCodec) Unmarshal(b []byte, m any) error {
@@ -31,7 +32,7 @@ func (jsonCodec) Unmarshal(b []byte, m any) error {
 	if len(b) == 0 {
 		return fmt.Errorf("empty body; send at least {}")
 	}
-	return protojson.Unmarshal(b, p)
+	return pbjson.Unmarshal(b, p)
 }
 
 // IsBinary implements Connect's stableCodec: JSON is text.

@@ -12,9 +12,9 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
-	"google.golang.org/protobuf/encoding/protojson"
 
 	varvev1 "github.com/varve-net/varve/api/varve/v1"
+	"github.com/varve-net/varve/internal/pbjson"
 	"github.com/varve-net/varve/log/eventpb"
 )
 
@@ -96,18 +96,12 @@ func parseEvents(m manifest) ([]*eventpb.Event, error) {
 		}
 		for _, d := range docs {
 			e := &eventpb.Event{}
-			if err := protojson.Unmarshal(d, e); err != nil {
-				return nil, usagef("%s: event %d: %s", m.source, len(out)+1, protoMessage(err))
+			if err := pbjson.Unmarshal(d, e); err != nil {
+				return nil, usagef("%s: event %d: %w", m.source, len(out)+1, err)
 			}
 			out = append(out, e)
 		}
 	}
-}
-
-// protoMessage is the text without protobuf's prefix, whose space varies from
-// build to build.
-func protoMessage(err error) string {
-	return strings.TrimLeft(strings.TrimPrefix(err.Error(), "proto:"), " \u00a0")
 }
 
 func (a *app) showResults(resp *varvev1.AppendResponse) {

@@ -11,6 +11,7 @@ import (
 
 	varvev1 "github.com/varve-net/varve/api/varve/v1"
 	"github.com/varve-net/varve/internal/durable"
+	"github.com/varve-net/varve/internal/pbjson"
 )
 
 // Formats of an export.
@@ -68,7 +69,7 @@ func (a *app) export(cmd *cobra.Command, req *varvev1.ReadRequest, format string
 	}
 	if format == exportJSON {
 		return readLog(cmd.Context(), c, req, func(r *varvev1.Record) error {
-			doc, err := messageJSON(r)
+			doc, err := pbjson.MarshalWhole(r)
 			if err != nil {
 				return err
 			}

@@ -13,8 +13,9 @@ import (
 	"github.com/jedib0t/go-pretty/v6/text"
 	"github.com/spf13/cobra"
 	"go.yaml.in/yaml/v3"
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/varve-net/varve/internal/pbjson"
 )
 
 // Output formats.
@@ -59,7 +60,7 @@ func (a *app) print(m proto.Message, human func()) error {
 		human()
 		return nil
 	}
-	doc, err := messageJSON(m)
+	doc, err := pbjson.MarshalWhole(m)
 	if err != nil {
 		return err
 	}
@@ -87,7 +88,7 @@ func (a *app) printJSON(doc []byte) error {
 
 // printItem writes one item of a stream: a line of JSON, or a YAML document.
 func (a *app) printItem(m proto.Message) error {
-	doc, err := messageJSON(m)
+	doc, err := pbjson.MarshalWhole(m)
 	if err != nil {
 		return err
 	}
@@ -97,18 +98,6 @@ func (a *app) printItem(m proto.Message) error {
 	}
 	_, err = a.stdout.Write(append(doc, '\n'))
 	return err
-}
-
-// messageJSON is the compact JSON of a message, without protojson's random
-// spaces. Empty lists are there, so that scripts need not look for them.
-func messageJSON(m proto.Message) ([]byte, error) {
-	raw, err := protojson.MarshalOptions{EmitDefaultValues: true}.Marshal(m)
-	if err != nil {
-		return nil, err
-	}
-	var out bytes.Buffer
-	err = json.Compact(&out, raw)
-	return out.Bytes(), err
 }
 
 // jsonToYAML keeps the order of keys and the digits of numbers.
