@@ -232,7 +232,7 @@ func (c *chain) class(name string, t *projections.Tables, key abi.ClassKey, othe
 			return
 		}
 	}
-	for _, revision := range row.Cause.Events {
+	for _, revision := range t.ClassCause(row).Events {
 		if _, known := c.causes[revision]; !known {
 			c.add(revision, "%s: %s is a peer that the rules name", name, other)
 		}

@@ -101,7 +101,11 @@ func build(f facts, node string, opts Options) (*Tables, error) {
 	if out.IPCache, err = NewIPCache(b.ipcacheRows(f.nodes)); err != nil {
 		return nil, err
 	}
-	if out.Classes, err = NewClasses(b.classRows()); err != nil {
+	classes, reasons := b.classRows()
+	if out.Classes, err = NewClasses(classes); err != nil {
+		return nil, err
+	}
+	if out.Reasons, err = newTable(&reasonCodec, reasons); err != nil {
 		return nil, err
 	}
 	policies, questions, learned := b.policyRows()
@@ -276,30 +280,29 @@ func (b *builder) policyRows() (rows []*PolicyRow, questions []*questionRow, lea
 	return rows, questions, learned
 }
 
-func (b *builder) classRows() []*Row[abi.ClassKey, abi.ClassValue] {
-	var rows []*Row[abi.ClassKey, abi.ClassValue]
+// classRows is the peers' rows of all scopes, and the reasons of their classes.
+func (b *builder) classRows() (rows []*classRow, reasons []*reasonRow) {
 	causes := b.itemCauses()
 	for _, id := range slices.Sorted(maps.Keys(b.scopes)) {
 		s := b.scopes[id]
-		ofClass := make(map[*class]Cause)
 		for _, c := range s.classes {
+			var cause Cause
 			for _, t := range c.tokens {
-				ofClass[c] = join(ofClass[c], causes[s][t.item])
+				cause = join(cause, causes[s][t.item])
 			}
+			reasons = append(reasons, &reasonRow{Key: ClassIn{s.id, c.id}, Cause: cause})
 			b.names[c.id] = joinTokens(c.tokens) + " (" + b.names[c.base] + ")"
 		}
 		for _, m := range s.members {
 			p := b.universes[s.direction].peers[m.peer]
-			cause := ofClass[m.class]
-			cause.Events = ascending(append(slices.Clone(cause.Events), p.events...))
-			rows = append(rows, &Row[abi.ClassKey, abi.ClassValue]{
+			rows = append(rows, &classRow{
 				Key:   abi.ClassKey{Scope: s.id, Peer: p.number},
 				Value: abi.ClassValue{Class: m.class.id},
-				Cause: cause,
+				Cause: Cause{Events: p.events},
 			})
 		}
 	}
-	return rows
+	return rows, reasons
 }
 
 // itemCauses is, for each item of each scope, the rules that use it.

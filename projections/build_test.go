@@ -232,7 +232,7 @@ func TestCauseNamesRulesAndEvents(t *testing.T) {
 	if !ok {
 		t.Fatal("the client has no class")
 	}
-	if diff := cmp.Diff(Cause{Events: []log.Revision{client.IdentityRevision, rev}, Rules: []RuleRef{ref}}, class.Cause); diff != "" {
+	if diff := cmp.Diff(Cause{Events: []log.Revision{client.IdentityRevision, rev}, Rules: []RuleRef{ref}}, tables.ClassCause(class)); diff != "" {
 		t.Errorf("cause of the class row (-want +got):\n%s", diff)
 	}
 	if diff := cmp.Diff([]log.Revision{web.Created, rev}, row.Cause.Events); diff != "" {
@@ -345,6 +345,7 @@ func TestBuildIsAFunctionOfFacts(t *testing.T) {
 		}
 		compareCauses(t, a.Policy.All(), b.Policy)
 		compareCauses(t, a.Classes.All(), b.Classes)
+		compareCauses(t, a.Reasons.All(), b.Reasons)
 		compareCauses(t, a.IPCache.All(), b.IPCache)
 		compareCauses(t, a.Endpoints.All(), b.Endpoints)
 	})

@@ -3,6 +3,8 @@ package projections
 import (
 	"slices"
 
+	"github.com/tidwall/btree"
+
 	"github.com/varve-net/varve/bpf/abi"
 	"github.com/varve-net/varve/log"
 )
@@ -40,17 +42,21 @@ func (d *Delta) Len() int {
 // editor is a table in the making. Freezing it costs O(1) and a change of k rows
 // O(k log n).
 type editor[K, V comparable] struct {
-	codec  *codec[K, V]
-	tree   *tree[K, V]
-	digest log.Digest
-	edits  map[K]edit[K, V] // since the last freeze
+	codec   *codec[K, V]
+	tree    *tree[K, V]
+	digest  log.Digest
+	edits   []edit[K, V] // since the last freeze, in the order in which they were made
+	scratch []byte
 }
 
-// edit is a row at the last freeze and now; nil where there is none.
-type edit[K, V comparable] struct{ was, is *Row[K, V] }
+// edit is a row before and after one change; nil where there is none.
+type edit[K, V comparable] struct {
+	key     K
+	was, is *Row[K, V]
+}
 
 func newEditor[K, V comparable](c *codec[K, V]) *editor[K, V] {
-	return &editor[K, V]{codec: c, tree: c.newTree(), edits: make(map[K]edit[K, V])}
+	return &editor[K, V]{codec: c, tree: c.newTree()}
 }
 
 func (e *editor[K, V]) get(k K) (*Row[K, V], bool) {
@@ -63,30 +69,48 @@ func (e *editor[K, V]) get(k K) (*Row[K, V], bool) {
 
 // set adds a row or replaces the one that has its key.
 func (e *editor[K, V]) set(k K, v V, cause Cause) {
-	c := &cell[K, V]{Row: Row[K, V]{k, v, cause}, hash: e.codec.hash(k, v)}
-	e.digest.Add(c.hash)
-	old, replaced := e.tree.Set(entry[K, V]{k, c})
-	if replaced {
-		e.digest.Remove(old.cell.hash)
-		e.note(k, &old.cell.Row, &c.Row)
-	} else {
-		e.note(k, nil, &c.Row)
+	e.put(&cell[K, V]{Row: Row[K, V]{k, v, cause}}, nil)
+}
+
+// slabRows is how many rows that come together share their memory. They tend to go
+// together too; where one stays, so does the memory of this many at most.
+const slabRows = 16
+
+// setAll is set for many rows, which it sorts.
+func (e *editor[K, V]) setAll(rows []Row[K, V]) {
+	slices.SortFunc(rows, func(a, b Row[K, V]) int { return e.codec.compare(a.Key, b.Key) })
+	e.edits = slices.Grow(e.edits, len(rows))
+	var hint btree.PathHint
+	for part := range slices.Chunk(rows, slabRows) {
+		slab := make([]cell[K, V], len(part))
+		for i := range part {
+			slab[i].Row = part[i]
+			e.put(&slab[i], &hint)
+		}
 	}
 }
 
-// recause gives a row that is there another cause.
-func (e *editor[K, V]) recause(r *Row[K, V], cause Cause) {
-	old, ok := e.tree.Get(entry[K, V]{key: r.Key})
-	if !ok {
+func (e *editor[K, V]) put(c *cell[K, V], hint *btree.PathHint) {
+	c.hash = e.codec.hash(&e.scratch, c.Key, c.Value)
+	e.digest.Add(c.hash)
+	x := edit[K, V]{key: c.Key, is: &c.Row}
+	if old, replaced := e.tree.SetHint(entry[K, V]{c.Key, c}, hint); replaced {
+		e.digest.Remove(old.cell.hash)
+		x.was = &old.cell.Row
+	}
+	e.edits = append(e.edits, x)
+}
+
+// recause gives a row another cause, if it is there.
+func (e *editor[K, V]) recause(k K, cause Cause) {
+	old, ok := e.tree.Get(entry[K, V]{key: k})
+	if !ok || sameCause(old.cell.Cause, cause) {
 		return
 	}
-	row := old.cell.Row
-	row.Cause = cause
-	c := &cell[K, V]{row, old.cell.hash}
-	e.tree.Set(entry[K, V]{r.Key, c})
-	if x, ok := e.edits[r.Key]; ok {
-		e.edits[r.Key] = edit[K, V]{x.was, &c.Row}
-	}
+	c := &cell[K, V]{old.cell.Row, old.cell.hash}
+	c.Cause = cause
+	e.tree.Set(entry[K, V]{k, c})
+	e.edits = append(e.edits, edit[K, V]{k, &old.cell.Row, &c.Row})
 }
 
 // remove deletes a row, if it is there, and returns it.
@@ -96,15 +120,8 @@ func (e *editor[K, V]) remove(k K) (*Row[K, V], bool) {
 		return nil, false
 	}
 	e.digest.Remove(old.cell.hash)
-	e.note(k, &old.cell.Row, nil)
+	e.edits = append(e.edits, edit[K, V]{key: k, was: &old.cell.Row})
 	return &old.cell.Row, true
-}
-
-func (e *editor[K, V]) note(k K, was, is *Row[K, V]) {
-	if first, ok := e.edits[k]; ok {
-		was = first.was
-	}
-	e.edits[k] = edit[K, V]{was, is}
 }
 
 // while returns the rows from the one with key from on as long as in holds.
@@ -123,8 +140,12 @@ func (e *editor[K, V]) while(from K, in func(K) bool) []*Row[K, V] {
 // freeze returns the table as it is now and what changed since the last freeze.
 func (e *editor[K, V]) freeze() (Table[K, V], Changes[K, V]) {
 	var c Changes[K, V]
-	//purity:ordered each list is sorted below
-	for _, x := range e.edits {
+	slices.SortStableFunc(e.edits, func(a, b edit[K, V]) int { return e.codec.compare(a.key, b.key) })
+	for i := 0; i < len(e.edits); {
+		x := e.edits[i]
+		for i++; i < len(e.edits) && e.edits[i].key == x.key; i++ {
+			x.is = e.edits[i].is
+		}
 		switch {
 		case x.is == nil && x.was == nil:
 		case x.was == nil:
@@ -135,14 +156,18 @@ func (e *editor[K, V]) freeze() (Table[K, V], Changes[K, V]) {
 			c.Changed = append(c.Changed, x.is)
 		}
 	}
-	e.edits = make(map[K]edit[K, V])
-	for _, rows := range [][]*Row[K, V]{c.Added, c.Changed, c.Removed} {
-		slices.SortFunc(rows, func(a, b *Row[K, V]) int {
-			if e.codec.less(a.Key, b.Key) {
-				return -1
-			}
-			return 1
-		})
-	}
+	e.edits = e.recycled()
 	return Table[K, V]{tree: e.tree.Copy(), digest: e.digest.Sum()}, c
+}
+
+// keptEdits is how much room for edits stays between two freezes.
+const keptEdits = 4096
+
+// recycled is no edits, with room for as many as are usual.
+func (e *editor[K, V]) recycled() []edit[K, V] {
+	if cap(e.edits) > keptEdits {
+		return nil
+	}
+	clear(e.edits) // the rows that they point to may go
+	return e.edits[:0]
 }

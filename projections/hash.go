@@ -24,20 +24,38 @@ var (
 	policyCodec   = codec[abi.PolicyKey, abi.PolicyValue]{"policy", appendPolicyKey, appendPolicyValue, lessPolicyKey}
 )
 
+// reasonCodec is of no map: nobody asks for its hashes.
+var reasonCodec = codec[ClassIn, struct{}]{
+	"reasons",
+	func(b []byte, k ClassIn) []byte { return le.AppendUint64(le.AppendUint64(b, k.Scope), k.Class) },
+	func(b []byte, _ struct{}) []byte { return b },
+	func(a, b ClassIn) bool {
+		if a.Scope != b.Scope {
+			return before64(a.Scope, b.Scope)
+		}
+		return before64(a.Class, b.Class)
+	},
+}
+
+type (
+	classRow  = Row[abi.ClassKey, abi.ClassValue]
+	reasonRow = Row[ClassIn, struct{}]
+)
+
 // HashEndpoint is the hash of an endpoint row, log.RowHash over the table's name
 // and the ABI's bytes of key and value. Whoever reads a row back from the kernel puts EndpointKey{value.ID}
 // in the place of the interface index.
-func HashEndpoint(k EndpointKey, v abi.EndpointValue) log.Hash { return endpointCodec.hash(k, v) }
+func HashEndpoint(k EndpointKey, v abi.EndpointValue) log.Hash { return endpointCodec.hashOf(k, v) }
 
 // HashIPCache is the hash of an ipcache row; a row of the exact map is a prefix
 // of length 128. Value.Ifindex is local to the boot and left out.
-func HashIPCache(k Prefix, v abi.IPCacheValue) log.Hash { return ipcacheCodec.hash(k, v) }
+func HashIPCache(k Prefix, v abi.IPCacheValue) log.Hash { return ipcacheCodec.hashOf(k, v) }
 
 // HashClass is the hash of a class row.
-func HashClass(k abi.ClassKey, v abi.ClassValue) log.Hash { return classCodec.hash(k, v) }
+func HashClass(k abi.ClassKey, v abi.ClassValue) log.Hash { return classCodec.hashOf(k, v) }
 
 // HashPolicy is the hash of a policy row.
-func HashPolicy(k abi.PolicyKey, v abi.PolicyValue) log.Hash { return policyCodec.hash(k, v) }
+func HashPolicy(k abi.PolicyKey, v abi.PolicyValue) log.Hash { return policyCodec.hashOf(k, v) }
 
 func appendEndpointKey(b []byte, k EndpointKey) []byte { return le.AppendUint32(b, k.ID) }
 

@@ -309,6 +309,7 @@ func sameTables(t testing.TB, want, got *Tables) {
 	sameTable(t, "ipcache", &want.IPCache, &got.IPCache)
 	sameTable(t, "classes", &want.Classes, &got.Classes)
 	sameTable(t, "policy", &want.Policy, &got.Policy)
+	sameTable(t, "reasons", &want.Reasons, &got.Reasons)
 	sameTable(t, "questions", &want.Questions, &got.Questions)
 	sameTable(t, "learned", &want.Learned, &got.Learned)
 	if diff := cmp.Diff(want.Names, got.Names); diff != "" {

@@ -31,6 +31,7 @@ type live struct {
 	ipcache   *editor[Prefix, abi.IPCacheValue]
 	classes   *editor[abi.ClassKey, abi.ClassValue]
 	policy    *editor[abi.PolicyKey, abi.PolicyValue]
+	reasons   *editor[ClassIn, struct{}]
 	questions *editor[QuestionKey, NameSet]
 	learned   *editor[LearnedKey, NameSet]
 
@@ -46,6 +47,7 @@ type live struct {
 	identities map[uint32]*localIdentity
 	locals     map[fsm.EndpointRef]*localEndpoint
 	cidrs      map[netip.Prefix]*cidr
+	filling    []classRow // scratch
 	claims     map[Prefix][]claimant
 
 	// What the change at hand leaves to be settled.
@@ -61,7 +63,7 @@ func newLive(cluster string, self *fsm.Node, opts Options) *live {
 	x := &live{
 		env: env{hostServesAPI: self.KubeAPIServer, auditMode: self.AuditMode}, opts: opts, ids: newIDs(cluster), node: self.Name,
 		endpoints: newEditor(&endpointCodec), ipcache: newEditor(&ipcacheCodec),
-		classes: newEditor(&classCodec), policy: newEditor(&policyCodec),
+		classes: newEditor(&classCodec), policy: newEditor(&policyCodec), reasons: newEditor(&reasonCodec),
 		questions: newEditor(&questionCodec), learned: newEditor(&learnedCodec),
 		names:      make(map[uint64]string),
 		scopes:     make(map[uint64]*liveScope),
@@ -176,6 +178,7 @@ func (x *live) freeze(revision log.Revision) (*Tables, Delta) {
 	t.IPCache, d.IPCache = x.ipcache.freeze()
 	t.Classes, d.Classes = x.classes.freeze()
 	t.Policy, d.Policy = x.policy.freeze()
+	t.Reasons, _ = x.reasons.freeze()
 	t.Questions, d.Questions = x.questions.freeze()
 	t.Learned, d.Learned = x.learned.freeze()
 	return t, d
@@ -251,9 +254,11 @@ func (x *live) nodeRank(n *fsm.Node) uint8 {
 func (x *live) changePolicy(ref policy.Ref, is *fsm.Policy) {
 	//purity:ordered an identity has a selection of its own, kept in the order of policies
 	for _, id := range x.identities {
-		before := id.selected
-		id.selected = slices.DeleteFunc(slices.Clone(before), func(s selection) bool { return s.policy.Policy.Ref == ref })
-		touched := len(id.selected) < len(before)
+		ours := func(s selection) bool { return s.policy.Policy.Ref == ref }
+		touched := slices.ContainsFunc(id.selected, ours)
+		if touched {
+			id.selected = slices.DeleteFunc(id.selected, ours)
+		}
 		if is != nil {
 			if more := selectionsOf(nil, is, id.labels); len(more) > 0 {
 				touched = true

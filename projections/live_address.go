@@ -62,8 +62,8 @@ func (x *live) settlePrefix(p Prefix) {
 	row, ok := x.ipcache.get(p)
 	if value := ipcacheValue(all[0].peer); !ok || row.Value != value {
 		x.ipcache.set(p, value, all[0].cause)
-	} else if !sameCause(row.Cause, all[0].cause) {
-		x.ipcache.recause(row, all[0].cause)
+	} else {
+		x.ipcache.recause(p, all[0].cause)
 	}
 }
 

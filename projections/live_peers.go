@@ -22,7 +22,7 @@ type livePeer struct {
 type liveGroup struct {
 	labels policy.Labels
 	base   uint64
-	events []log.Revision // of the identity; none of a base class
+	events []log.Revision // of the identity; none of a base class. Rows share them
 
 	identity  *fsm.Identity // nil: of a base class
 	next      *fsm.Identity // another one that took the number over
@@ -283,14 +283,6 @@ func (x *live) settlePeers() {
 		}
 	}
 	clear(x.dirtyGroups)
-}
-
-// eventsOf is the events of a peer that has a row in a scope.
-func (x *live) eventsOf(number uint64) []log.Revision {
-	if number&peerCIDR != 0 {
-		return nil
-	}
-	return x.groups[uint32(number)].events
 }
 
 // addPeer gives a peer its rows in the scopes of a direction that match it.

@@ -9,11 +9,10 @@ import (
 	"github.com/varve-net/varve/policy"
 )
 
-const peerCIDR = abi.PeerCIDR
-
 // liveScope is a scope in use with the classes that its peers have.
 type liveScope struct {
 	*scope
+	inOrder   []item // the scope's, as its keys
 	tables    map[*liveTable]struct{}
 	classes   map[uint64]*liveClass
 	bySig     map[string]*liveClass // by base class and tokens
@@ -30,19 +29,20 @@ type liveClass struct {
 	*class
 	sig     string
 	members int
-	cause   Cause
-	// recaused tells, while a scope is settled, that cause was another before.
-	recaused bool
 }
 
 func newLiveScope(s *scope) *liveScope {
+	items := make([]item, len(s.keys))
+	for i, key := range s.keys {
+		items[i] = s.items[key]
+	}
 	return &liveScope{
-		scope: s, tables: make(map[*liveTable]struct{}), classes: make(map[uint64]*liveClass), bySig: make(map[string]*liveClass),
+		scope: s, inOrder: items, tables: make(map[*liveTable]struct{}), classes: make(map[uint64]*liveClass), bySig: make(map[string]*liveClass),
 	}
 }
 
-// settleScope fills a new scope, and gives the rows of another one the causes that
-// its tables have now.
+// settleScope fills a new scope, and gives the classes of another one the reasons
+// that its tables have now.
 func (x *live) settleScope(s *liveScope) {
 	if !s.filled {
 		s.causes = s.gatherCauses()
@@ -55,16 +55,9 @@ func (x *live) settleScope(s *liveScope) {
 		return
 	}
 	s.causes = causes
-	//purity:ordered a class has a cause of its own
+	//purity:ordered a class has a row of its own
 	for _, c := range s.classes {
-		cause := s.causeOf(c.class)
-		c.recaused = !sameCause(c.cause, cause)
-		c.cause = cause
-	}
-	for _, row := range x.classRows(s.id) {
-		if c := s.classes[row.Value.Class]; c.recaused {
-			x.classes.recause(row, x.classCause(c, row.Key.Peer))
-		}
+		x.reasons.recause(ClassIn{s.id, c.id}, s.causeOf(c.class))
 	}
 }
 
@@ -96,15 +89,7 @@ func (s *liveScope) causeOf(c *class) Cause {
 	return out
 }
 
-func (x *live) classCause(c *liveClass, number uint64) Cause {
-	events := x.eventsOf(number)
-	if len(events) == 0 {
-		return c.cause
-	}
-	return Cause{Events: ascending(slices.Concat(c.cause.Events, events)), Rules: c.cause.Rules}
-}
-
-func (x *live) classRows(scope uint64) []*Row[abi.ClassKey, abi.ClassValue] {
+func (x *live) classRows(scope uint64) []*classRow {
 	return x.classes.while(abi.ClassKey{Scope: scope}, func(k abi.ClassKey) bool { return k.Scope == scope })
 }
 
@@ -118,8 +103,7 @@ func (x *live) fill(s *liveScope) {
 		}
 		g.pending = append(g.pending, token32{index: uint32(index)})
 	}
-	for i, key := range s.keys {
-		it := s.items[key]
+	for i, it := range s.inOrder {
 		u := use{s, uint32(i), it}
 		switch {
 		case it.peer == nil:
@@ -144,14 +128,17 @@ func (x *live) fill(s *liveScope) {
 	if len(s.cidrs) > 0 {
 		x.withCIDR[s.direction][s] = struct{}{}
 	}
-	x.fillCIDRs(s)
+	rows := x.fillCIDRs(s, x.filling[:0])
 	for _, g := range touched {
-		x.fillGroup(s, g)
+		rows = x.fillGroup(s, g, rows)
 		g.pending = g.pending[:0]
 	}
+	x.classes.setAll(rows)
+	clear(rows)
+	x.filling = rows
 }
 
-func (x *live) fillCIDRs(s *liveScope) {
+func (x *live) fillCIDRs(s *liveScope, rows []classRow) []classRow {
 	for _, c := range x.sorted {
 		world := x.groups[uint32(worldOf(c.prefix))]
 		s.pending = s.own(s.pending[:0], world.pending, nil)
@@ -162,28 +149,29 @@ func (x *live) fillCIDRs(s *liveScope) {
 		}
 		if len(s.pending) > 0 {
 			sortTokens(s.pending)
-			x.join(s, world, c.number, s.pending)
+			rows = append(rows, x.member(s, world, c.number, s.pending))
 		}
 	}
 	s.pending = s.pending[:0]
+	return rows
 }
 
 // own adds to out what a peer with certain ports has of its group's pending.
 func (s *liveScope) own(out, pending []token32, ports []fsm.NamedPort) []token32 {
 	for _, t := range pending {
-		out = s.items[s.keys[t.index]].tokens(out, t.index, ports)
+		out = s.inOrder[t.index].tokens(out, t.index, ports)
 	}
 	return out
 }
 
 // fillGroup gives the peers of a group their rows. The group's pending has all
 // items that match it, as if every port name were its own.
-func (x *live) fillGroup(s *liveScope, g *liveGroup) {
+func (x *live) fillGroup(s *liveScope, g *liveGroup, rows []classRow) []classRow {
 	join := func(number uint64, ports []fsm.NamedPort) {
 		s.pending = s.own(s.pending[:0], g.pending, ports)
 		if len(s.pending) > 0 {
 			sortTokens(s.pending)
-			x.join(s, g, number, s.pending)
+			rows = append(rows, x.member(s, g, number, s.pending))
 		}
 		s.pending = s.pending[:0]
 	}
@@ -199,10 +187,18 @@ func (x *live) fillGroup(s *liveScope, g *liveGroup) {
 			}
 		}
 	}
+	return rows
 }
 
 // join gives a peer the row of the class that its tokens, sorted, make.
 func (x *live) join(s *liveScope, g *liveGroup, number uint64, tokens []token32) {
+	row := x.member(s, g, number, tokens)
+	x.classes.set(row.Key, row.Value, row.Cause)
+}
+
+// member finds the class that a peer's tokens, sorted, make, counts the peer, and
+// gives the row that it is to have.
+func (x *live) member(s *liveScope, g *liveGroup, number uint64, tokens []token32) classRow {
 	tokens = slices.Compact(tokens)
 	sig := append(s.sig[:0], byte(g.base))
 	for _, t := range tokens {
@@ -216,7 +212,7 @@ func (x *live) join(s *liveScope, g *liveGroup, number uint64, tokens []token32)
 		s.bySig[c.sig] = c
 	}
 	c.members++
-	x.classes.set(abi.ClassKey{Scope: s.id, Peer: number}, abi.ClassValue{Class: c.id}, x.classCause(c, number))
+	return classRow{abi.ClassKey{Scope: s.id, Peer: number}, abi.ClassValue{Class: c.id}, Cause{Events: g.events}}
 }
 
 func (x *live) newClass(s *liveScope, base uint64, tokens []token32) *liveClass {
@@ -225,8 +221,9 @@ func (x *live) newClass(s *liveScope, base uint64, tokens []token32) *liveClass 
 		c.tokens[i] = token{s.keys[t.index], t.port}
 	}
 	c.id = x.ids.class(c.base, c.content())
-	out := &liveClass{class: c, cause: s.causeOf(c)}
+	out := &liveClass{class: c}
 	s.classes[c.id] = out
+	x.reasons.set(ClassIn{s.id, c.id}, struct{}{}, s.causeOf(c))
 	if x.classUsers[c.id]++; x.classUsers[c.id] == 1 {
 		x.name(c.id, joinTokens(c.tokens)+" ("+x.names[base]+")")
 	}
@@ -261,6 +258,7 @@ func (x *live) leave(s *liveScope, number uint64) {
 
 func (x *live) dropClass(s *liveScope, c *liveClass) {
 	delete(s.classes, c.id)
+	x.reasons.remove(ClassIn{s.id, c.id})
 	if x.classUsers[c.id]--; x.classUsers[c.id] == 0 {
 		delete(x.classUsers, c.id)
 		x.name(c.id, "")

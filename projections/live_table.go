@@ -270,7 +270,7 @@ func (x *live) putRows(t *liveTable, class uint64, decisions []decision) {
 // putRow gives a row that is there its cause, or brings it.
 func putRow[K, V comparable](e *editor[K, V], row *Row[K, V]) {
 	if have, ok := e.get(row.Key); ok && have.Value == row.Value {
-		e.recause(have, row.Cause)
+		e.recause(row.Key, row.Cause)
 	} else {
 		e.set(row.Key, row.Value, row.Cause)
 	}
@@ -310,8 +310,8 @@ func (x *live) settleLocal(l *localEndpoint) {
 	row := x.env.endpointRow(l.Endpoint, &l.subjects[policy.Egress].subject, &l.subjects[policy.Ingress].subject)
 	if have, ok := x.endpoints.get(row.Key); !ok || have.Value != row.Value {
 		x.endpoints.set(row.Key, row.Value, row.Cause)
-	} else if !sameCause(have.Cause, row.Cause) {
-		x.endpoints.recause(have, row.Cause)
+	} else {
+		x.endpoints.recause(row.Key, row.Cause)
 	}
 }
 

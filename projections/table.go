@@ -35,9 +35,29 @@ type codec[K, V comparable] struct {
 	less  func(a, b K) bool // the order of the keys' bytes
 }
 
-func (c *codec[K, V]) hash(key K, value V) log.Hash {
-	var keyBytes, valueBytes [128]byte
-	return log.RowHash(c.name, c.key(keyBytes[:0], key), c.value(valueBytes[:0], value))
+func (c *codec[K, V]) compare(a, b K) int {
+	switch {
+	case c.less(a, b):
+		return -1
+	case c.less(b, a):
+		return 1
+	}
+	return 0
+}
+
+// hash is what a row adds to the digest. Scratch is overwritten; the compiler cannot
+// tell that the codec's functions keep nothing of it, so it is the caller's to use again.
+func (c *codec[K, V]) hash(scratch *[]byte, key K, value V) log.Hash {
+	b := c.key((*scratch)[:0], key)
+	n := len(b)
+	b = c.value(b, value)
+	*scratch = b
+	return log.RowHash(c.name, b[:n], b[n:])
+}
+
+func (c *codec[K, V]) hashOf(key K, value V) log.Hash {
+	var scratch []byte
+	return c.hash(&scratch, key, value)
 }
 
 // cell is a row and what it adds to the digest, kept so that removing the row
@@ -108,18 +128,11 @@ func (t *Table[K, V]) Digest() log.Hash { return t.digest }
 // newTable sorts rows and sums them up.
 func newTable[K, V comparable](c *codec[K, V], rows []*Row[K, V]) (Table[K, V], error) {
 	entries := make([]entry[K, V], len(rows))
+	var scratch []byte
 	for i, r := range rows {
-		entries[i] = entry[K, V]{r.Key, &cell[K, V]{*r, c.hash(r.Key, r.Value)}}
+		entries[i] = entry[K, V]{r.Key, &cell[K, V]{*r, c.hash(&scratch, r.Key, r.Value)}}
 	}
-	slices.SortFunc(entries, func(a, b entry[K, V]) int {
-		switch {
-		case c.less(a.key, b.key):
-			return -1
-		case c.less(b.key, a.key):
-			return 1
-		}
-		return 0
-	})
+	slices.SortFunc(entries, func(a, b entry[K, V]) int { return c.compare(a.key, b.key) })
 	t := Table[K, V]{tree: c.newTree()}
 	var digest log.Digest
 	for _, e := range entries {

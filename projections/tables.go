@@ -9,6 +9,7 @@ package projections
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/varve-net/varve/bpf/abi"
 	"github.com/varve-net/varve/log"
@@ -59,6 +60,21 @@ type EndpointKey struct {
 	ID uint32
 }
 
+// ClassIn is a class of a scope.
+type ClassIn struct{ Scope, Class uint64 }
+
+// ClassCause is why a row of Classes exists: the events of its peer's identity, and
+// the rules that use what the peers of its class match, with their policies' events.
+// All rows of a class in a scope share these: another policy that uses the same
+// selectors then changes the reason of a class, and not the rows of all its peers.
+func (t *Tables) ClassCause(row *Row[abi.ClassKey, abi.ClassValue]) Cause {
+	reason, ok := t.Reasons.Get(ClassIn{row.Key.Scope, row.Value.Class})
+	if !ok {
+		return row.Cause
+	}
+	return Cause{Events: ascending(slices.Concat(reason.Cause.Events, row.Cause.Events)), Rules: reason.Cause.Rules}
+}
+
 // Prefix is the logical key of the ipcache; dataplane puts full-length prefixes
 // into the exact map and the others into the trie.
 type Prefix = abi.IPCacheLPMKey
@@ -72,6 +88,10 @@ type Tables struct {
 	IPCache   Table[Prefix, abi.IPCacheValue]
 	Classes   Table[abi.ClassKey, abi.ClassValue]
 	Policy    Table[abi.PolicyKey, abi.PolicyValue]
+
+	// Reasons are the rules behind the rows of Classes, which carry no more than
+	// their peer's events: see ClassCause. No map has them, nor any digest.
+	Reasons Table[ClassIn, struct{}]
 
 	// What the DNS proxy has to know beside the maps.
 	Questions Table[QuestionKey, NameSet]

@@ -59,9 +59,12 @@ func (d dump) auditIPCache(row *projections.Row[projections.Prefix, abi.IPCacheV
 	return &auditRow{r.Prefix, fmt.Sprintf("%s, identity %d", cmp.Or(r.Peer, "unknown"), r.Identity), row.Cause, []string{r.Prefix}}
 }
 
-func (d dump) auditClass(row *projections.Row[abi.ClassKey, abi.ClassValue]) *auditRow {
-	key := hex(row.Key.Scope) + " " + d.peer(row.Key.Peer, netip.Addr{})
-	return &auditRow{key, d.class(row.Value.Class), row.Cause, []string{key}}
+// auditClass is for the rows of t.
+func (d dump) auditClass(t *projections.Tables) func(*projections.Row[abi.ClassKey, abi.ClassValue]) *auditRow {
+	return func(row *projections.Row[abi.ClassKey, abi.ClassValue]) *auditRow {
+		key := hex(row.Key.Scope) + " " + d.peer(row.Key.Peer, netip.Addr{})
+		return &auditRow{key, d.class(row.Value.Class), t.ClassCause(row), []string{key}}
+	}
 }
 
 func (d dump) auditPolicy(row *projections.PolicyRow) *auditRow {
@@ -98,8 +101,9 @@ func (d dump) eachRow(t *projections.Tables, table string, fn func(*auditRow) bo
 			}
 		}
 	case mapClass:
+		class := d.auditClass(t)
 		for row := range t.Classes.All() {
-			if !fn(d.auditClass(row)) {
+			if !fn(class(row)) {
 				return nil
 			}
 		}
@@ -131,7 +135,7 @@ func eachChange(table string, was, is dump, wasTables, isTables *projections.Tab
 	case mapIPCache:
 		return audit.DiffTable(&wasTables.IPCache, &isTables.IPCache, changed(was.auditIPCache, is.auditIPCache, fn))
 	case mapClass:
-		return audit.DiffTable(&wasTables.Classes, &isTables.Classes, changed(was.auditClass, is.auditClass, fn))
+		return audit.DiffTable(&wasTables.Classes, &isTables.Classes, changed(was.auditClass(wasTables), is.auditClass(isTables), fn))
 	case mapFQDN:
 		wasOpened, err := wasTables.Opened(was.view)
 		if err != nil {
