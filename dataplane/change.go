@@ -5,13 +5,17 @@ import (
 	"slices"
 
 	"github.com/varve-net/varve/bpf/abi"
+	"github.com/varve-net/varve/projections"
 )
 
 // change is the difference between what the maps have and what they should have.
 type change struct {
 	have, want *rows
-	// part: have and want hold only the rows that may differ.
-	part bool
+	// part: have and want hold only the endpoints and prefixes that may differ, and
+	// what differs in the two other maps is told by classes and policy.
+	part    bool
+	classes *projections.Changes[abi.ClassKey, abi.ClassValue]
+	policy  *projections.Changes[abi.PolicyKey, abi.PolicyValue]
 
 	goneEndpoints []abi.EndpointKey
 	// turned are endpoints that stay and whose policy reference changes; renamed
@@ -129,10 +133,13 @@ func (c *change) prefixPeak(t *transition) (exact, trie int) {
 func (c *change) stats() Stats {
 	s := Stats{
 		Endpoints:  count(c.have.endpoints, c.want.endpoints),
-		Classes:    count(c.have.classes, c.want.classes),
-		Policy:     count(c.have.policy, c.want.policy),
 		AllFlows:   c.allFlows,
 		Transition: c.mixed(),
+	}
+	if c.part {
+		s.Classes, s.Policy = countChanges(c.classes), countChanges(c.policy)
+	} else {
+		s.Classes, s.Policy = count(c.have.classes, c.want.classes), count(c.have.policy, c.want.policy)
 	}
 	haveExact, haveTrie := split(c.have.prefixes)
 	wantExact, wantTrie := split(c.want.prefixes)
@@ -163,6 +170,10 @@ func count[K, V comparable](have, want map[K]V) Changes {
 	}
 	n.Deleted = len(have) + n.Added - len(want)
 	return n
+}
+
+func countChanges[K, V comparable](d *projections.Changes[K, V]) Changes {
+	return Changes{Added: len(d.Added), Updated: len(d.Changed), Deleted: len(d.Removed)}
 }
 
 func sorted(keys []abi.EndpointKey) []abi.EndpointKey {

@@ -215,10 +215,7 @@ func (w *writer) apply(c *change) error {
 			return err
 		}
 	}
-	if err := w.putPolicy(c.want.policy); err != nil {
-		return err
-	}
-	if err := w.putClasses(c.want.classes); err != nil {
+	if err := w.add(c); err != nil {
 		return err
 	}
 	if err := w.deleteEndpoints(c.goneEndpoints); err != nil {
@@ -244,7 +241,7 @@ func (w *writer) apply(c *change) error {
 	if err := w.putPrefixes(c.want.prefixes); err != nil {
 		return err
 	}
-	if err := w.deletePrefixes(unwanted(c.leaving(w.have).prefixes, c.want.prefixes)); err != nil {
+	if err := w.deletePrefixes(unwanted(c.leavingPrefixes(w.have), c.want.prefixes)); err != nil {
 		return err
 	}
 	if t != nil {
@@ -263,11 +260,30 @@ func (w *writer) apply(c *change) error {
 	return nil
 }
 
+// add writes the policy and class rows that are new or other ones.
+func (w *writer) add(c *change) error {
+	if c.part {
+		if err := putChanges(w, w.Policy, w.have.policy, c.policy); err != nil {
+			return err
+		}
+		return putChanges(w, w.Classes, w.have.classes, c.classes)
+	}
+	if err := w.putPolicy(c.want.policy); err != nil {
+		return err
+	}
+	return w.putClasses(c.want.classes)
+}
+
 // clean removes the policy and class rows that c left, once no program run can hold
 // what leads to them.
 func (w *writer) clean(c *change) error {
-	leaving := c.leaving(w.have)
-	policy, classes := unwanted(leaving.policy, c.want.policy), unwanted(leaving.classes, c.want.classes)
+	var policy []abi.PolicyKey
+	var classes []abi.ClassKey
+	if c.part {
+		policy, classes = keysOf(c.policy.Removed), keysOf(c.classes.Removed)
+	} else {
+		policy, classes = unwanted(w.have.policy, c.want.policy), unwanted(w.have.classes, c.want.classes)
+	}
 	if len(policy)+len(classes) == 0 {
 		return nil
 	}

@@ -48,10 +48,8 @@ func (s *Syncer) partial(desired *projections.Tables, delta *projections.Delta, 
 	have, want := newRows(), newRows()
 	owners := s.touchedEndpoints(have, want, desired, delta, bind)
 	s.touchedPrefixes(have, want, desired, delta, owners)
-	touchedRows(s.have.classes, have.classes, want.classes, &delta.Classes)
-	touchedRows(s.have.policy, have.policy, want.policy, &delta.Policy)
 
-	c := &change{have: have, want: want, part: true}
+	c := &change{have: have, want: want, part: true, classes: &delta.Classes, policy: &delta.Policy}
 	c.compareEndpoints()
 	before := resolver{get: lookupIn(s.have.prefixes), lengths: lengthsOf(&s.held.lengths, want.prefixes)}
 	after := resolver{lengths: before.lengths, get: func(p prefix) (abi.IPCacheValue, bool) {
@@ -75,8 +73,6 @@ func newRows() *rows {
 	return &rows{
 		prefixes:  make(map[prefix]abi.IPCacheValue),
 		endpoints: make(map[abi.EndpointKey]abi.EndpointValue),
-		classes:   make(map[abi.ClassKey]abi.ClassValue),
-		policy:    make(map[abi.PolicyKey]abi.PolicyValue),
 	}
 }
 
@@ -161,19 +157,6 @@ func (s *Syncer) touchedPrefixes(have, want *rows, desired *projections.Tables, 
 	}
 }
 
-func touchedRows[K, V comparable](all, have, want map[K]V, d *projections.Changes[K, V]) {
-	for i, rows := range [][]*projections.Row[K, V]{d.Added, d.Changed, d.Removed} {
-		for _, r := range rows {
-			if v, ok := all[r.Key]; ok {
-				have[r.Key] = v
-			}
-			if i < 2 {
-				want[r.Key] = r.Value
-			}
-		}
-	}
-}
-
 // fitPartial is writer.fit for a partial change, without making room.
 func (s *Syncer) fitPartial(c *change) error {
 	exact := s.held.lengths[fullLength]
@@ -190,20 +173,41 @@ func (s *Syncer) fitPartial(c *change) error {
 	}
 	m := s.maps
 	return errors.Join(
-		fitMap(m.Classes, s.have.classes, c.want.classes, nil),
-		fitMap(m.Policy, s.have.policy, c.want.policy, nil),
+		fitCount(m.Classes.Name(), m.Classes.MaxEntries(), len(s.have.classes)+len(c.classes.Added)),
+		fitCount(m.Policy.Name(), m.Policy.MaxEntries(), len(s.have.policy)+len(c.policy.Added)),
 		fitMap(m.Endpoints, s.have.endpoints, c.want.endpoints, nil),
 		fitCount(m.IPCache.Name(), m.IPCache.MaxEntries(), exact),
 		fitCount(m.IPCacheLPM.Name(), m.IPCacheLPM.MaxEntries(), trie),
 	)
 }
 
-// leaving is the rows among which those stand that are not wanted any more.
-func (c *change) leaving(now *rows) *rows {
+// leavingPrefixes are those among which the ones stand that are not wanted any more.
+func (c *change) leavingPrefixes(now *rows) map[prefix]abi.IPCacheValue {
 	if c.part {
-		return c.have
+		return c.have.prefixes
 	}
-	return now
+	return now.prefixes
+}
+
+// putChanges writes the rows that are new or other ones.
+func putChanges[K, V comparable](w *writer, m Map[K, V], have map[K]V, d *projections.Changes[K, V]) error {
+	n := len(d.Added) + len(d.Changed)
+	keys, values := make([]K, 0, n), make([]V, 0, n)
+	for _, rows := range [][]*projections.Row[K, V]{d.Added, d.Changed} {
+		for _, r := range rows {
+			keys, values = append(keys, r.Key), append(values, r.Value)
+		}
+	}
+	return putRows(w, m, have, keys, values)
+}
+
+// keysOf are the keys of rows.
+func keysOf[K, V comparable](rows []*projections.Row[K, V]) []K {
+	keys := make([]K, len(rows))
+	for i, r := range rows {
+		keys[i] = r.Key
+	}
+	return keys
 }
 
 // unwanted are the keys of rows that want lacks.
