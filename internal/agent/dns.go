@@ -35,7 +35,9 @@ func newDNS(cfg *Config, cluster string, rlog *raftlog.Log) (*dns, error) {
 	client := dnsrpc.NewClient(cfg.DNSSocket)
 	d := &dns{
 		client: client,
-		rules:  &dnsRules{path: filepath.Join(dir, "rules"), cluster: cluster, node: cfg.Node, proxy: client, logger: cfg.Logger},
+		rules: &dnsRules{
+			path: filepath.Join(dir, "rules"), cluster: cluster, node: cfg.Node, local: newLocals(cfg.Node), proxy: client, logger: cfg.Logger,
+		},
 		facts: &dnsFacts{
 			log: rlog, view: rlog.View, proxy: client, cluster: cluster, node: cfg.Node,
 			actor: "dns-proxy:" + cfg.Node, logger: cfg.Logger,
@@ -60,7 +62,7 @@ func (d *dns) run(ctx context.Context) {
 // wrap puts the rules of the tables that sync brings into force around it.
 func (d *dnsRules) wrap(view func() fsm.View, sync syncFunc) syncFunc {
 	return func(ctx context.Context, t *projections.Tables, delta projections.Delta) (stats dataplane.Stats, err error) {
-		err = d.around(ctx, view(), t, func() error {
+		err = d.around(ctx, view(), t, &delta, func() error {
 			stats, err = sync(ctx, t, delta)
 			return err
 		})

@@ -28,19 +28,67 @@ type dnsRules struct {
 	path    string
 	cluster string
 	node    string
+	local   *locals
 	proxy   dnslink.Proxy
 	logger  *slog.Logger
 
 	mu     sync.Mutex
 	inFile *dnslink.Rules // nil: unknown
+	// of and endpoints are what the rules in the file were made of, and nothing else; of is
+	// nil while the file may hold other rules as well.
+	of        *projections.Tables
+	endpoints []*fsm.Endpoint
 }
 
 // around writes the rules of tables, calls sync, which brings the kernel to these
-// tables, and then forgets the rules of before.
-func (d *dnsRules) around(ctx context.Context, view fsm.View, tables *projections.Tables, sync func() error) error {
+// tables, and then forgets the rules of before. The delta leads to tables.
+func (d *dnsRules) around(ctx context.Context, view fsm.View, tables *projections.Tables, delta *projections.Delta, sync func() error) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	next := rulesOf(d.cluster, d.node, view, tables)
+	endpoints := d.local.of(view)
+	alike := d.alike(endpoints, delta)
+	d.of = nil
+	var err error
+	if alike {
+		err = sync()
+	} else {
+		err = d.change(ctx, rulesOf(d.cluster, d.node, endpoints, tables), sync)
+	}
+	if err == nil {
+		d.of, d.endpoints = tables, endpoints
+	}
+	return err
+}
+
+// alike tells whether the rules in the file are those of the tables to which delta
+// leads, too, so that none need be made.
+func (d *dnsRules) alike(endpoints []*fsm.Endpoint, delta *projections.Delta) bool {
+	if d.of == nil || d.of != delta.From || delta.Questions.Len()+delta.Learned.Len() > 0 || !slices.Equal(endpoints, d.endpoints) {
+		return false
+	}
+	inFile := func(id uint32) (*dnslink.Endpoint, bool) {
+		i, ok := slices.BinarySearchFunc(d.inFile.Endpoints, id, func(e dnslink.Endpoint, id uint32) int { return cmp.Compare(e.ID, id) })
+		if !ok {
+			return nil, false
+		}
+		return &d.inFile.Endpoints[i], true
+	}
+	for _, rows := range [][]*projections.Row[projections.EndpointKey, abi.EndpointValue]{delta.Endpoints.Added, delta.Endpoints.Changed} {
+		for _, row := range rows {
+			listed, ok := inFile(row.Key.ID)
+			if ok != usesNames(&row.Value) || ok && !slices.Equal(listed.Tables, []uint64{row.Value.Egress.Table}) {
+				return false
+			}
+		}
+	}
+	return !slices.ContainsFunc(delta.Endpoints.Removed, func(row *projections.Row[projections.EndpointKey, abi.EndpointValue]) bool {
+		_, ok := inFile(row.Key.ID)
+		return ok
+	})
+}
+
+// change is around for rules that may be other ones than those in the file.
+func (d *dnsRules) change(ctx context.Context, next *dnslink.Rules, sync func() error) error {
 	if d.inFile == nil {
 		// What an earlier run left is what the kernel may still have.
 		if left, err := dnslink.ReadRules(d.path); err == nil {
@@ -78,8 +126,12 @@ func (d *dnsRules) write(ctx context.Context, r *dnslink.Rules) error {
 	return nil
 }
 
-// rulesOf is what the tables say of names.
-func rulesOf(cluster, node string, view fsm.View, t *projections.Tables) *dnslink.Rules {
+// usesNames tells whether an endpoint's policy looks at names.
+func usesNames(v *abi.EndpointValue) bool { return v.Egress.Flags&(abi.PolicyAsks|abi.PolicyFQDN) != 0 }
+
+// rulesOf is what the tables say of names to the node's endpoints, which are in the
+// order of their ids.
+func rulesOf(cluster, node string, endpoints []*fsm.Endpoint, t *projections.Tables) *dnslink.Rules {
 	r := &dnslink.Rules{Cluster: cluster, Node: node, Revision: uint64(t.Revision)}
 	sets := newSets(r)
 	for q := range t.Questions.All() {
@@ -95,12 +147,9 @@ func rulesOf(cluster, node string, view fsm.View, t *projections.Tables) *dnslin
 	if len(r.Rows)+len(r.Classes) == 0 {
 		return r
 	}
-	for e := range view.Endpoints() {
-		if e.Node != node {
-			continue
-		}
+	for _, e := range endpoints {
 		row, ok := t.Endpoints.Get(projections.EndpointKey{ID: e.ID})
-		if !ok || row.Value.Egress.Flags&(abi.PolicyAsks|abi.PolicyFQDN) == 0 {
+		if !ok || !usesNames(&row.Value) {
 			continue
 		}
 		r.Endpoints = append(r.Endpoints, dnslink.Endpoint{
@@ -108,7 +157,6 @@ func rulesOf(cluster, node string, view fsm.View, t *projections.Tables) *dnslin
 			IPv4: e.IPv4, IPv6: e.IPv6, Tables: []uint64{row.Value.Egress.Table},
 		})
 	}
-	slices.SortFunc(r.Endpoints, func(a, b dnslink.Endpoint) int { return cmp.Compare(a.ID, b.ID) })
 	return r
 }
 

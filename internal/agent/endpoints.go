@@ -53,6 +53,7 @@ type endpoints struct {
 	wait   func(context.Context, log.Revision) error
 	resync func(context.Context) error // projects anew with the bindings of now
 	links  interfaces
+	locals *locals
 	ipam   *ipam
 	cfg    *Config
 	logger *slog.Logger
@@ -72,6 +73,7 @@ type refLock struct {
 func newEndpoints(cfg *Config, f *facts, view func() fsm.View, wait func(context.Context, log.Revision) error, links interfaces) *endpoints {
 	return &endpoints{
 		node: cfg.Node, facts: f, view: view, wait: wait, links: links, cfg: cfg, logger: cfg.Logger,
+		locals: newLocals(cfg.Node),
 		ipam:   newIPAM(view, cfg.IPv4Range, cfg.IPv6Range),
 		locks:  map[fsm.EndpointRef]*refLock{},
 		bound:  map[string]int{},
@@ -102,13 +104,11 @@ func (m *endpoints) lock(ref fsm.EndpointRef) func() {
 
 // bindings maps the ids of local endpoints to their host interfaces.
 func (m *endpoints) bindings(view fsm.View) map[uint32]int {
+	local := m.locals.of(view)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	out := map[uint32]int{}
-	for ep := range view.Endpoints() {
-		if ep.Node != m.node {
-			continue
-		}
+	out := make(map[uint32]int, len(local))
+	for _, ep := range local {
 		if ifindex, ok := m.bound[ep.HostInterface]; ok {
 			out[ep.ID] = ifindex
 		}

@@ -68,12 +68,4 @@ func (m *endpoints) recover(ctx context.Context) {
 }
 
 // local lists this node's endpoints.
-func (m *endpoints) local() []*fsm.Endpoint {
-	var out []*fsm.Endpoint
-	for ep := range m.view().Endpoints() {
-		if ep.Node == m.node {
-			out = append(out, ep)
-		}
-	}
-	return out
-}
+func (m *endpoints) local() []*fsm.Endpoint { return m.locals.of(m.view()) }
