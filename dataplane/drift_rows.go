@@ -241,6 +241,7 @@ func (s *Syncer) known(fn func(*rows) error) error {
 	if s.have == nil {
 		return errUnknown
 	}
+	s.note()
 	return fn(s.have)
 }
 
@@ -256,6 +257,7 @@ func (s *Syncer) settle(ctx context.Context, n names) ([]Difference, error) {
 	if s.have == nil {
 		return nil, nil
 	}
+	s.note()
 	have, err := readRows(ctx, s.maps)
 	if err != nil {
 		return nil, err

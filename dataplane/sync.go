@@ -49,6 +49,9 @@ type Syncer struct {
 	held held  // by the last Sync that had no error
 	// left is the change whose step 7 is to be done; nil: none.
 	left *change
+	// unnoted is a partial change whose policy and class rows have lacks: the maps have
+	// them, and whoever waits for that need not wait for the rest. Nil: none; see note.
+	unnoted *change
 }
 
 // NewSyncer makes a Syncer that has not read the maps yet.
@@ -58,7 +61,7 @@ func NewSyncer(m Maps) *Syncer { return &Syncer{maps: m} }
 func (s *Syncer) Forget() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.have, s.held, s.left = nil, held{}, nil
+	s.have, s.held, s.left, s.unnoted = nil, held{}, nil, nil
 }
 
 // Changes counts the rows of one map that differed.
@@ -138,6 +141,7 @@ func (s *Syncer) Clean() error {
 }
 
 func (s *Syncer) clean() error {
+	s.note()
 	c := s.left
 	if s.left = nil; c == nil || s.have == nil {
 		return nil
@@ -190,7 +194,19 @@ func (s *Syncer) enforce(ctx context.Context, desired *projections.Tables, delta
 	}
 	s.done(c, desired, bind)
 	s.left = c
+	if c.part {
+		s.unnoted = c
+	}
 	return stats, nil
+}
+
+// note brings have up to the maps.
+func (s *Syncer) note() {
+	if c := s.unnoted; c != nil && s.have != nil {
+		noteChanges(s.have.policy, c.policy)
+		noteChanges(s.have.classes, c.classes)
+	}
+	s.unnoted = nil
 }
 
 func (s *Syncer) done(c *change, desired *projections.Tables, bind map[uint32]int) {
@@ -324,8 +340,13 @@ func putRows[K, V comparable](w *writer, m Map[K, V], have map[K]V, keys []K, va
 	for i := range done {
 		have[keys[i]] = values[i]
 	}
+	return fullError(m, len(have), len(keys)-done, err)
+}
+
+// fullError is err, as a *FullError if the map, which has rows, had no room for others.
+func fullError[K, V comparable](m Map[K, V], rows, unfit int, err error) error {
 	if errors.Is(err, ErrMapFull) {
-		return &FullError{Map: m.Name(), MaxEntries: m.MaxEntries(), Need: len(have) + len(keys) - done, Unfit: len(keys) - done}
+		return &FullError{Map: m.Name(), MaxEntries: m.MaxEntries(), Need: rows + unfit, Unfit: unfit}
 	}
 	return err
 }

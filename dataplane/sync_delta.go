@@ -189,16 +189,31 @@ func (c *change) leavingPrefixes(now *rows) map[prefix]abi.IPCacheValue {
 	return now.prefixes
 }
 
-// putChanges writes the rows that are new or other ones.
+// putChanges writes the rows that are new or other ones. It leaves to noteChanges what
+// have is then.
 func putChanges[K, V comparable](w *writer, m Map[K, V], have map[K]V, d *projections.Changes[K, V]) error {
 	n := len(d.Added) + len(d.Changed)
+	if n == 0 {
+		return nil
+	}
 	keys, values := make([]K, 0, n), make([]V, 0, n)
 	for _, rows := range [][]*projections.Row[K, V]{d.Added, d.Changed} {
 		for _, r := range rows {
 			keys, values = append(keys, r.Key), append(values, r.Value)
 		}
 	}
-	return putRows(w, m, have, keys, values)
+	w.wrote = true
+	done, err := m.Put(keys, values)
+	return fullError(m, len(have), n-done, err)
+}
+
+// noteChanges notes in have what putChanges wrote.
+func noteChanges[K, V comparable](have map[K]V, d *projections.Changes[K, V]) {
+	for _, rows := range [][]*projections.Row[K, V]{d.Added, d.Changed} {
+		for _, r := range rows {
+			have[r.Key] = r.Value
+		}
+	}
 }
 
 // keysOf are the keys of rows.
