@@ -339,14 +339,34 @@ func TestShipped(t *testing.T) {
 	for i := range 5 {
 		n.learn(observation(podID, fmt.Sprintf("n%d.domain.com.", i), 600, far))
 	}
-	fs, err := n.Facts(context.Background(), 2, 2)
-	if err != nil || len(fs) != 2 || fs[0].Seq != 3 || fs[1].Event.GetDnsObserved().GetName() != "n3.domain.com." {
+	// As many as were asked for are there: it lingers for no others.
+	fs, err := n.Facts(context.Background(), 2, 2, time.Hour)
+	if err != nil || len(fs) != 2 || fs[0].Seq != 3 {
 		t.Fatalf("%v %v", fs, err)
 	}
-	n.put(n.Shipped(context.Background(), 5))
+	if e, err := fs[1].Event(); err != nil || e.GetDnsObserved().GetName() != "n3.domain.com." {
+		t.Fatalf("%v %v", e, err)
+	}
+	// One that comes while it lingers is among them, and the end of the time is no error.
+	more := make(chan []dnslink.Fact)
+	go func() {
+		fs, err := n.Facts(context.Background(), 4, 2, time.Hour)
+		if err != nil {
+			t.Error(err)
+		}
+		more <- fs
+	}()
+	n.learn(observation(podID, "n5.domain.com.", 600, far))
+	if fs := <-more; len(fs) != 2 || fs[0].Seq != 5 || fs[1].Seq != 6 {
+		t.Errorf("lingered for %v", fs)
+	}
+	if fs, err := n.Facts(context.Background(), 4, 3, time.Millisecond); err != nil || len(fs) != 2 {
+		t.Errorf("lingered in vain: %v %v", fs, err)
+	}
+	n.put(n.Shipped(context.Background(), 6))
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if fs, err := n.Facts(ctx, 5, 10); err != nil || len(fs) != 0 {
+	if fs, err := n.Facts(ctx, 6, 10, time.Hour); err != nil || len(fs) != 0 {
 		t.Errorf("after the end: %v %v", fs, err)
 	}
 }

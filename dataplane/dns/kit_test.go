@@ -202,10 +202,12 @@ func (n *node) facts(after uint64) (out []string) {
 	if n.journal.Last() <= after {
 		return nil
 	}
-	fs, err := n.Facts(context.Background(), after, 10000)
+	fs, err := n.Facts(context.Background(), after, 10000, 0)
 	n.put(err)
 	for _, f := range fs {
-		if o := f.Event.GetDnsObserved(); o != nil {
+		e, err := f.Event()
+		n.put(err)
+		if o := e.GetDnsObserved(); o != nil {
 			s := "observed " + o.Name
 			for _, a := range o.Addresses {
 				addr, _ := netip.AddrFromSlice(a.Address)
@@ -214,7 +216,7 @@ func (n *node) facts(after uint64) (out []string) {
 			out = append(out, s)
 			continue
 		}
-		c := f.Event.GetDnsCollected()
+		c := e.GetDnsCollected()
 		s := "collected " + c.GetName()
 		for _, a := range addrsOf(c.GetAddresses()) {
 			s += " " + a.String()

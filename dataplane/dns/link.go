@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/varve-net/varve/internal/dnslink"
 	"github.com/varve-net/varve/log/journal"
@@ -77,12 +78,21 @@ func (p *Proxy) Seed(_ context.Context, s dnslink.Seed) error {
 func (p *Proxy) seedPath() string { return filepath.Join(p.cfg.StateDir, "seed") }
 
 // Facts implements dnslink.Proxy.
-func (p *Proxy) Facts(ctx context.Context, after uint64, limit int) ([]dnslink.Fact, error) {
+func (p *Proxy) Facts(ctx context.Context, after uint64, limit int, linger time.Duration) ([]dnslink.Fact, error) {
 	if err := p.journal.Wait(ctx, after); err != nil {
 		if ctx.Err() != nil {
 			return nil, nil
 		}
 		return nil, err
+	}
+	if linger > 0 && limit > 1 {
+		wait, cancel := context.WithTimeout(ctx, linger)
+		err := p.journal.Wait(wait, after+uint64(limit)-1)
+		ended := wait.Err() != nil
+		cancel()
+		if err != nil && !ended {
+			return nil, err
+		}
 	}
 	records, err := p.journal.Read(after, limit)
 	if errors.Is(err, journal.ErrCompacted) {
@@ -93,11 +103,7 @@ func (p *Proxy) Facts(ctx context.Context, after uint64, limit int) ([]dnslink.F
 	}
 	out := make([]dnslink.Fact, len(records))
 	for i, r := range records {
-		e, err := decode(r)
-		if err != nil {
-			return nil, err
-		}
-		out[i] = dnslink.Fact{Seq: r.Seq, Event: e}
+		out[i] = dnslink.Fact{Seq: r.Seq, Data: r.Data}
 	}
 	return out, nil
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -38,7 +39,7 @@ func (p *fakeProxy) Seed(_ context.Context, s dnslink.Seed) error {
 
 var errDone = errors.New("no more facts")
 
-func (p *fakeProxy) Facts(_ context.Context, after uint64, limit int) (out []dnslink.Fact, err error) {
+func (p *fakeProxy) Facts(_ context.Context, after uint64, limit int, _ time.Duration) (out []dnslink.Fact, err error) {
 	for _, f := range p.facts {
 		if f.Seq > after && len(out) < limit {
 			out = append(out, f)
@@ -85,13 +86,21 @@ func observed(seq uint64, name string, expires int64, addrs ...string) dnslink.F
 	for _, a := range addrs {
 		o.Addresses = append(o.Addresses, &eventpb.DnsAddress{Address: netip.MustParseAddr(a).AsSlice(), ExpiresUnixNs: expires})
 	}
-	return dnslink.Fact{Seq: seq, Event: &eventpb.Event{Payload: &eventpb.Event_DnsObserved{DnsObserved: o}}}
+	return encoded(seq, &eventpb.Event{Payload: &eventpb.Event_DnsObserved{DnsObserved: o}})
+}
+
+func encoded(seq uint64, e *eventpb.Event) dnslink.Fact {
+	b, err := e.MarshalVT()
+	if err != nil {
+		panic(err)
+	}
+	return dnslink.Fact{Seq: seq, Data: b}
 }
 
 func forgotten(seq uint64, name, addr string) dnslink.Fact {
-	return dnslink.Fact{Seq: seq, Event: &eventpb.Event{Payload: &eventpb.Event_DnsCollected{DnsCollected: &eventpb.DnsCollected{
+	return encoded(seq, &eventpb.Event{Payload: &eventpb.Event_DnsCollected{DnsCollected: &eventpb.DnsCollected{
 		Node: "n", Ref: &eventpb.EndpointRef{Namespace: "d", Name: "web"}, Incarnation: 1, Name: name, Addresses: [][]byte{netip.MustParseAddr(addr).AsSlice()},
-	}}}}
+	}}})
 }
 
 func dnsState(t *testing.T) stateLog {

@@ -83,22 +83,16 @@ func (d *dnsFacts) follow(ctx context.Context) error {
 		d.logger.Info("the DNS proxy had lost its journal and was told what the log knows", "facts", after)
 	}
 	for {
-		facts, err := d.proxy.Facts(ctx, after, shipBatch)
-		if err != nil || len(facts) == 0 {
+		facts, err := d.proxy.Facts(ctx, after, shipBatch, shipLinger)
+		if err != nil || len(facts) == 0 || ctx.Err() != nil {
 			return err
 		}
-		if len(facts) < shipBatch {
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-time.After(shipLinger):
-			}
-			if facts, err = d.proxy.Facts(ctx, after, shipBatch); err != nil || len(facts) == 0 {
-				return err
-			}
+		said, err := decode(facts)
+		if err != nil {
+			return err
 		}
 		began, last := time.Now(), facts[len(facts)-1].Seq
-		if err := d.append(ctx, coalesce(facts)); err != nil {
+		if err := d.append(ctx, coalesce(said)); err != nil {
 			return err
 		}
 		// Not those behind it that were known already: if this agent starts again, it
@@ -158,22 +152,40 @@ func (d *dnsFacts) seed() dnslink.Seed {
 	return out
 }
 
+// fact is a fact of the proxy, decoded.
+type fact struct {
+	seq   uint64
+	event *eventpb.Event
+}
+
+func decode(facts []dnslink.Fact) ([]fact, error) {
+	out := make([]fact, len(facts))
+	for i := range facts {
+		e, err := facts[i].Event()
+		if err != nil {
+			return nil, err
+		}
+		out[i] = fact{facts[i].Seq, e}
+	}
+	return out, nil
+}
+
 // append adds facts that say something new. That the state refuses one, as of an
 // endpoint that is gone, is its answer and ends nothing.
-func (d *dnsFacts) append(ctx context.Context, facts []dnslink.Fact) error {
+func (d *dnsFacts) append(ctx context.Context, facts []fact) error {
 	view := d.view()
 	var events []*eventpb.Event
 	for _, f := range facts {
-		if o := f.Event.GetDnsObserved(); o != nil && known(view, o) {
+		if o := f.event.GetDnsObserved(); o != nil && known(view, o) {
 			continue
 		}
 		e := &eventpb.Event{
 			Actor:  &eventpb.Actor{Role: eventpb.Role_ROLE_NODE, Name: d.actor},
-			Origin: &eventpb.Origin{Cluster: d.cluster, Node: d.node}, JournalSeq: f.Seq, Payload: f.Event.Payload,
+			Origin: &eventpb.Origin{Cluster: d.cluster, Node: d.node}, JournalSeq: f.seq, Payload: f.event.Payload,
 		}
 		var err error
 		if e.Stream, err = log.StreamOf(e); err != nil {
-			return fmt.Errorf("fact %d of the DNS proxy: %w", f.Seq, err)
+			return fmt.Errorf("fact %d of the DNS proxy: %w", f.seq, err)
 		}
 		events = append(events, e)
 	}
@@ -217,7 +229,7 @@ func known(view fsm.View, o *eventpb.DnsObserved) bool {
 
 // coalesce joins observations of one name that nothing stands between: the last has
 // what all of them say.
-func coalesce(facts []dnslink.Fact) []dnslink.Fact {
+func coalesce(facts []fact) []fact {
 	type key struct {
 		namespace, name, asked string
 		incarnation            uint64
@@ -226,18 +238,18 @@ func coalesce(facts []dnslink.Fact) []dnslink.Fact {
 	gone := make([]bool, len(facts))
 	out := slices.Clone(facts)
 	for i, f := range facts {
-		if c := f.Event.GetDnsCollected(); c != nil {
+		if c := f.event.GetDnsCollected(); c != nil {
 			delete(newest, key{c.GetRef().GetNamespace(), c.GetRef().GetName(), c.Name, c.Incarnation})
 			continue
 		}
-		o := f.Event.GetDnsObserved()
+		o := f.event.GetDnsObserved()
 		k := key{o.GetRef().GetNamespace(), o.GetRef().GetName(), o.GetName(), o.GetIncarnation()}
 		if j, ok := newest[k]; ok {
 			merged := &eventpb.DnsObserved{
 				Node: o.Node, Ref: o.Ref, Incarnation: o.Incarnation, Name: o.Name, Chain: o.Chain,
-				Addresses: joinAddresses(out[j].Event.GetDnsObserved().Addresses, o.Addresses),
+				Addresses: joinAddresses(out[j].event.GetDnsObserved().Addresses, o.Addresses),
 			}
-			out[i].Event = &eventpb.Event{Payload: &eventpb.Event_DnsObserved{DnsObserved: merged}}
+			out[i].event = &eventpb.Event{Payload: &eventpb.Event_DnsObserved{DnsObserved: merged}}
 			gone[j] = true
 		}
 		newest[k] = i

@@ -3,7 +3,9 @@ package dnslink
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/varve-net/varve/bpf/abi"
 	"github.com/varve-net/varve/log/eventpb"
@@ -32,8 +34,9 @@ type Proxy interface {
 	// go on after Seed.Last. A proxy that is there already keeps what it has.
 	Seed(ctx context.Context, s Seed) error
 	// Facts returns those with numbers above after, at most limit, in order. It
-	// waits until there is one or ctx ends, and is then empty. ErrCompacted.
-	Facts(ctx context.Context, after uint64, limit int) ([]Fact, error)
+	// waits until there is one or ctx ends, and is then empty; once there is one, until
+	// there are limit, as long as linger at most. ErrCompacted.
+	Facts(ctx context.Context, after uint64, limit int, linger time.Duration) ([]Fact, error)
 	// Shipped says that the log has the facts up to a number. The journal may then
 	// forget those of them that hold nothing any more.
 	Shipped(ctx context.Context, last uint64) error
@@ -68,8 +71,19 @@ type Status struct {
 // Fact is a fact of the node as its journal has it, and its number. Numbers are
 // dense and begin at 1; they are the proxy's own, apart from the agent's.
 type Fact struct {
-	Seq   uint64
-	Event *eventpb.Event // payload DnsObserved or DnsCollected; the rest is the agent's to fill
+	Seq uint64
+	// Data is an eventpb.Event, encoded, with a payload DnsObserved or DnsCollected; the
+	// rest is the agent's to fill.
+	Data []byte
+}
+
+// Event decodes the fact.
+func (f *Fact) Event() (*eventpb.Event, error) {
+	e := new(eventpb.Event)
+	if err := e.UnmarshalVT(f.Data); err != nil {
+		return nil, fmt.Errorf("fact %d of the DNS proxy: %w", f.Seq, err)
+	}
+	return e, nil
 }
 
 // Seed is what the log knows of a node's names.

@@ -13,7 +13,6 @@ import (
 	varvev1 "github.com/varve-net/varve/api/varve/v1"
 	"github.com/varve-net/varve/api/varve/v1/varvev1connect"
 	"github.com/varve-net/varve/internal/dnslink"
-	"github.com/varve-net/varve/log/eventpb"
 	"github.com/varve-net/varve/verdict"
 )
 
@@ -93,10 +92,10 @@ func (c *Client) Seed(ctx context.Context, s dnslink.Seed) error {
 }
 
 // Facts implements dnslink.Proxy.
-func (c *Client) Facts(ctx context.Context, after uint64, limit int) ([]dnslink.Fact, error) {
+func (c *Client) Facts(ctx context.Context, after uint64, limit int, linger time.Duration) ([]dnslink.Fact, error) {
 	for {
 		r, err := c.rpc.Facts(ctx, connect.NewRequest(&varvev1.DNSProxyFactsRequest{
-			After: after, Limit: uint32(limit), WaitMilliseconds: uint32(factsWait.Milliseconds()),
+			After: after, Limit: uint32(limit), WaitMilliseconds: uint32(factsWait.Milliseconds()), LingerMilliseconds: uint32(linger.Milliseconds()),
 		}))
 		if err != nil {
 			if ctx.Err() != nil {
@@ -109,11 +108,7 @@ func (c *Client) Facts(ctx context.Context, after uint64, limit int) ([]dnslink.
 		}
 		facts := make([]dnslink.Fact, len(r.Msg.Facts))
 		for i, f := range r.Msg.Facts {
-			e := new(eventpb.Event)
-			if err := e.UnmarshalVT(f.Event); err != nil {
-				return nil, fmt.Errorf("DNS proxy: fact %d: %w", f.Seq, err)
-			}
-			facts[i] = dnslink.Fact{Seq: f.Seq, Event: e}
+			facts[i] = dnslink.Fact{Seq: f.Seq, Data: f.Event}
 		}
 		return facts, nil
 	}

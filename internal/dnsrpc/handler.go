@@ -68,15 +68,13 @@ func (h *handler) Seed(ctx context.Context, r *connect.Request[varvev1.DNSProxyS
 func (h *handler) Facts(ctx context.Context, r *connect.Request[varvev1.DNSProxyFactsRequest]) (*connect.Response[varvev1.DNSProxyFactsResponse], error) {
 	wait, cancel := context.WithTimeout(ctx, time.Duration(r.Msg.WaitMilliseconds)*time.Millisecond)
 	defer cancel()
-	facts, err := h.proxy.Facts(wait, r.Msg.After, int(min(r.Msg.Limit, maxFacts)))
+	facts, err := h.proxy.Facts(wait, r.Msg.After, int(min(r.Msg.Limit, maxFacts)), time.Duration(r.Msg.LingerMilliseconds)*time.Millisecond)
 	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
 		err = nil
 	}
 	m := new(varvev1.DNSProxyFactsResponse)
 	for _, f := range facts {
-		b, merr := f.Event.MarshalVT()
-		err = errors.Join(err, merr)
-		m.Facts = append(m.Facts, &varvev1.DNSProxyFact{Seq: f.Seq, Event: b})
+		m.Facts = append(m.Facts, &varvev1.DNSProxyFact{Seq: f.Seq, Event: f.Data})
 	}
 	return answer(m, err)
 }

@@ -313,12 +313,13 @@ func (*DNSProxySeedResponse) Descriptor() ([]byte, []int) {
 }
 
 type DNSProxyFactsRequest struct {
-	state            protoimpl.MessageState `protogen:"open.v1"`
-	After            uint64                 `protobuf:"varint,1,opt,name=after,proto3" json:"after,omitempty"`
-	Limit            uint32                 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
-	WaitMilliseconds uint32                 `protobuf:"varint,3,opt,name=wait_milliseconds,json=waitMilliseconds,proto3" json:"wait_milliseconds,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	After              uint64                 `protobuf:"varint,1,opt,name=after,proto3" json:"after,omitempty"`
+	Limit              uint32                 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	WaitMilliseconds   uint32                 `protobuf:"varint,3,opt,name=wait_milliseconds,json=waitMilliseconds,proto3" json:"wait_milliseconds,omitempty"`
+	LingerMilliseconds uint32                 `protobuf:"varint,4,opt,name=linger_milliseconds,json=lingerMilliseconds,proto3" json:"linger_milliseconds,omitempty"` // for limit facts, once there is one
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *DNSProxyFactsRequest) Reset() {
@@ -368,6 +369,13 @@ func (x *DNSProxyFactsRequest) GetLimit() uint32 {
 func (x *DNSProxyFactsRequest) GetWaitMilliseconds() uint32 {
 	if x != nil {
 		return x.WaitMilliseconds
+	}
+	return 0
+}
+
+func (x *DNSProxyFactsRequest) GetLingerMilliseconds() uint32 {
+	if x != nil {
+		return x.LingerMilliseconds
 	}
 	return 0
 }
@@ -828,11 +836,12 @@ const file_api_varve_v1_dns_proto_rawDesc = "" +
 	"\x13DNSProxySeedRequest\x12\x12\n" +
 	"\x04last\x18\x01 \x01(\x04R\x04last\x12\x1a\n" +
 	"\bobserved\x18\x02 \x03(\fR\bobserved\"\x16\n" +
-	"\x14DNSProxySeedResponse\"o\n" +
+	"\x14DNSProxySeedResponse\"\xa0\x01\n" +
 	"\x14DNSProxyFactsRequest\x12\x14\n" +
 	"\x05after\x18\x01 \x01(\x04R\x05after\x12\x14\n" +
 	"\x05limit\x18\x02 \x01(\rR\x05limit\x12+\n" +
-	"\x11wait_milliseconds\x18\x03 \x01(\rR\x10waitMilliseconds\"E\n" +
+	"\x11wait_milliseconds\x18\x03 \x01(\rR\x10waitMilliseconds\x12/\n" +
+	"\x13linger_milliseconds\x18\x04 \x01(\rR\x12lingerMilliseconds\"E\n" +
 	"\x15DNSProxyFactsResponse\x12,\n" +
 	"\x05facts\x18\x01 \x03(\v2\x16.varve.v1.DNSProxyFactR\x05facts\"6\n" +
 	"\fDNSProxyFact\x12\x10\n" +

@@ -57,7 +57,7 @@ type DNSProxyServiceClient interface {
 	Load(context.Context, *connect.Request[v1.DNSProxyLoadRequest]) (*connect.Response[v1.DNSProxyLoadResponse], error)
 	// Tells what the log knows to a proxy that has lost its journal.
 	Seed(context.Context, *connect.Request[v1.DNSProxySeedRequest]) (*connect.Response[v1.DNSProxySeedResponse], error)
-	// Waits until there is a fact, or wait_milliseconds have passed.
+	// Waits until there is a fact, or wait_milliseconds have passed, and then for others.
 	Facts(context.Context, *connect.Request[v1.DNSProxyFactsRequest]) (*connect.Response[v1.DNSProxyFactsResponse], error)
 	Shipped(context.Context, *connect.Request[v1.DNSProxyShippedRequest]) (*connect.Response[v1.DNSProxyShippedResponse], error)
 	Repair(context.Context, *connect.Request[v1.DNSProxyRepairRequest]) (*connect.Response[v1.DNSProxyRepairResponse], error)
@@ -161,7 +161,7 @@ type DNSProxyServiceHandler interface {
 	Load(context.Context, *connect.Request[v1.DNSProxyLoadRequest]) (*connect.Response[v1.DNSProxyLoadResponse], error)
 	// Tells what the log knows to a proxy that has lost its journal.
 	Seed(context.Context, *connect.Request[v1.DNSProxySeedRequest]) (*connect.Response[v1.DNSProxySeedResponse], error)
-	// Waits until there is a fact, or wait_milliseconds have passed.
+	// Waits until there is a fact, or wait_milliseconds have passed, and then for others.
 	Facts(context.Context, *connect.Request[v1.DNSProxyFactsRequest]) (*connect.Response[v1.DNSProxyFactsResponse], error)
 	Shipped(context.Context, *connect.Request[v1.DNSProxyShippedRequest]) (*connect.Response[v1.DNSProxyShippedResponse], error)
 	Repair(context.Context, *connect.Request[v1.DNSProxyRepairRequest]) (*connect.Response[v1.DNSProxyRepairResponse], error)
