@@ -167,13 +167,16 @@ func (c *Cursor) open(seg *segment, next log.Revision, end int64) error {
 }
 
 func (c *Cursor) start(f *os.File, seg *segment, next log.Revision, end int64) error {
-	// The file may have been replaced since seg was looked up.
 	head, err := readHeader(f, seg.path, seg.first)
 	if err != nil {
 		return err
 	}
 	if head.version != seg.version {
-		return fmt.Errorf("segment %s: is of version %d, was of %d", seg.path, head.version, seg.version)
+		if head.before != seg.before {
+			return seg.corrupt(0, seg.first, "the file is of another history")
+		}
+		// Pack has replaced the file, with the same records, and not told yet.
+		seg, end = &segment{path: seg.path, header: head, next: seg.next}, 0
 	}
 	at, err := seg.seek(f, c.revision)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -110,6 +111,29 @@ func TestPack(t *testing.T) {
 		t.Fatal(err)
 	}
 	check("after a lost segment", third, 3100)
+}
+
+// Between the moment in which Pack has replaced a segment's file and the one in which
+// it says so, the new file is read.
+func TestReadBesidePack(t *testing.T) {
+	dir := t.TempDir()
+	records, _ := write(t, dir, 3000, 20_000)
+	h := open(t, dir, 20_000)
+	before := slices.Clone(h.segments)
+	packAll(t, h)
+	h.segments = before
+	for _, from := range []int{0, 1, 700, 2999} {
+		c, err := h.Cursor(log.Revision(from + 1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		for want := from; want < len(records); want++ {
+			if r, err := c.Next(); err != nil || !equal(&r, &records[want]) {
+				t.Fatalf("from %d: record %d: %+v, %v", from, want, r, err)
+			}
+		}
+	}
 }
 
 // Damage to a packed segment is found by Verify at its revision, and hides the
