@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"syscall"
 	"time"
@@ -169,13 +170,21 @@ func (n *NS) dial(ctx context.Context, network string, to netip.AddrPort) (net.C
 	return c, nil
 }
 
+// writeLimit ends a write to a connection that takes nothing any more.
+const writeLimit = time.Minute
+
 // RoundTrip sends a message over a connection to an echo server and waits for
-// it to come back. A timeout is an error for which os.IsTimeout is true.
+// it to come back. The time counts from when it was sent: a machine that is too busy
+// to send at all does not look like silence. A timeout is an error for which
+// os.IsTimeout is true.
 func RoundTrip(c net.Conn, message string, timeout time.Duration) error {
-	if err := c.SetDeadline(time.Now().Add(timeout)); err != nil {
+	if err := c.SetWriteDeadline(time.Now().Add(writeLimit)); err != nil {
 		return err
 	}
 	if _, err := io.WriteString(c, message); err != nil {
+		return err
+	}
+	if err := c.SetReadDeadline(time.Now().Add(timeout)); err != nil {
 		return err
 	}
 	buf := make([]byte, len(message))
@@ -188,7 +197,8 @@ func RoundTrip(c net.Conn, message string, timeout time.Duration) error {
 	return nil
 }
 
-// ExchangeTCP opens a connection, makes one round trip and closes it.
+// ExchangeTCP opens a connection, makes one round trip and closes it. At least one
+// packet is sent, however busy the machine is.
 func (n *NS) ExchangeTCP(to netip.AddrPort, timeout time.Duration) error {
 	return n.exchange("tcp", to, timeout)
 }
@@ -199,11 +209,22 @@ func (n *NS) ExchangeUDP(to netip.AddrPort, timeout time.Duration) error {
 }
 
 func (n *NS) exchange(network string, to netip.AddrPort, timeout time.Duration) error {
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
-	defer cancel()
-	c, err := n.dial(ctx, network, to)
-	if err != nil {
+	var c net.Conn
+	err := n.Do(func() (err error) {
+		for begun := false; !begun; {
+			// A dialer whose time is over before it has a socket has sent nothing.
+			d := net.Dialer{Timeout: timeout, Control: func(string, string, syscall.RawConn) error {
+				begun = true
+				return nil
+			}}
+			if c, err = d.Dial(network, to.String()); err == nil || !os.IsTimeout(err) {
+				break
+			}
+		}
 		return err
+	})
+	if err != nil {
+		return fmt.Errorf("from %s: %w", n.name, err)
 	}
 	return errors.Join(RoundTrip(c, "hello from "+n.name, timeout), c.Close())
 }

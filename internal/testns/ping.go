@@ -27,9 +27,6 @@ func (n *NS) Ping(to netip.Addr, timeout time.Duration) error {
 		return fmt.Errorf("ping from %s: %w", n.name, err)
 	}
 	defer c.Close()
-	if err := c.SetDeadline(time.Now().Add(timeout)); err != nil {
-		return err
-	}
 	// type, code, checksum, identifier, sequence, data: RFC 792 and RFC 4443.
 	m := append(make([]byte, 8), "0123456789abcdef"...)
 	m[0] = request
@@ -39,6 +36,9 @@ func (n *NS) Ping(to netip.Addr, timeout time.Duration) error {
 	}
 	if _, err := c.Write(m); err != nil {
 		return fmt.Errorf("ping from %s: %w", n.name, err)
+	}
+	if err := c.SetReadDeadline(time.Now().Add(timeout)); err != nil { // from when it was sent
+		return err
 	}
 	buf := make([]byte, 2048)
 	for {
