@@ -275,7 +275,7 @@ func (n *node) outside(t *testing.T) *testns.NS {
 		if uplink, err = netlink.LinkByName("uplink"); err != nil {
 			return err
 		}
-		errs := []error{netlink.LinkSetUp(uplink)}
+		errs := []error{testns.SkipDAD("uplink"), netlink.LinkSetUp(uplink)}
 		for _, file := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding", "ipv4/conf/all/rp_filter", "ipv4/conf/uplink/rp_filter"} {
 			errs = append(errs, os.WriteFile("/proc/sys/net/"+file, []byte("1"), 0))
 		}
@@ -289,7 +289,7 @@ func (n *node) outside(t *testing.T) *testns.NS {
 		if err != nil {
 			return err
 		}
-		errs := []error{up("lo"), netlink.LinkSetUp(l), addAddr(l, outside4), addAddr(l, outside6)}
+		errs := []error{up("lo"), testns.SkipDAD("out"), netlink.LinkSetUp(l), addAddr(l, outside4), addAddr(l, outside6)}
 		for _, a := range []netip.Addr{n.a.v4, n.a.v6} {
 			errs = append(errs, netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: whole(a), Scope: netlink.SCOPE_LINK}))
 			// Nobody there answers for a container's address.
@@ -373,7 +373,7 @@ func TestWireProxy(t *testing.T) {
 	// Other ports and the other direction are none of the proxy's affair.
 	before := r.asked.Load()
 	echoAt(t, n.pods[1], netip.AddrPortFrom(n.b.v4, 54))
-	if err := n.pods[0].ExchangeUDP(netip.AddrPortFrom(n.b.v4, 54), 300*time.Millisecond); err == nil {
+	if err := n.pods[0].ExchangeUDP(netip.AddrPortFrom(n.b.v4, 54), silence); err == nil {
 		t.Error("port 54 is open")
 	}
 	if got := r.asked.Load() - before; got != 0 {
@@ -437,7 +437,7 @@ func TestWireProxyAway(t *testing.T) {
 		for _, a := range []netip.Addr{host4, n.b.v4} {
 			before := n.counters()[counterName(abi.ProxyMissing, abi.Egress)]
 			at := netip.AddrPortFrom(a, 53)
-			if n.pods[0].ExchangeUDP(at, 200*time.Millisecond) == nil || n.pods[0].ExchangeTCP(at, 200*time.Millisecond) == nil {
+			if n.pods[0].ExchangeUDP(at, silence) == nil || n.pods[0].ExchangeTCP(at, silence) == nil {
 				t.Errorf("%s: %s answered", when, a)
 			}
 			if n.counters()[counterName(abi.ProxyMissing, abi.Egress)] < before+2 {

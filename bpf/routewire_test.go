@@ -40,7 +40,7 @@ func address(name string, own, other [2]netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	if err := netlink.LinkSetUp(l); err != nil {
+	if err := errors.Join(testns.SkipDAD(name), netlink.LinkSetUp(l)); err != nil {
 		return err
 	}
 	for i := range own {

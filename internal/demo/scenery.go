@@ -123,6 +123,10 @@ func linkUp(name string) func(*netlink.Handle) error {
 	}
 }
 
+func withoutDAD(name string) func(*netlink.Handle) error {
+	return func(*netlink.Handle) error { return testns.SkipDAD(name) }
+}
+
 // address adds an address without waiting for duplicate address detection.
 func address(name string, p netip.Prefix) func(*netlink.Handle) error {
 	return func(h *netlink.Handle) error {
@@ -188,13 +192,13 @@ func (s *stage) setNode() error {
 				return fmt.Errorf("veth uplink: %w", err)
 			}
 			return nil
-		}, linkUp("uplink"), address("uplink", nodeAddr[v4]), address("uplink", nodeAddr[v6]))
+		}, withoutDAD("uplink"), linkUp("uplink"), address("uplink", nodeAddr[v4]), address("uplink", nodeAddr[v6]))
 	})
 	if err != nil {
 		return fmt.Errorf("node: %w", err)
 	}
 	err = outside.Do(func() error {
-		calls := []func(*netlink.Handle) error{linkUp("eth0")}
+		calls := []func(*netlink.Handle) error{withoutDAD("eth0"), linkUp("eth0")}
 		for _, f := range families {
 			calls = append(calls, address("eth0", outsideAddr[f]))
 			for _, a := range []netip.Addr{supplier[f], stranger[f]} {
