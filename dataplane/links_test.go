@@ -46,7 +46,7 @@ func TestRemoveLeavesNothing(t *testing.T) {
 	w.start(everything("a", "b"), "a", "b")
 	a, b := w.pods["a"], w.pods["b"]
 	w.serve(b.ns, 80, b.ips()...)
-	if got := reach(a.ns, b.spec.IPv6, 80, patience); !got.TCP || !got.UDP || !got.ICMP {
+	if got := reach(a.ns, b.spec.IPv6, 80, allBack); got != allBack {
 		t.Fatalf("no traffic before the removal: %+v", got)
 	}
 
@@ -139,7 +139,7 @@ func TestNothingLeavesBeforeActivate(t *testing.T) {
 	}
 	w.serve(w.node, 80, gateways.gateways()...)
 	for _, g := range gateways.gateways() {
-		if got := reach(a.ns, g, 80, patience); !got.TCP || !got.UDP || !got.ICMP {
+		if got := reach(a.ns, g, 80, allBack); got != allBack {
 			t.Errorf("to %s: %+v", g, got)
 		}
 	}
@@ -204,7 +204,7 @@ func TestHalfMadeInterfaces(t *testing.T) {
 			w.check(w.ActivateInterface(context.Background(), p.spec))
 			w.serve(p.ns, 80, p.ips()...)
 			for _, a := range p.ips() {
-				if got := reach(w.node, a, 80, patience); !got.TCP || !got.UDP || !got.ICMP {
+				if got := reach(w.node, a, 80, allBack); got != allBack {
 					t.Errorf("host to %s: %+v", a, got)
 				}
 			}

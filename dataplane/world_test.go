@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	patience = 30 * time.Second       // for what must come
+	patience = 2 * time.Minute        // for what must come
 	silence  = 250 * time.Millisecond // for what must not
 )
 
@@ -261,11 +261,23 @@ func (w *world) serve(ns *testns.NS, port uint16, addrs ...netip.Addr) {
 	}
 }
 
-// reach sends TCP, UDP and ICMP and says which came back.
-func reach(from *testns.NS, to netip.Addr, port uint16, timeout time.Duration) (got struct{ TCP, UDP, ICMP bool }) {
-	got.TCP = from.ExchangeTCP(netip.AddrPortFrom(to, port), timeout) == nil
-	got.UDP = from.ExchangeUDP(netip.AddrPortFrom(to, port), timeout) == nil
-	got.ICMP = from.Ping(to, timeout) == nil
+// reached is what comes back of TCP, UDP and ICMP.
+type reached struct{ TCP, UDP, ICMP bool }
+
+var allBack, noneBack = reached{true, true, true}, reached{}
+
+// reach sends TCP, UDP and ICMP and says which came back, each waited for as long as
+// what is wanted of it takes.
+func reach(from *testns.NS, to netip.Addr, port uint16, want reached) (got reached) {
+	limit := func(want bool) time.Duration {
+		if want {
+			return patience
+		}
+		return silence
+	}
+	got.TCP = from.ExchangeTCP(netip.AddrPortFrom(to, port), limit(want.TCP)) == nil
+	got.UDP = from.ExchangeUDP(netip.AddrPortFrom(to, port), limit(want.UDP)) == nil
+	got.ICMP = from.Ping(to, limit(want.ICMP)) == nil
 	return got
 }
 

@@ -17,7 +17,7 @@ import (
 	"github.com/varve-net/varve/internal/dnslink"
 )
 
-const testPatience = 20 * time.Second
+const testPatience = 2 * time.Minute
 
 const (
 	podID    = 7
@@ -37,9 +37,10 @@ var (
 
 // node is the maps of a node and a proxy that uses them.
 type node struct {
-	t    testing.TB
-	maps *bpf.Objects
-	cfg  Config
+	t     testing.TB
+	maps  *bpf.Objects
+	cfg   Config
+	began uint32 // monotonic seconds
 	*Proxy
 }
 
@@ -62,7 +63,7 @@ func newNode(t testing.TB, change func(*Config)) *node {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { maps.Close() })
-	n := &node{t: t, maps: maps, cfg: Config{
+	n := &node{t: t, maps: maps, began: monotonicSeconds(), cfg: Config{
 		Cluster: "test", Node: "n1", StateDir: t.TempDir(), PinDir: pins, MaxAddresses: DefaultMaxAddresses, RejectCode: wire.Refused,
 		MaxDelay: time.Minute, Compress: true, Logger: slog.New(slog.DiscardHandler),
 	}}

@@ -44,20 +44,20 @@ func TestClockSet(t *testing.T) {
 			n.set(by)
 			n.keeper.followClock()
 			n.put(n.keeper.collect(context.Background()))
-			around(t, n.row(podID, far), map[uint64]int{classA: 600, classB: 600})
+			n.around(n.row(podID, far), map[uint64]int{classA: 600, classB: 600})
 			if n.row(podID, gone) != nil {
 				t.Error("what had expired is not collected")
 			}
 			if n.learn(observation(podID, "api.domain.com.", 900, far)) {
 				t.Error("a name was forgotten")
 			}
-			around(t, n.row(podID, far), map[uint64]int{classA: 900, classB: 900})
+			n.around(n.row(podID, far), map[uint64]int{classA: 900, classB: 900})
 			n.keeper.batch(true)
 			// The clock is set right again, and the map is lost.
 			n.set(0)
 			n.keeper.followClock()
 			n.reboot(far)
-			around(t, n.row(podID, far), map[uint64]int{classA: 900, classB: 900})
+			n.around(n.row(podID, far), map[uint64]int{classA: 900, classB: 900})
 		})
 	}
 }
@@ -70,7 +70,7 @@ func TestClockSetWhileAway(t *testing.T) {
 	n.keeper.followClock()
 	n.learn(observation(podID, "api.domain.com.", 600, far))
 	n.restart()
-	around(t, n.row(podID, far), map[uint64]int{classA: 600, classB: 600})
+	n.around(n.row(podID, far), map[uint64]int{classA: 600, classB: 600})
 }
 
 // A clock that is corrected all the time writes nothing.

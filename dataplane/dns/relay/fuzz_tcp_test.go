@@ -121,7 +121,7 @@ func FuzzSession(f *testing.F) {
 	}
 	f.Cleanup(func() { l.Close() })
 	k := newKernel()
-	b := newBench(f, allow(f, "*.domain.com"), func(c *Config) { c.Learner, c.MaxDelay = k, 5*time.Second })
+	b := newBench(f, allow(f, "*.domain.com"), func(c *Config) { c.Learner, c.MaxDelay = k, testPatience })
 	f.Fuzz(func(t *testing.T, stream, answer []byte) {
 		if len(stream) > 4096 || len(answer) > 1<<16 {
 			return // what fits into the buffers of a connection that nobody reads yet
