@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 )
 
 var statusRE = regexp.MustCompile(`status: (\w+)`)
@@ -46,6 +47,26 @@ func (s *stage) resolves(p *pod, server netip.Addr, name string, want addrs) {
 		code, got, out := s.dig(p, server, name, kind)
 		if code != "NOERROR" || !slices.Contains(got, want[i]) {
 			s.t.Fatalf("%s of %s from %s: want %s:\n%s", kind, name, server, want[i], out)
+		}
+	}
+}
+
+// opens asks for short.domain.com and connects to an address of it. On a machine so busy
+// that the address may have closed again meanwhile it asks once more.
+func (s *stage) opens(p *pod, server, to netip.Addr) net.Conn {
+	s.t.Helper()
+	for {
+		asked := time.Now()
+		s.resolves(p, server, "short.domain.com", site(301))
+		late := time.Since(asked) > shortTTL*time.Second/2
+		ctx, cancel := context.WithTimeout(s.t.Context(), shortTTL*time.Second)
+		conn, err := p.DialTCP(ctx, addrPort(to))
+		cancel()
+		if err == nil {
+			return conn
+		}
+		if !late {
+			s.t.Fatalf("%s, which short.domain.com has just opened: %v", to, err)
 		}
 	}
 }

@@ -154,8 +154,9 @@ func TestWhatNamesOpenIsExplained(t *testing.T) {
 
 	// A change that no event made.
 	short := site(301)[0]
-	w.resolves(w.client, server, "short.domain.com", site(301))
-	w.reaches(w.client, short)
+	if err := w.opens(w.client, server, short).Close(); err != nil {
+		t.Fatal(err)
+	}
 	w.eventually("the fact expires", func(context.Context) error {
 		if why = w.why(short.String(), ""); why.Outcome != "denied" || len(why.Flip.GetExpired()) == 0 {
 			return fmt.Errorf("%v", why)

@@ -2,6 +2,7 @@ package dns
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"testing"
 
@@ -62,13 +63,8 @@ func TestExpiry(t *testing.T) {
 	t.Parallel()
 	w := newTown(t)
 	to := site(301)
-	w.resolves(w.client, w.kubeDNS.addr[0], "short.domain.com", to)
 	for i, a := range to {
-		w.resolves(w.client, w.kubeDNS.addr[i], "short.domain.com", to)
-		conn, err := w.client.DialTCP(t.Context(), addrPort(a))
-		if err != nil {
-			t.Fatal(err)
-		}
+		conn := w.opens(w.client, w.kubeDNS.addr[i], a)
 		defer conn.Close()
 		goesOn := func() {
 			t.Helper()
@@ -82,8 +78,8 @@ func TestExpiry(t *testing.T) {
 		w.apply("client.yaml", "443", fmt.Sprintf("44%d", 4+i), "8080", "443")
 		w.dropped(w.client, a)
 		goesOn()
-		w.resolves(w.client, w.kubeDNS.addr[i], "short.domain.com", to)
-		if err := w.client.ExchangeTCP(addrPort(a), limit); err != nil {
+		again := w.opens(w.client, w.kubeDNS.addr[i], a)
+		if err := errors.Join(testns.RoundTrip(again, "open again", limit), again.Close()); err != nil {
 			t.Fatal(err)
 		}
 		w.apply("client.yaml")

@@ -24,6 +24,9 @@ import (
 // an event again.
 const ttl = 3600
 
+// shortTTL is that of short.domain.com, for what happens after it.
+const shortTTL = 5
+
 // record is a name's address record of the family that was asked for.
 func record(name string, kind uint16, a addrs, ttl uint32) dns.RR {
 	h := dns.RR_Header{Name: name, Rrtype: kind, Class: dns.ClassINET, Ttl: ttl}
@@ -68,7 +71,7 @@ func answer(w dns.ResponseWriter, m *dns.Msg) {
 	case err == nil:
 		add(record(name, kind, site(number), ttl))
 	case host == "short":
-		add(record(name, kind, site(301), 2))
+		add(record(name, kind, site(301), shortTTL))
 	case host == "big":
 		for i := range many {
 			add(record(name, kind, site(400+i), ttl))

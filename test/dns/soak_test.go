@@ -33,21 +33,22 @@ type soakSize struct {
 	names     int
 	rate      int           // questions a second, of all endpoints
 	kills     time.Duration // between two deaths
+	// try is how long a client waits before it asks again, once: longer than a proxy,
+	// which may have died, takes to be there again.
+	try time.Duration
 }
 
 func size() soakSize {
 	if *soakFull {
-		return soakSize{time.Minute, 50, 10_000, 2000, 4 * time.Second}
+		return soakSize{time.Minute, 50, 10_000, 2000, 4 * time.Second, 5 * time.Second} // as resolv.conf(5)
 	}
-	return soakSize{4 * time.Second, 6, 600, 200, 1500 * time.Millisecond}
+	return soakSize{7 * time.Second, 6, 600, 200, 2 * time.Second, 15 * time.Second}
 }
 
 const (
-	// soakTry is how long a client waits before it asks again, once: the usual time
-	// of resolv.conf(5).
-	soakTry = 5 * time.Second
-	// soakShort is the time to live of every tenth name; the others outlive the test.
-	soakShort = 2
+	// soakShort is the time to live of every tenth name, in which a client has to have
+	// connected, however busy the machine is; the others outlive the test.
+	soakShort = 5
 	// soakOutstanding bounds the questions of one endpoint that wait for an answer.
 	soakOutstanding = 400
 )
@@ -316,7 +317,7 @@ func (k *soak) exchange(pod int, name string, kind uint16) (*dns.Msg, error) {
 		return nil, err
 	}
 	defer c.Close()
-	if err := c.SetDeadline(time.Now().Add(soakTry)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(k.try)); err != nil {
 		return nil, err
 	}
 	m := new(dns.Msg).SetQuestion(name, kind)
@@ -398,8 +399,9 @@ func (k *soak) stray(pod int, to netip.Addr) {
 // deaths counts the processes that were killed.
 type deaths struct{ agents, proxies int }
 
-// kill kills agent, proxy, agent, both, in turn and for some time, and leaves both alive. A
-// proxy has more time between two deaths than a client waits before it asks again.
+// kill kills agent, proxy, agent, both, in turn and for some time, and leaves both alive. No
+// question meets two deaths of a proxy: in the long form there is more time between them
+// than a client waits before it asks again, in the short one there is one death.
 func (k *soak) kill(lasts time.Duration) (n deaths) {
 	k.t.Helper()
 	end := time.Now().Add(lasts)
