@@ -8,5 +8,5 @@ import (
 func TestTheExamplesOfAppend(t *testing.T) {
 	s := newStage(t)
 	s.build("grpcurl", filepath.Join(filepath.Dir(s.binary), "grpcurl"), "github.com/fullstorydev/grpcurl/cmd/grpcurl")
-	s.hold("append.md", map[string]func(*stage){"agent": (*stage).start})
+	hold(t, "append.md", s.play(read(t, "append.md"), map[string]func(*stage){"agent": (*stage).start}))
 }
