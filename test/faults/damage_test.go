@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"connectrpc.com/connect"
 
@@ -95,7 +94,7 @@ func (n *node) survives(what string, acked map[string]uint64) {
 // and what to do; status, the metric of the log and `log verify` name the damage; the
 // state is that of all events, and more of them are taken.
 func (n *node) tellsLoss(a *agent, acked map[string]uint64) (lost int, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	var errs []error
 	for id, rev := range acked {

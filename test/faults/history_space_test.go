@@ -35,9 +35,9 @@ func output(args ...string) (string, error) {
 // eventually waits until a condition holds.
 func (a *agent) eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(60 * time.Second); !holds(); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); !holds(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("%s: not within a minute\n%s", what, a.log())
+			t.Fatalf("%s: not within %s\n%s", what, patience, a.log())
 		}
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -75,7 +74,7 @@ func TestDiskGoesReadOnly(t *testing.T) {
 	tr := n.traffic()
 	acked := n.appendMany("before", 20)
 	d.fail()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if rev, err := n.append(ctx, "during"); err == nil {
 		t.Errorf("acknowledged at revision %d on a disk that takes nothing", rev)

@@ -131,7 +131,7 @@ func TestRestoreUnderTraffic(t *testing.T) {
 		})
 	}
 	loop(tr.trip, &trips, true, "an open connection")
-	loop(func() error { return tr.friend.ExchangeTCP(tr.server, 3*time.Second) }, &dials, true, "a new connection that both states allow")
+	loop(func() error { return tr.friend.ExchangeTCP(tr.server, patience) }, &dials, true, "a new connection that both states allow")
 	loop(func() error { return tr.stranger.ExchangeTCP(tr.server, strangerTries) }, &denied, false, "a connection that both states deny")
 	for i, file := range []string{one, two, one, two, one, one} {
 		before := trips.Load()
@@ -327,10 +327,11 @@ func TestRestoreRefusals(t *testing.T) {
 // group is one that is there on every system, and nobody's.
 const group, nobody = "nogroup", 65534
 
-// asMember runs a command as somebody in that group.
+// asMember runs a command as somebody in that group, who may go where the binary and the
+// socket are, whatever umask the tests run under.
 func (n *node) asMember(args ...string) (string, error) {
-	for _, dir := range []string{filepath.Dir(binary), n.dir, filepath.Dir(n.dir)} {
-		if err := os.Chmod(dir, 0o755); err != nil {
+	for _, path := range []string{binary, filepath.Dir(binary), n.dir, filepath.Dir(n.dir)} {
+		if err := os.Chmod(path, 0o755); err != nil {
 			n.t.Fatal(err)
 		}
 	}

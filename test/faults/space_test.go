@@ -132,7 +132,7 @@ func TestFullDisk(t *testing.T) {
 			tr := n.traffic()
 			acked := n.appendMany("before", 20)
 
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
 			n.fill("ballast", tt.left)
 			var refusal error
