@@ -9,7 +9,6 @@ import (
 	"slices"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/varve-net/varve/cluster"
 	"github.com/varve-net/varve/dataplane"
@@ -128,7 +127,7 @@ func newNode(t *testing.T) *node {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		if err := rlog.Close(ctx); err != nil && !errors.Is(err, log.ErrClosed) {
 			t.Error(err)

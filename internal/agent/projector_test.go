@@ -50,7 +50,7 @@ func TestProjectorFollowsTheLog(t *testing.T) {
 		t.Error("tables that were not written are said to be in force")
 	}
 	broken.Store(false)
-	ctx2, cancel2 := context.WithTimeout(t.Context(), 10*retryInterval)
+	ctx2, cancel2 := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel2()
 	for p.Current().Revision < rev {
 		select {

@@ -76,7 +76,7 @@ func newKit(t *testing.T) *kit {
 		if err := <-served; err != nil {
 			t.Errorf("serve: %v", err)
 		}
-		closing, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		closing, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		if err := rlog.Close(closing); err != nil {
 			t.Errorf("close: %v", err)

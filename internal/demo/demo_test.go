@@ -151,7 +151,7 @@ func TestFlowCountsLosses(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				fl.drain(3 * time.Second)
+				fl.drain(time.Minute)
 				if lost := fl.lost(0, fl.mark()); lost != 0 || fl.failure() != nil {
 					t.Errorf("lost %d of %d, error %v", lost, fl.mark(), fl.failure())
 				}

@@ -42,7 +42,7 @@ func (k *kit) follow() (await func(log.Revision)) {
 	})
 	return func(want log.Revision) {
 		k.t.Helper()
-		deadline := time.After(10 * time.Second)
+		deadline := time.After(time.Minute)
 		for k.rounds.policyRevision() != want {
 			select {
 			case <-deadline:

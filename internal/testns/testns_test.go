@@ -40,13 +40,13 @@ func TestPacketsInsideOneNamespace(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer udp.Close()
-		if err := n.ExchangeTCP(tcp.Addr(), 5*time.Second); err != nil {
+		if err := n.ExchangeTCP(tcp.Addr(), time.Minute); err != nil {
 			t.Errorf("TCP %s: %v", ip, err)
 		}
-		if err := n.ExchangeUDP(udp.Addr(), 5*time.Second); err != nil {
+		if err := n.ExchangeUDP(udp.Addr(), time.Minute); err != nil {
 			t.Errorf("UDP %s: %v", ip, err)
 		}
-		if err := n.Ping(at.Addr(), 5*time.Second); err != nil {
+		if err := n.Ping(at.Addr(), time.Minute); err != nil {
 			t.Errorf("ping %s: %v", ip, err)
 		}
 	}

@@ -25,7 +25,7 @@ func TestMain(m *testing.M) {
 
 func leaks(before int) int {
 	stack := make([]byte, 1<<20)
-	for deadline := time.Now().Add(5 * time.Second); ; runtime.Gosched() {
+	for deadline := time.Now().Add(time.Minute); ; runtime.Gosched() {
 		stack = stack[:runtime.Stack(stack[:cap(stack)], true)]
 		ours := 0
 		for goroutine := range strings.SplitSeq(string(stack), "\n\n") {

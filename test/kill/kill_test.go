@@ -33,8 +33,12 @@ var (
 	seed    = flag.Uint64("seed", 0, "of the random moments; 0: a new one")
 )
 
-// killAfterMax is the longest that an agent lives once it answers.
-const killAfterMax = 250 * time.Millisecond
+const (
+	// killAfterMax is the longest that an agent lives once it answers.
+	killAfterMax = 250 * time.Millisecond
+	// patience is how long what must happen may take on a loaded machine.
+	patience = 3 * time.Minute
+)
 
 func TestAcknowledgedEventsSurviveSIGKILL(t *testing.T) {
 	if *seed == 0 {
@@ -149,9 +153,9 @@ func (h *harness) start() *exec.Cmd {
 			_ = cmd.Wait()
 		}
 	})
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(patience)
 	for {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		_, err := h.client.Agent.Status(ctx, connect.NewRequest(&varvev1.StatusRequest{}))
 		cancel()
 		if err == nil {
@@ -235,7 +239,7 @@ func (h *harness) relabel(ctx context.Context) {
 // check compares log, state, replay and kernel of a running agent.
 func (h *harness) check(round int) {
 	h.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	verify, err := h.client.Log.Verify(ctx, connect.NewRequest(&varvev1.VerifyRequest{}))
 	if err != nil {
