@@ -119,9 +119,11 @@ func TestRevocation(t *testing.T) {
 		for _, bumped := range []netip.Addr{v.of(w.a), v.of(w.b)} {
 			w.forget()
 			http := allow(abi.ClassPod, tcp, 80)
+			w.unraised = false
 			w.policy(&w.a, abi.Egress, false)
 			w.enforce(&w.b, abi.Egress)
 			w.enforce(&w.b, abi.Ingress, http)
+			w.unraised = true
 			request, reply := v.out(w.a, v.of(w.b), tcp, 40000, 80, syn), v.out(w.b, v.of(w.a), tcp, 80, 40000, ack)
 			bump := func() { w.o.BumpGenerations(abi.AddrFrom(bumped)) }
 			w.from(w.a, request).accepted(t, redirected, abi.Egress, abi.Ingress)

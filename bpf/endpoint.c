@@ -10,6 +10,7 @@
 #include <bpf/bpf_helpers.h>
 
 #include "abi.h"
+#include "admitted.h"
 #include "conntrack.h"
 #include "event.h"
 #include "held.h"
@@ -144,7 +145,7 @@ __noinline int open_flow(struct __sk_buff *skb, const struct packet *p,
 	a.t.endpoint = own->id;
 	if (p->flags & PKT_RELATED)
 		return drop(skb, p, &a.t, REASON_ICMP_UNSOLICITED);
-	reason = judge(p, own, true, &a);
+	reason = judge_first(p, own, &a);
 	if (reason == JUDGE_AGAIN)
 		return JUDGE_AGAIN;
 	if (reason)

@@ -13,6 +13,50 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type endpointAdmitted struct {
+	_   structs.HostLayout
+	Src struct {
+		_ structs.HostLayout
+		B [16]uint8
+	}
+	Dst struct {
+		_ structs.HostLayout
+		B [16]uint8
+	}
+	Ifindex   uint32
+	Port      uint16
+	Protocol  uint8
+	Direction uint8
+	Admission struct {
+		_ structs.HostLayout
+		T struct {
+			_         structs.HostLayout
+			Row       uint64
+			Table     uint64
+			SrcPeer   uint64
+			DstPeer   uint64
+			Endpoint  uint32
+			Direction uint8
+			Flags     uint8
+			Verdict   uint8
+			Audited   uint8
+		}
+		Other struct {
+			_       structs.HostLayout
+			Ifindex uint32
+			Mac     [6]uint8
+			Tcp     uint8
+			Pad     uint8
+		}
+		Judged struct {
+			_          structs.HostLayout
+			Generation uint32
+			Flags      uint32
+		}
+		_ [4]byte
+	}
+}
+
 type endpointClassKey struct {
 	_     structs.HostLayout
 	Scope uint64
@@ -243,6 +287,7 @@ type endpointProxy struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	endpointMapAdmitted       = "admitted"
 	endpointMapClasses        = "classes"
 	endpointMapClock          = "clock"
 	endpointMapConfig         = "config"
@@ -314,6 +359,7 @@ type endpointProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type endpointMapSpecs struct {
+	Admitted    *ebpf.MapSpec `ebpf:"admitted"`
 	Classes     *ebpf.MapSpec `ebpf:"classes"`
 	Clock       *ebpf.MapSpec `ebpf:"clock"`
 	Config      *ebpf.MapSpec `ebpf:"config"`
@@ -359,6 +405,7 @@ func (o *endpointObjects) Close() error {
 //
 // It can be passed to loadEndpointObjects or ebpf.CollectionSpec.LoadAndAssign.
 type endpointMaps struct {
+	Admitted    *ebpf.Map `ebpf:"admitted"`
 	Classes     *ebpf.Map `ebpf:"classes"`
 	Clock       *ebpf.Map `ebpf:"clock"`
 	Config      *ebpf.Map `ebpf:"config"`
@@ -380,6 +427,7 @@ type endpointMaps struct {
 
 func (m *endpointMaps) Close() error {
 	return _EndpointClose(
+		m.Admitted,
 		m.Classes,
 		m.Clock,
 		m.Config,

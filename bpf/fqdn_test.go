@@ -9,7 +9,8 @@ import (
 	"github.com/varve-net/varve/bpf/abi"
 )
 
-// learned puts an address under classes that expire so many seconds from now.
+// learned puts an address under classes that expire so many seconds from now. As where
+// the proxy does it, no generation is raised.
 func (w *world) learned(p pod, a netip.Addr, seconds int, classes ...uint64) {
 	w.t.Helper()
 	var now unix.Timespec
@@ -20,7 +21,9 @@ func (w *world) learned(p pod, a netip.Addr, seconds int, classes ...uint64) {
 	for i, c := range classes {
 		v.Class[i], v.ExpiresSeconds[i] = c, uint32(int(now.Sec)+seconds)
 	}
-	w.put(w.o.FQDN, abi.FQDNKey{Endpoint: p.value.ID, Addr: abi.AddrFrom(a)}, v)
+	if err := w.o.FQDN.Put(abi.FQDNKey{Endpoint: p.value.ID, Addr: abi.AddrFrom(a)}, v); err != nil {
+		w.t.Fatal(err)
+	}
 }
 
 // byName gives p an egress policy whose rows hold for classes of names.
@@ -86,11 +89,13 @@ func TestLearnedExpires(t *testing.T) {
 		w.learned(w.a, v.outside, -1, api)
 		again := v.out(w.a, v.outside, tcp, 40000, 443, ack)
 		back := v.in(v.outside, w.a, tcp, 443, 40000, ack)
+		another := v.out(w.a, v.outside, tcp, 40001, 443, syn)
 		w.from(w.a, again).accepted(t, passed, abi.Egress)
+		w.from(w.a, another).refused(t, abi.PolicyDefaultDeny, abi.Egress)
 		w.o.BumpAllGenerations()
 		w.to(w.a, back).accepted(t, passed, abi.Ingress)
 		w.from(w.a, again).accepted(t, passed, abi.Egress)
-		w.from(w.a, v.out(w.a, v.outside, tcp, 40001, 443, syn)).refused(t, abi.PolicyDefaultDeny, abi.Egress)
+		w.from(w.a, another).refused(t, abi.PolicyDefaultDeny, abi.Egress)
 
 		// The policy no longer names it: then the flow ends, both ways.
 		w.byName(&w.a, allow(api+1, tcp, 443))

@@ -59,7 +59,11 @@ type Objects struct {
 }
 
 // fixed are the maps whose number of entries is part of the layout.
-var fixed = map[string]bool{"generations": true, "config": true, "counters": true, "held": true, "clock": true, "proxy": true}
+var fixed = map[string]bool{"generations": true, "config": true, "counters": true, "held": true, "clock": true, "proxy": true, "admitted": true}
+
+// withPrograms are the maps that are no more than the programs that use them
+// remember: they go with these, and are not pinned.
+var withPrograms = map[string]bool{"admitted": true}
 
 // Load loads the programs, with the maps pinned in PinDir where there are any
 // and new, pinned ones for the rest. Programs that run on in the kernel are not
@@ -153,7 +157,7 @@ func loadSpec(spec *ebpf.CollectionSpec, dir string, opts Options) (_ *Objects, 
 }
 
 // sizeMaps gives every map of spec its size: the one asked for, else that of
-// its pin, else the default. All maps are pinned by name, unless dir is empty.
+// its pin, else the default. They are pinned by name, unless dir is empty.
 func sizeMaps(spec *ebpf.CollectionSpec, sizes map[string]uint32, dir string) error {
 	for name := range sizes {
 		if _, ok := spec.Maps[name]; !ok || fixed[name] {
@@ -162,6 +166,9 @@ func sizeMaps(spec *ebpf.CollectionSpec, sizes map[string]uint32, dir string) er
 		}
 	}
 	for name, m := range spec.Maps {
+		if withPrograms[name] {
+			continue
+		}
 		if dir != "" {
 			m.Pinning = ebpf.PinByName
 		}

@@ -94,6 +94,7 @@ func TestBothEnds(t *testing.T) {
 		if err := w.o.Endpoints.Delete(abi.EndpointKey{Ifindex: w.b.ifindex}); err != nil {
 			t.Fatal(err)
 		}
+		w.o.BumpAllGenerations()
 		w.from(w.a, f).refused(t, abi.NoEndpoint, abi.Egress)
 		w.policy(&w.b, abi.Ingress, false)
 	})

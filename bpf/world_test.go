@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/ringbuf"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/varve-net/varve/bpf/abi"
 	"github.com/varve-net/varve/internal/testns"
@@ -58,6 +60,8 @@ type world struct {
 	a, b  pod
 	ring  *ringbuf.Reader
 	table uint64 // last one used
+	// unraised leaves the generations alone when rows are written.
+	unraised bool
 }
 
 func newNS(t testing.TB, name string) *testns.NS {
@@ -154,10 +158,15 @@ func (w *world) pod(ifindex, id, identity uint32, ports uint64, v4, v6 string, m
 	return p
 }
 
+// put writes a row and, as whoever writes one does, raises the generations after it,
+// unless w.unraised is set.
 func (w *world) put(m *ebpf.Map, key, value any) {
 	w.t.Helper()
 	if err := m.Put(key, value); err != nil {
 		w.t.Fatalf("%s: %v", m, err)
+	}
+	if !w.unraised {
+		w.o.BumpAllGenerations()
 	}
 }
 
@@ -184,7 +193,7 @@ func allow(class uint64, proto uint8, port uint16) row {
 }
 
 // enforce gives one direction of p a new table with these rows and its default
-// deny. Generations are left alone.
+// deny.
 func (w *world) enforce(p *pod, d abi.Direction, rows ...row) { w.policy(p, d, true, rows...) }
 
 func (w *world) policy(p *pod, d abi.Direction, enforced bool, rows ...row) {
@@ -286,6 +295,9 @@ func (w *world) send(prog *ebpf.Program, p pod, f frame, out []byte) (verdict ui
 	in := f.bytes()
 	opts := &ebpf.RunOptions{Data: in, DataOut: out, Context: skbContext{Ifindex: p.ifindex}}
 	err := w.ns.Do(func() (err error) {
+		if err := onOneCPU(); err != nil {
+			return err
+		}
 		verdict, err = prog.Run(opts)
 		return err
 	})
@@ -293,6 +305,21 @@ func (w *world) send(prog *ebpf.Program, p pod, f frame, out []byte) (verdict ui
 		w.t.Fatal(err)
 	}
 	return verdict, opts.DataOut
+}
+
+// onOneCPU binds the thread to the CPU of all packets: what one admits, the next can
+// find.
+func onOneCPU() error {
+	var may, one unix.CPUSet
+	if err := unix.SchedGetaffinity(os.Getpid(), &may); err != nil {
+		return fmt.Errorf("CPUs: %w", err)
+	}
+	for cpu := 0; ; cpu++ {
+		if may.IsSet(cpu) {
+			one.Set(cpu)
+			return unix.SchedSetaffinity(0, &one)
+		}
+	}
 }
 
 func (w *world) counters() map[string]uint64 {
@@ -378,11 +405,15 @@ func (w *world) editFlow(edit func(*abi.CTValue)) {
 	w.t.Helper()
 	v := w.flow()
 	edit(&v)
+	var err error
 	for _, k := range keys[abi.CT4Key](w, w.o.CT4) {
-		w.put(w.o.CT4, k, v)
+		err = errors.Join(err, w.o.CT4.Put(k, v))
 	}
 	for _, k := range keys[abi.CT6Key](w, w.o.CT6) {
-		w.put(w.o.CT6, k, v)
+		err = errors.Join(err, w.o.CT6.Put(k, v))
+	}
+	if err != nil {
+		w.t.Fatal(err)
 	}
 }
 

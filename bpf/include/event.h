@@ -30,8 +30,9 @@ struct trace {
 #define TRACE_AGAIN (1U << 0)	 /* of a flow admitted before: names do not expire for it */
 #define TRACE_BACKWARD (1U << 1) /* the packet goes to the side that opened the flow */
 #define TRACE_DNS (1U << 2)	 /* allowed for the DNS proxy, and nobody else */
-#define TRACE_AUDITED (1U << 4)	 /* row is that of a deny in audit mode, or of a deny */
 #define TRACE_AROUND (1U << 3)	 /* the same of the far side's policy: this is around the proxy */
+#define TRACE_AUDITED (1U << 4)	 /* row is that of a deny in audit mode, or of a deny */
+#define TRACE_NAMED (1U << 5)	 /* allowed by a name, which expires */
 
 static __always_inline void count(__u32 index, __u64 bytes)
 {

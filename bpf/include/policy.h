@@ -202,6 +202,8 @@ static __always_inline int decide_egress(const struct policy_ref *ref, __u64 pee
 	    (ref->flags & (POLICY_ENFORCED | POLICY_AUDIT_DEFAULT)) &&
 	    (base == ID_WORLD_IPV4 || base == ID_WORLD_IPV6)) {
 		named = decide_by_name(ref, p, port, t);
+		if (!named)
+			t->flags |= TRACE_NAMED;
 		if (!named || named == JUDGE_AGAIN)
 			reason = named;
 	}
