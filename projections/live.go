@@ -125,7 +125,7 @@ func (x *live) settle(policies func(func(*fsm.Policy) bool)) {
 	for s := range x.dirtySubjects {
 		x.settleSubject(s, policies)
 	}
-	clear(x.dirtySubjects)
+	x.dirtySubjects = emptied(x.dirtySubjects)
 	//purity:ordered a table enters or leaves sets, and its scope is found by content
 	for t := range x.dirtyTables {
 		x.settleTable(t)
@@ -146,27 +146,40 @@ func (x *live) settle(policies func(func(*fsm.Policy) bool)) {
 			x.dropScope(s)
 		}
 	}
-	clear(x.dirtyScopes)
+	x.dirtyScopes = emptied(x.dirtyScopes)
 	//purity:ordered a table has rows of its own
 	for t := range x.dirtyTables {
 		x.settleRows(t)
 	}
-	clear(x.dirtyTables)
+	x.dirtyTables = emptied(x.dirtyTables)
 	//purity:ordered a prefix has one claim of this rank
 	for p := range x.dirtyCIDRs {
 		x.claimCIDR(p)
 	}
-	clear(x.dirtyCIDRs)
+	x.dirtyCIDRs = emptied(x.dirtyCIDRs)
 	//purity:ordered an endpoint has a row of its own
 	for l := range x.dirtyLocals {
 		x.settleLocal(l)
 	}
-	clear(x.dirtyLocals)
+	x.dirtyLocals = emptied(x.dirtyLocals)
 	//purity:ordered a prefix has a row of its own
 	for p := range x.dirtyPrefixes {
 		x.settlePrefix(p)
 	}
-	clear(x.dirtyPrefixes)
+	x.dirtyPrefixes = emptied(x.dirtyPrefixes)
+}
+
+// keptRoom is how many entries a set of what is to be settled keeps room for.
+const keptRoom = 1024
+
+// emptied is a map without its entries. One that has held many is let go of: it would
+// keep their room, and each look through it would go through that.
+func emptied[K comparable, V any](m map[K]V) map[K]V {
+	if len(m) > keptRoom {
+		return make(map[K]V)
+	}
+	clear(m)
+	return m
 }
 
 // freeze returns the tables as they are now, and what changed since the last.
@@ -250,15 +263,16 @@ func (x *live) nodeRank(n *fsm.Node) uint8 {
 	return rankRemoteNode
 }
 
-// changePolicy tells of a policy that was set (is) or removed (is is nil).
-func (x *live) changePolicy(ref policy.Ref, is *fsm.Policy) {
+// changePolicy tells of a policy that was, and is, as Views have it; nil where it was not
+// there, or is no more.
+func (x *live) changePolicy(ref policy.Ref, was, is *fsm.Policy) {
 	//purity:ordered an identity has a selection of its own, kept in the order of policies
 	for _, id := range x.identities {
-		ours := func(s selection) bool { return s.policy.Policy.Ref == ref }
-		touched := slices.ContainsFunc(id.selected, ours)
-		if touched {
-			id.selected = slices.DeleteFunc(id.selected, ours)
+		all := len(id.selected)
+		if was != nil {
+			id.selected = slices.DeleteFunc(id.selected, func(s selection) bool { return s.policy == was })
 		}
+		touched := len(id.selected) < all
 		if is != nil {
 			if more := selectionsOf(nil, is, id.labels); len(more) > 0 {
 				touched = true

@@ -20,17 +20,18 @@ type livePeer struct {
 // liveGroup is the peers that no selector can tell apart: those of an identity,
 // or of a base class other than that of pods.
 type liveGroup struct {
-	labels policy.Labels
-	base   uint64
-	events []log.Revision // of the identity; none of a base class. Rows share them
+	// What filling a scope looks at, of thousands of groups, is side by side.
+	base     uint64
+	number   uint64         // of the identity; that of a base class is its base
+	events   []log.Revision // of the identity; none of a base class. Rows share them
+	pending  []token32      // scratch
+	identity *fsm.Identity  // nil: of a base class
+	variants []*livePeer
 
-	identity  *fsm.Identity // nil: of a base class
+	labels    policy.Labels
 	next      *fsm.Identity // another one that took the number over
-	variants  []*livePeer
-	placed    bool // selectors know it
+	placed    bool          // selectors know it
 	selectors []*liveSelector
-
-	pending []token32 // scratch
 }
 
 // liveSelector is a selector that scopes use, with the groups that it matches.
@@ -80,7 +81,7 @@ func newPeers(e env) peers {
 	}
 	for _, base := range bases {
 		if base != basePod {
-			g := &liveGroup{labels: e.reservedLabels(base), base: base}
+			g := &liveGroup{labels: e.reservedLabels(base), base: base, number: base}
 			p.groups[uint32(base)] = g
 			p.place(g)
 		}
@@ -216,7 +217,7 @@ func (p *peers) dropSelector(s *liveSelector) {
 func (p *peers) use(id *fsm.Identity, number uint64, ports []fsm.NamedPort) {
 	g, ok := p.groups[id.ID]
 	if !ok {
-		g = &liveGroup{base: basePod, identity: id, next: id}
+		g = &liveGroup{base: basePod, number: uint64(id.ID), identity: id, next: id}
 		p.groups[id.ID] = g
 	}
 	if g.identity.Revision != id.Revision {
@@ -282,7 +283,7 @@ func (x *live) settlePeers() {
 			}
 		}
 	}
-	clear(x.dirtyGroups)
+	x.dirtyGroups = emptied(x.dirtyGroups)
 }
 
 // addPeer gives a peer its rows in the scopes of a direction that match it.

@@ -175,12 +175,9 @@ func (x *live) fillGroup(s *liveScope, g *liveGroup, rows []classRow) []classRow
 		}
 		s.pending = s.pending[:0]
 	}
-	switch {
-	case g.identity == nil:
-		join(g.base, nil)
-	case s.direction == policy.Ingress:
-		join(uint64(g.identity.ID), nil)
-	default:
+	if g.identity == nil || s.direction == policy.Ingress {
+		join(g.number, nil)
+	} else {
 		for _, v := range g.variants {
 			if v.placed {
 				join(v.number, v.ports)

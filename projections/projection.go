@@ -123,8 +123,9 @@ func (p *Projection) follow(v fsm.View) bool {
 	}
 	//purity:ordered each is inserted at its place in the order of policies
 	for ref := range f.policies {
+		was, _ := p.view.Policy(ref)
 		is, _ := v.Policy(ref)
-		p.live.changePolicy(ref, is)
+		p.live.changePolicy(ref, was, is)
 	}
 	return true
 }
