@@ -177,7 +177,7 @@ func (s *stage) actRestart(ctx context.Context) error {
 		return err
 	}
 	for _, fl := range s.flows {
-		fl.drain(3 * time.Second)
+		fl.drain(drainLimit)
 	}
 	s.claim(status.Pid != s.before.Pid, "agent back in %s (pid %d): %d events replayed in %s, enforcing after %s",
 		ms(s.killed.start), status.Pid, status.ReplayedEvents, ms(time.Duration(status.ReplayNanoseconds)), ms(time.Duration(status.BootstrapNanoseconds)))

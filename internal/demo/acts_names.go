@@ -26,7 +26,7 @@ const (
 	dnsServer = "kube-dns"
 	dnsClient = "myservice"
 	// dnsLimit bounds a lookup; an answer takes milliseconds.
-	dnsLimit = 5 * time.Second
+	dnsLimit = 20 * time.Second
 	// dropLimit is how long a packet that must not arrive is waited for.
 	dropLimit = time.Second
 )

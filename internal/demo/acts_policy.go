@@ -125,6 +125,9 @@ func (s *stage) actEnforced(ctx context.Context) error {
 	return nil
 }
 
+// enoughSent messages without an answer say that a connection is cut.
+const enoughSent = 10
+
 // actLiveChange takes the right to reach the backend from batch while it, and
 // others, have connections open.
 func (s *stage) actLiveChange(ctx context.Context) error {
@@ -158,10 +161,13 @@ func (s *stage) actLiveChange(ctx context.Context) error {
 		return err
 	}
 	for i, fl := range revoked {
+		if err := fl.goesOn(ctx, marks[i]+enoughSent); err != nil {
+			return err
+		}
 		now := fl.mark()
 		through := now - marks[i] - fl.lost(marks[i], now)
 		// A message counted just before Apply returned may be sent just after.
-		s.claim(through == 0 && now-marks[i] > 10,
+		s.claim(through == 0,
 			"%s: cut; %d answered before, of %d sent after the change %d came through", fl, marks[i]-fl.lost(0, marks[i]), now-marks[i], through)
 		e := s.watch.find(ctx, after, "drop", s.tupleOf(fl.question, fl.family), eventLimit)
 		if e == nil { // the echo may have been on its way when the policy changed
@@ -170,7 +176,7 @@ func (s *stage) actLiveChange(ctx context.Context) error {
 		s.claim(strings.Contains(why(e), "policy revoked"), "   the datapath says: %s", why(e))
 	}
 	for _, fl := range kept {
-		fl.drain(3 * time.Second)
+		fl.drain(drainLimit)
 		s.claim(fl.failure() == nil && fl.lost(0, fl.mark()) == 0,
 			"%s: undisturbed; %d sent, %d lost, longest wait %s%s", fl, fl.mark(), fl.lost(0, fl.mark()), ms(fl.gap), becauseOf(fl.failure()))
 	}

@@ -21,8 +21,8 @@ import (
 
 // Limits for what the agent does in well under a second on an idle machine.
 const (
-	startLimit = 20 * time.Second
-	stopLimit  = 10 * time.Second
+	startLimit = time.Minute
+	stopLimit  = 30 * time.Second
 )
 
 // agent is the varve binary running as an agent inside the node's namespace.

@@ -38,7 +38,7 @@ const (
 )
 
 // runLimit bounds a run, so that a hang ends in a report and a clean machine.
-const runLimit = 3 * time.Minute
+const runLimit = 10 * time.Minute
 
 // Run tells the story and returns the process's exit code: 0 only if every claim
 // held and nothing was left behind. It must run as root, in no particular network

@@ -146,10 +146,8 @@ func TestFlowCountsLosses(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				for fl.mark() < 5 {
-					if err := pause(t.Context(), flowPeriod); err != nil {
-						t.Fatal(err)
-					}
+				if err := fl.goesOn(t.Context(), 5); err != nil {
+					t.Fatal(err)
 				}
 				fl.drain(time.Minute)
 				if lost := fl.lost(0, fl.mark()); lost != 0 || fl.failure() != nil {

@@ -187,6 +187,21 @@ func (fl *flow) fail(err error) {
 	}
 }
 
+// goesOn waits until so many messages were sent: a loaded machine sends them late.
+func (fl *flow) goesOn(ctx context.Context, messages int) error {
+	ctx, cancel := context.WithTimeout(ctx, allowLimit)
+	defer cancel()
+	for fl.mark() < messages {
+		if err := fl.failure(); err != nil {
+			return fmt.Errorf("flow %s: %w", fl, err)
+		}
+		if err := pause(ctx, flowPeriod); err != nil {
+			return fmt.Errorf("flow %s: %d messages sent, want %d: %w", fl, fl.mark(), messages, err)
+		}
+	}
+	return nil
+}
+
 // mark is the number of messages sent so far: the beginning of a phase.
 func (fl *flow) mark() int {
 	fl.mu.Lock()
@@ -206,6 +221,9 @@ func (fl *flow) lost(from, to int) int {
 	}
 	return n
 }
+
+// drainLimit is how long what is on its way may take.
+const drainLimit = 20 * time.Second
 
 // drain stops sending and waits for what is on its way.
 func (fl *flow) drain(limit time.Duration) {

@@ -17,11 +17,11 @@ import (
 
 const (
 	// allowLimit is how long an answer may take before its absence counts.
-	allowLimit = 5 * time.Second
+	allowLimit = 30 * time.Second
 	// denyLimit is how long we wait for an answer that must not come.
 	denyLimit = 700 * time.Millisecond
 	// eventLimit is how long the datapath's word for it may take.
-	eventLimit = 2 * time.Second
+	eventLimit = 20 * time.Second
 )
 
 // question asks whether one actor reaches another.

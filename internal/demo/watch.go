@@ -45,7 +45,7 @@ func (s *stage) startWatch(ctx context.Context) error {
 // awaitFirst sends packets until the stream shows one: only then does nothing
 // that follows escape it.
 func (w *watcher) awaitFirst(ctx context.Context, s *stage) error {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
 	from, to := s.actors["intruder"], netip.AddrPortFrom(s.actors["batch"].addr[v4], 9)
 	for {
