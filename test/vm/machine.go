@@ -45,19 +45,13 @@ func (m machine) command(ctx context.Context) *exec.Cmd {
 		"-serial", "file:"+m.console, "-serial", "stdio")...)
 }
 
-var (
-	errBoot = errors.New("no test started in time: see -boot-timeout")
-	errTime = errors.New("the tests did not end in time: see -timeout")
-	errDied = errors.New("the machine stopped before all tests had ended")
-)
+var errDied = errors.New("the machine stopped before all tests had ended")
 
 // run boots the machine and turns what its init says into test events. Failed
 // tests are no error. It returns the processor time that the machine took.
 func (m machine) run(ctx context.Context, stdout io.Writer) (time.Duration, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	limit := time.AfterFunc(m.boot, func() { cancel(errBoot) })
-	defer limit.Stop()
 	cmd := m.command(ctx)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -68,11 +62,9 @@ func (m machine) run(ctx context.Context, stdout io.Writer) (time.Duration, erro
 	if err := cmd.Start(); err != nil {
 		return 0, err
 	}
-	r := reader{machine: m, stdout: stdout, begun: func() {
-		limit.Stop()
-		limit = time.AfterFunc(m.timeout, func() { cancel(errTime) })
-	}}
-	defer func() { limit.Stop() }()
+	l := limits{boot: m.boot, tests: m.timeout}
+	go l.watch(ctx, m.spent(cmd.Process.Pid), cancel)
+	r := reader{machine: m, stdout: stdout, begun: func() { l.begun.Store(true) }}
 	readErr := r.read(out)
 	if readErr != nil {
 		cancel(readErr)
