@@ -92,7 +92,7 @@ func (m *crash) boot(ctx context.Context, kill int) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64",
-		"-accel", "tcg,thread=multi", "-cpu", "max", "-machine", "q35",
+		"-accel", "tcg,thread=multi", "-cpu", cpuModel, "-machine", "q35",
 		"-smp", strconv.Itoa(m.cpus), "-m", "512",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-nic", "none",
 		"-drive", "file="+m.disk+",format=raw,if=virtio,cache=writeback",
