@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/varve-net/varve/internal/testns"
 )
 
 // flowPeriod is the time between two messages of a flow.
@@ -111,21 +113,9 @@ func (fl *flow) encode(n uint64) []byte {
 	binary.BigEndian.PutUint16(b[6:], uint16(n))
 	b = binary.BigEndian.AppendUint64(b, n)
 	if fl.family == v4 { // the kernel computes that of ICMPv6
-		binary.BigEndian.PutUint16(b[2:], internetChecksum(b))
+		binary.BigEndian.PutUint16(b[2:], testns.InternetChecksum(b))
 	}
 	return b
-}
-
-// internetChecksum is that of RFC 1071, for an even number of bytes.
-func internetChecksum(b []byte) uint16 {
-	var sum uint32
-	for ; len(b) > 1; b = b[2:] {
-		sum += uint32(binary.BigEndian.Uint16(b))
-	}
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
-	}
-	return ^uint16(sum)
 }
 
 func (fl *flow) receive() {

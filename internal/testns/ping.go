@@ -32,7 +32,7 @@ func (n *NS) Ping(to netip.Addr, timeout time.Duration) error {
 	m[0] = request
 	rand.Read(m[4:8])
 	if to.Is4() { // the kernel fills in ICMPv6's
-		binary.BigEndian.PutUint16(m[2:], checksum(m))
+		binary.BigEndian.PutUint16(m[2:], InternetChecksum(m))
 	}
 	if _, err := c.Write(m); err != nil {
 		return fmt.Errorf("ping from %s: %w", n.name, err)
@@ -53,8 +53,8 @@ func (n *NS) Ping(to netip.Addr, timeout time.Duration) error {
 	}
 }
 
-// checksum is the Internet checksum (RFC 1071) of an even number of bytes.
-func checksum(b []byte) uint16 {
+// InternetChecksum is that of RFC 1071, of an even number of bytes.
+func InternetChecksum(b []byte) uint16 {
 	var sum uint32
 	for ; len(b) > 1; b = b[2:] {
 		sum += uint32(binary.BigEndian.Uint16(b))
