@@ -64,7 +64,7 @@ var Forbidden = slices.Concat(
 	only("log", "the log does not know what its events mean", "log/eventpb"),
 	only("log/raftlog", "replication hands entries to the state and knows nothing of what follows from it", "log", "log/eventpb", "log/history", "fsm", "policy", "internal"),
 	only("log/history", "history keeps bytes", "log", "log/eventpb", "internal"),
-	only("log/journal", "a journal keeps bytes of a node that the log does not have yet"),
+	only("log/journal", "a journal keeps bytes of a node that the log does not have yet", "internal"),
 	only("policy", "the policy model is a leaf: users' YAML in, meaning out", "log/eventpb"),
 	only("fsm", "state is folded from the log and nothing else", "log", "log/eventpb", "policy"),
 	only("projections", "tables are a function of the view alone, not of what some kernel holds", "fsm", "policy", "log", "log/eventpb", "bpf/abi"),

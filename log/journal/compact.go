@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+
+	"github.com/varve-net/varve/internal/durable"
 )
 
 // Shipped says that the log has the records up to a number, so that compaction may
@@ -96,7 +98,7 @@ func (j *Journal) replace(closed []*segment, stay []position, gone uint64) error
 	if err != nil {
 		return errors.Join(err, merged.release(), os.Remove(next))
 	}
-	errs := []error{syncDir(j.config.Dir)}
+	errs := []error{durable.SyncDir(j.config.Dir)}
 	for _, s := range closed[1:] { // oldest first, see doc.go
 		errs = append(errs, os.Remove(s.path()))
 	}

@@ -15,6 +15,8 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/varve-net/varve/internal/durable"
 )
 
 const (
@@ -102,20 +104,12 @@ func createSegment(dir string, first uint64) (*segment, error) {
 		err = s.file.Sync()
 	}
 	if err == nil {
-		err = syncDir(dir)
+		err = durable.SyncDir(dir)
 	}
 	if err != nil {
 		return nil, errors.Join(err, s.release(), os.Remove(s.path()))
 	}
 	return s, nil
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 func lockDir(dir string) (*os.File, error) {
