@@ -15,6 +15,24 @@ type message struct {
 	_   [4]byte
 }
 
+// into has the message's data go to a buffer, by a vector of its own.
+func (m *message) into(data []byte, by *unix.Iovec) {
+	by.Base = &data[0]
+	by.SetLen(len(data))
+	m.hdr.Iov = by
+	m.hdr.SetIovlen(1)
+}
+
+// receive reads what waits at a socket with one system call (recvmmsg), and returns
+// the number of datagrams. The error is the socket's, EAGAIN if nothing waits.
+func receive(fd int, msgs []message) (int, error) {
+	n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&msgs[0])), uintptr(len(msgs)), unix.MSG_DONTWAIT, 0, 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
+}
+
 // Sizes of a Batch.
 const (
 	BatchSize = 32
@@ -33,8 +51,8 @@ type Datagram struct {
 	Usable bool // both addresses are known
 }
 
-// Batch receives several datagrams with one system call (recvmmsg). It is not
-// safe for concurrent use, and must stay where it is.
+// Batch receives several datagrams with one system call. It is not safe for
+// concurrent use, and must stay where it is.
 type Batch struct {
 	msgs    [BatchSize]message
 	iovs    [BatchSize]unix.Iovec
@@ -47,12 +65,9 @@ type Batch struct {
 func NewBatch() *Batch {
 	b := new(Batch)
 	for i := range b.msgs {
-		b.iovs[i].Base = &b.data[i][0]
-		b.iovs[i].SetLen(QuestionSize)
+		b.msgs[i].into(b.data[i][:], &b.iovs[i])
 		h := &b.msgs[i].hdr
 		h.Name = (*byte)(unsafe.Pointer(&b.names[i]))
-		h.Iov = &b.iovs[i]
-		h.SetIovlen(1)
 		h.Control = &b.control[i][0]
 	}
 	return b
@@ -67,11 +82,7 @@ func (b *Batch) Receive(fd int) (int, error) {
 		h.SetControllen(controlSize)
 		h.Flags = 0
 	}
-	n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&b.msgs[0])), BatchSize, unix.MSG_DONTWAIT, 0, 0)
-	if errno != 0 {
-		return 0, errno
-	}
-	return int(n), nil
+	return receive(fd, b.msgs[:])
 }
 
 // At is the i-th datagram of the last Receive.
