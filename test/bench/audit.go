@@ -75,12 +75,11 @@ func auditCommand(ctx context.Context, args []string, stdout, stderr io.Writer) 
 		return err
 	}
 	m := mix.Whole(*events)
-	h, err := history.Open(filepath.Join(*dir, "log", "history"), slog.New(slog.DiscardHandler))
-	if err != nil {
+	err := inHistory(filepath.Join(*dir, "log", "history"), func(h *history.History) error {
+		_, err := makeHistory(ctx, h, m, nil)
 		return err
-	}
-	_, err = makeHistory(ctx, h, m, nil)
-	if err = errors.Join(err, h.Close()); err != nil {
+	})
+	if err != nil {
 		return err
 	}
 	a := &auditing{dir: *dir, m: m, random: rand.New(rand.NewPCG(1, 2)), out: Audit{}}

@@ -80,15 +80,24 @@ func historyCommand(ctx context.Context, args []string, stdout, stderr io.Writer
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
-	h, err := history.Open(*dir, slog.New(slog.DiscardHandler))
+	var r *History
+	err := inHistory(*dir, func(h *history.History) (err error) {
+		r, err = measureHistory(ctx, h, *dir, *events, *seed)
+		return err
+	})
 	if err != nil {
 		return err
 	}
-	r, err := measureHistory(ctx, h, *dir, *events, *seed)
-	if err = errors.Join(err, h.Close()); err != nil {
+	return json.NewEncoder(stdout).Encode(r)
+}
+
+// inHistory opens the history in a folder, new or not, for something to be done with it.
+func inHistory(dir string, do func(*history.History) error) error {
+	h, err := history.Open(dir, slog.New(slog.DiscardHandler))
+	if err != nil {
 		return err
 	}
-	return json.NewEncoder(stdout).Encode(r)
+	return errors.Join(do(h), h.Close())
 }
 
 func measureHistory(ctx context.Context, h *history.History, dir string, events int, seed uint64) (*History, error) {
