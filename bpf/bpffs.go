@@ -17,7 +17,7 @@ func MountBPFFS(dir string) (mounted bool, err error) {
 		return false, os.MkdirAll(dir, 0o700)
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return false, fmt.Errorf("bpffs: %w", err)
+		return false, fmt.Errorf("bpffs: %w; mount one on a folder above it that is there (mount -t bpf bpf /sys/fs/bpf), or give by --bpf-root a folder that can be made", err)
 	}
 	if ok, err := onBPFFS(dir); err != nil || ok {
 		return false, err
