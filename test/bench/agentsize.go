@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -116,6 +118,44 @@ func (p *plan) agentRound(ctx context.Context, dir string, pt *path, out sink, o
 			return err
 		}
 		out.add(key+", MiB", of, "varve agent", float64(kb)/1024)
+	}
+	return a.applyPolicies(ctx, out, of)
+}
+
+// applyPolicies sets policies of endpoints of this node one after the other, each with
+// selectors of its own, and notes how long each takes over the API until it is on disk
+// and in force. Then it takes them away.
+func (a *agent) applyPolicies(ctx context.Context, out sink, of string) error {
+	c, err := api.New(a.socket)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	var took []time.Duration
+	for i := range localEndpoints {
+		manifest := fmt.Sprintf(`apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: bench-%[1]d, namespace: team-%[2]d}
+spec:
+  endpointSelector: {matchLabels: {app: app-%[3]d}}
+  ingress:
+  - fromEndpoints: [{matchLabels: {app: app-%[4]d}}, {matchLabels: {k8s:io.kubernetes.pod.namespace: team-%[5]d, version: v1}}]
+    toPorts: [{ports: [{port: "%[6]d", protocol: TCP}]}]
+`, i, i%50, i%40, (i+7)%40, (i+3)%50, 1000+i)
+		began := time.Now()
+		if _, err := c.Policies.Apply(ctx, connect.NewRequest(&varvev1.ApplyPolicyRequest{Manifest: manifest, Source: "bench"})); err != nil {
+			return err
+		}
+		took = append(took, time.Since(began))
+	}
+	slices.Sort(took)
+	out.add("a policy over the API, ms until in force", of, "p50", ms(took[len(took)/2]))
+	out.add("a policy over the API, ms until in force", of, "p99", ms(took[len(took)*99/100]))
+	for i := range localEndpoints {
+		ref := &eventpb.PolicyRef{Kind: eventpb.PolicyKind_CILIUM_NETWORK_POLICY, Namespace: fmt.Sprintf("team-%d", i%50), Name: fmt.Sprintf("bench-%d", i)}
+		if _, err := c.Policies.Delete(ctx, connect.NewRequest(&varvev1.DeletePolicyRequest{Ref: ref})); err != nil {
+			return err
+		}
 	}
 	return nil
 }

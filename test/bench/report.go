@@ -59,6 +59,7 @@ var figures = []figure{
 	{"agent", "VmRSS, MiB", "Resident memory, MiB", "", ""},
 	{"agent", "VmHWM, MiB", "Resident memory at its peak, MiB", "", ""},
 	{"agent", "rows in the kernel", "Rows in the kernel, verified", "", ""},
+	{"agent", "a policy over the API, ms until in force", "A policy over the API, ms until it is on disk and in force", "", ""},
 }
 
 // begin and end are the lines of docs/benchmarks.md between which the figures of
