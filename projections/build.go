@@ -64,6 +64,8 @@ type facts struct {
 	identity  func(uint32) (*fsm.Identity, bool)
 	// subject tells which of the node's endpoints get their tables; nil: all.
 	subject func(*fsm.Endpoint, *fsm.Identity) bool
+	// rangesOnly leaves endpoints and nodes out of the ipcache.
+	rangesOnly bool
 }
 
 func build(f facts, node string, opts Options) (*Tables, error) {
@@ -97,6 +99,9 @@ func build(f facts, node string, opts Options) (*Tables, error) {
 	var err error
 	if out.Endpoints, err = NewEndpoints(b.endpointRows()); err != nil {
 		return nil, err
+	}
+	if f.rangesOnly {
+		b.endpoints, f.nodes = nil, nil
 	}
 	if out.IPCache, err = NewIPCache(b.ipcacheRows(f.nodes)); err != nil {
 		return nil, err

@@ -35,9 +35,10 @@ func (c *content) flag(f bool) *content {
 // ids gives content its number and remembers what each number stands for. The
 // first collision sticks in err; numbers given after it mean nothing.
 type ids struct {
-	seed string
-	seen map[idKey]log.Hash
-	err  error
+	seed  string
+	seen  map[idKey]log.Hash
+	ports map[string]log.Hash // of sets of named ports, which many endpoints share
+	err   error
 }
 
 type idKey struct {
@@ -46,7 +47,7 @@ type idKey struct {
 }
 
 func newIDs(cluster string) *ids {
-	return &ids{seed: cluster, seen: make(map[idKey]log.Hash)}
+	return &ids{seed: cluster, seen: make(map[idKey]log.Hash), ports: make(map[string]log.Hash)}
 }
 
 func (x *ids) hash(kind string, c *content) log.Hash {
@@ -107,6 +108,9 @@ func (x *ids) row(k abi.PolicyKey, d decision) uint64 {
 	return x.id("row", &c)
 }
 
+// keptPorts is of how many sets of named ports the hashes are kept.
+const keptPorts = 1024
+
 // endpointPeer is the number of an identity with a set of named ports. Only sets
 // of the same identity can collide.
 func (x *ids) endpointPeer(identity uint32, ports []fsm.NamedPort) uint64 {
@@ -117,7 +121,14 @@ func (x *ids) endpointPeer(identity uint32, ports []fsm.NamedPort) uint64 {
 	for _, p := range ports {
 		c.str(p.Name).num(uint64(p.Protocol)).num(uint64(p.Port))
 	}
-	h := x.hash("named-ports", &c)
+	h, ok := x.ports[string(c.b)]
+	if !ok {
+		if len(x.ports) >= keptPorts {
+			clear(x.ports)
+		}
+		h = x.hash("named-ports", &c)
+		x.ports[string(c.b)] = h
+	}
 	const half = 1<<31 - 1
 	upper := le.Uint64(h[:]) & half
 	if upper == 0 {

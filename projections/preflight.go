@@ -37,6 +37,7 @@ func preflight(current *Tables, f facts, opts Options, set []*policy.Policy, fit
 	f.subject = func(e *fsm.Endpoint, id *fsm.Identity) bool {
 		return slices.ContainsFunc(touched, func(p *policy.Policy) bool { return selectsAny(p, id.Labels) })
 	}
+	f.rangesOnly = true // addresses of endpoints and nodes are in the tables in force
 	t, err := build(f, current.Node, opts)
 	if err != nil {
 		return Need{}, err
@@ -50,7 +51,7 @@ func preflight(current *Tables, f facts, opts Options, set []*policy.Policy, fit
 	if ranges == 0 || fits(bound) {
 		return need, nil
 	}
-	f.subject = nil
+	f.subject, f.rangesOnly = nil, false
 	if t, err = build(f, current.Node, opts); err != nil {
 		return Need{}, err
 	}
