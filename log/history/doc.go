@@ -40,7 +40,9 @@
 //
 // The file anchors has the chain value before each segment once more, so that one of
 // another log is known even where its neighbours are lost. What damage hits cannot be
-// read (Lost), and all the rest can.
+// read (Lost), and all the rest can; what Raft's log still has is put back (Heal). The
+// file floor says with which revision the history begins, so that segments which are
+// missing before the first one are known as lost.
 //
 // Beside the segments, NNN.checkpoint holds the state at revision NNN (zstd), from
 // which what follows can be replayed. Files that end in ".new" are being written.

@@ -46,7 +46,8 @@ type History struct {
 
 	// syncing is held by whoever makes the last segment durable or replaces it.
 	syncing sync.Mutex
-	file    *os.File // the last segment, if it is plain
+	file    *os.File     // the last segment, if it is plain
+	floor   log.Revision // with which the history begins; 0: not known
 	synced  log.Revision
 	broken  error // after it nothing may be written or claimed durable
 	closed  bool
@@ -228,6 +229,11 @@ func (h *History) room(n int64, first log.Revision, before log.Hash) (*segment, 
 
 // begin creates the segment of a revision and makes it the last one.
 func (h *History) begin(first log.Revision, before log.Hash) (*segment, error) {
+	if h.floor == 0 {
+		if err := h.setFloor(first); err != nil {
+			return nil, err
+		}
+	}
 	seg := &segment{
 		path: filepath.Join(h.dir, segmentName(first)), header: header{versionPlain, first, before},
 		next: first, end: headerSize, indexed: true,

@@ -131,11 +131,7 @@ func (h *History) Skip(to log.Revision, chain log.Hash) error {
 	h.mu.RUnlock()
 	lost := &log.CorruptError{Revision: last + 1, What: fmt.Sprintf("history %s ends before revision %d; %s", h.dir, last+1, remedyMissing)}
 	if before == nil {
-		if err := h.Begin(to, chain); err != nil {
-			return err
-		}
-		h.lose(1, to, lost)
-		return nil
+		return h.beginOver(to, chain, lost)
 	}
 	h.syncing.Lock()
 	defer h.syncing.Unlock()
@@ -151,6 +147,19 @@ func (h *History) Skip(to log.Revision, chain log.Hash) error {
 	h.chain = chain
 	h.mu.Unlock()
 	h.lose(last+1, to, lost)
+	return nil
+}
+
+// beginOver is Skip in a history of which nothing is there. The floor keeps it known.
+func (h *History) beginOver(to log.Revision, chain log.Hash, lost error) error {
+	first := max(h.floor, 1)
+	if err := h.setFloor(first); err != nil {
+		return fmt.Errorf("history %s: %w", h.dir, err)
+	}
+	if err := h.Begin(to, chain); err != nil {
+		return err
+	}
+	h.lose(first, to, lost)
 	return nil
 }
 

@@ -57,6 +57,9 @@ func (h *History) open() error {
 	if err := h.checkAnchors(); err != nil {
 		return err
 	}
+	if err := h.checkFloor(); err != nil {
+		return err
+	}
 	if len(h.segments) > 0 && !h.readOnly {
 		// What the process before left in the page cache is durable from here on.
 		h.synced = h.segments[0].first - 1

@@ -127,17 +127,30 @@ func (h *History) DropBefore(first log.Revision) error {
 	if h.readOnly {
 		return fmt.Errorf("history %s: %w", h.dir, errReadOnly)
 	}
-	h.mu.Lock()
+	h.mu.RLock()
 	n := 0
 	for n < len(h.segments)-1 && h.segments[n].next <= first {
 		n++
 	}
-	dropped := slices.Clone(h.segments[:n])
-	h.segments = slices.Clone(h.segments[n:])
 	kept := log.Revision(0)
 	if len(h.segments) > 0 {
-		kept = h.segments[0].first
+		kept = h.segments[n].first
 	}
+	h.mu.RUnlock()
+	// What is let go of is not to be missed by the next start.
+	h.syncing.Lock()
+	var err error
+	if kept > h.floor {
+		err = h.setFloor(kept)
+	}
+	h.syncing.Unlock()
+	if err != nil {
+		return fmt.Errorf("history %s: %w", h.dir, err)
+	}
+	h.mu.Lock()
+	dropped := slices.Clone(h.segments[:n])
+	h.segments = slices.Clone(h.segments[n:])
+	h.lost = slices.DeleteFunc(h.lost, func(l Lost) bool { return l.Last < kept })
 	h.mu.Unlock()
 	var errs []error
 	for _, s := range dropped {

@@ -15,6 +15,9 @@ import (
 // that time does not go back, and recomputes the hash chain. The error is a
 // *log.CorruptError that names the first bad revision. It stops at ctx's end.
 func (h *History) Verify(ctx context.Context, from log.Revision) error {
+	if lost := h.Lost(); len(lost) > 0 && from <= lost[0].Last && lost[0].Last < h.First() {
+		return lost[0].Err // it has no beginning
+	}
 	from = max(from, h.First())
 	seg, _, _ := h.segmentOf(from)
 	if seg == nil {

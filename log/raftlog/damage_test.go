@@ -239,8 +239,9 @@ func TestDamageIsRefused(t *testing.T) {
 	}
 }
 
-// Damage to the history costs what it hits. The state, and all that comes, is as ever;
-// what is lost is named, and the revisions after it can be told from a checkpoint.
+// Damage to the history costs what it hits and the Raft log does not have any more. The
+// state, and all that comes, is as ever; what is lost is named, at each start, and the
+// revisions after it can be told from a checkpoint.
 func TestDamagedHistoryIsServed(t *testing.T) {
 	for name, tc := range map[string]struct {
 		snap        int
@@ -261,10 +262,16 @@ func TestDamagedHistoryIsServed(t *testing.T) {
 		}, 10, 10, 1},
 		"a bit after the snapshot": {20, func(t *testing.T, dir string) {
 			edit(t, historyFile(dir), func(b []byte) []byte { b[len(b)*3/4] ^= 1; return b })
-		}, 30, 30, 1},
+		}, 0, 0, 1},
+		"bits on both sides of the snapshot": {20, func(t *testing.T, dir string) {
+			edit(t, historyFile(dir), func(b []byte) []byte { b[len(b)/4] ^= 1; b[len(b)*3/4] ^= 1; return b })
+		}, 10, 10, 1},
 		"the header": {0, func(t *testing.T, dir string) {
 			edit(t, historyFile(dir), func(b []byte) []byte { b[3] ^= 1; return b })
-		}, 1, 40, 1},
+		}, 0, 0, 1},
+		"the header, and a record after the snapshot": {20, func(t *testing.T, dir string) {
+			edit(t, historyFile(dir), func(b []byte) []byte { b[3] ^= 1; b[len(b)*3/4] ^= 1; return b })
+		}, 1, 20, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := made(t, tc.snap, 40)
@@ -282,12 +289,13 @@ func TestDamagedHistoryIsServed(t *testing.T) {
 					t.Fatal(err)
 				}
 				lost := l.History().Lost()
-				if start == 0 || tc.oldest == 1 { // a folder that is gone is remembered by nobody
-					switch {
-					case tc.last == 0 && len(lost) == 0:
-					case len(lost) != 1 || lost[0].First != tc.first || lost[0].Last != tc.last || !errors.Is(lost[0].Err, log.ErrCorrupt):
-						t.Errorf("start %d: lost %v, want %d to %d", start, lost, tc.first, tc.last)
-					}
+				switch {
+				case tc.last == 0 && len(lost) == 0:
+				case len(lost) != 1 || lost[0].First != tc.first || lost[0].Last != tc.last || !errors.Is(lost[0].Err, log.ErrCorrupt):
+					t.Errorf("start %d: lost %v, want %d to %d", start, lost, tc.first, tc.last)
+				}
+				if err := l.Verify(t.Context(), 1); (err == nil) != (tc.last == 0) || err != nil && !errors.Is(err, log.ErrCorrupt) {
+					t.Errorf("start %d: verify: %v", start, err)
 				}
 				if got := l.First(); got != tc.oldest {
 					t.Errorf("start %d: kept from revision %d, want %d", start, got, tc.oldest)

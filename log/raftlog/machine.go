@@ -1,6 +1,7 @@
 package raftlog
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -23,7 +24,14 @@ type machine struct {
 
 	records []log.Record    // of the entries being applied
 	replay  *history.Cursor // at what history already holds of a replay, or nil
+
+	missed      []log.Record // of a replay, which history cannot read; with bytes of their own
+	missedBytes int
 }
+
+// maxMissed bounds the bytes of what one start puts back into history; the next one
+// does the rest.
+const maxMissed = 256 << 20
 
 var _ raft.BatchingFSM = (*machine)(nil)
 
@@ -118,7 +126,7 @@ func (m *machine) keep(records []log.Record) error {
 }
 
 // compare holds a replayed record to the one that history has. If that is lost, the
-// Raft log's, which has a checksum of its own, is taken as it stands.
+// Raft log's, which has a checksum of its own, is taken as it stands, and kept for heal.
 func (m *machine) compare(replayed *log.Record) (err error) {
 	if m.replay == nil {
 		m.replay, err = m.log.history.Cursor(replayed.Revision)
@@ -131,12 +139,42 @@ func (m *machine) compare(replayed *log.Record) (err error) {
 	}
 	kept, err := m.replay.Next()
 	if errors.Is(err, log.ErrCorrupt) {
+		m.miss(replayed)
 		return m.endReplay()
 	}
 	if err != nil {
 		return err
 	}
 	return m.log.same(&kept, replayed.Revision, replayed.Chain, replayed.TimeNS, "replay of the Raft log")
+}
+
+func (m *machine) miss(r *log.Record) {
+	if m.missedBytes += len(r.Event); m.missedBytes > maxMissed {
+		return
+	}
+	kept := *r
+	kept.Event = bytes.Clone(r.Event)
+	m.missed = append(m.missed, kept)
+}
+
+// heal puts back into history what a replay had and it could not read. What cannot be
+// put back stays lost, which history tells.
+func (l *Log) heal() {
+	missed := l.machine.missed
+	if l.machine.missed = nil; len(missed) == 0 {
+		return
+	}
+	err := l.CheckSpace()
+	if err == nil {
+		var healed []history.Lost
+		healed, err = l.history.Heal(missed)
+		for _, r := range healed {
+			l.config.Logger.Info("put back into the history what was damaged, from the Raft log; the damaged file is kept beside it", "first", r.First, "last", r.Last)
+		}
+	}
+	if err != nil {
+		l.config.Logger.Warn("what the history lost is not put back, though the Raft log has it; the next start tries again", "error", err)
+	}
 }
 
 func (m *machine) endReplay() error {

@@ -122,6 +122,7 @@ func (l *Log) open(ctx context.Context) (err error) {
 	if err := l.compareHeads(); err != nil {
 		return err
 	}
+	l.heal()
 	if err := l.beyond(l.View()); err != nil {
 		return err
 	}
