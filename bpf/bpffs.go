@@ -6,13 +6,23 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
+// systemBPFFS is where every tool looks for the machine's bpffs. The kernel makes this
+// folder of sysfs for it, and nobody can make another below or beside it.
+const systemBPFFS = "/sys/fs/bpf"
+
 // MountBPFFS makes dir if need be and mounts a bpffs there, readable by root
-// only, unless dir is on one already. It reports whether it mounted.
+// only, unless dir is on one already. It reports whether it mounted. A dir below
+// /sys/fs/bpf needs one there, which is the machine's: if there is none it is mounted,
+// and does not count.
 func MountBPFFS(dir string) (mounted bool, err error) {
+	if err := mountSystemBPFFS(dir); err != nil {
+		return false, err
+	}
 	if ok, err := onBPFFS(dir); err == nil && ok {
 		return false, os.MkdirAll(dir, 0o700)
 	}
@@ -22,11 +32,33 @@ func MountBPFFS(dir string) (mounted bool, err error) {
 	if ok, err := onBPFFS(dir); err != nil || ok {
 		return false, err
 	}
-	flags := uintptr(unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC | unix.MS_RELATIME)
-	if err := unix.Mount("bpffs", dir, "bpf", flags, "mode=0700"); err != nil {
-		return false, fmt.Errorf("bpffs: mount %s: %w", dir, err)
+	if err := mountBPFFS(dir); err != nil {
+		return false, err
 	}
 	return true, nil
+}
+
+func mountBPFFS(dir string) error {
+	flags := uintptr(unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC | unix.MS_RELATIME)
+	if err := unix.Mount("bpffs", dir, "bpf", flags, "mode=0700"); err != nil {
+		return fmt.Errorf("bpffs: mount %s: %w", dir, err)
+	}
+	return nil
+}
+
+// mountSystemBPFFS mounts the machine's bpffs if dir is to be below it and there is none.
+func mountSystemBPFFS(dir string) error {
+	if !strings.HasPrefix(filepath.Clean(dir), systemBPFFS+"/") {
+		return nil
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(systemBPFFS, &st); err != nil {
+		return fmt.Errorf("bpffs: statfs %s: %w; mount sysfs on /sys, or choose another folder for the pins", systemBPFFS, err)
+	}
+	if int64(st.Type) != unix.SYSFS_MAGIC { //nolint:unconvert // 32 bits on other architectures
+		return nil
+	}
+	return mountBPFFS(systemBPFFS)
 }
 
 // UnmountBPFFS unmounts what MountBPFFS mounted on dir, and with it every pin

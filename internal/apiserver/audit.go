@@ -42,17 +42,18 @@ func (a auditService) At(ctx context.Context, req *connect.Request[varvev1.Audit
 	for p := range c.view.Policies() {
 		resp.Policies = append(resp.Policies, policyProto(c.view, p, ""))
 	}
+	resp.Names = learnedNames(c.view)
 	for _, n := range []struct {
 		what  string
 		count int
 	}{
 		{"namespaces", len(resp.Namespaces)}, {"nodes", len(resp.Nodes)}, {"identities", len(resp.Identities)},
-		{"endpoints", len(resp.Endpoints)}, {"policies", len(resp.Policies)},
+		{"endpoints", len(resp.Endpoints)}, {"policies", len(resp.Policies)}, {"names", len(resp.Names)},
 	} {
 		resp.Counts = append(resp.Counts, &varvev1.AuditCount{What: n.what, Count: uint64(n.count)})
 	}
 	if req.Msg.Summary {
-		resp.Namespaces, resp.Nodes, resp.Identities, resp.Endpoints, resp.Policies = nil, nil, nil, nil, nil
+		resp.Namespaces, resp.Nodes, resp.Identities, resp.Endpoints, resp.Policies, resp.Names = nil, nil, nil, nil, nil, nil
 	}
 	return connect.NewResponse(resp), nil
 }

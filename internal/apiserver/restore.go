@@ -236,11 +236,17 @@ func (s snapshotService) receive(ctx context.Context, stream *connect.ClientStre
 	source, err := past.ReadSource(ctx, f.Name())
 	switch {
 	case errors.Is(err, log.ErrUpgradeNeeded), errors.Is(err, log.ErrCorrupt):
-		return nil, false, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("the file is refused, nothing was changed: %s", strings.ReplaceAll(err.Error(), f.Name(), "it")))
+		return nil, false, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("the file is refused, nothing was changed: %s", unnamed(err, f.Name())))
 	case err != nil:
 		return nil, false, pastError(ctx, err)
 	}
 	return source, dryRun, nil
+}
+
+// unnamed is an error about a file without the name that it has here: whoever sent it
+// knows it under another.
+func unnamed(err error, name string) string {
+	return strings.NewReplacer("exported file "+name, "the file", "exported log "+name, "the file", name, "the file").Replace(err.Error())
 }
 
 // ofThisLog refuses the state of another cluster, or of another log of the same

@@ -101,7 +101,7 @@ func New(cfg Config) *Server {
 	mux.Handle(varvev1connect.NewFlowServiceHandler(flowService{s}, opts))
 	mux.Handle(varvev1connect.NewAuditServiceHandler(auditService{auditserver.New(cfg.Past, projections.Options{}), s}, opts))
 
-	mux.Handle("/"+varvev1connect.FQDNServiceName+"/", passOn(cfg.DNSSocket, cfg.Logger))
+	s.handleFQDN(mux, opts)
 
 	// For grpcurl and gRPC health probes; authenticated as all the rest.
 	reflector := grpcreflect.NewStaticReflector(services...)

@@ -25,7 +25,7 @@ type Moment struct {
 //
 //	4711                        a revision
 //	2026-03-01T03:00:00Z        a time (RFC 3339): the last revision until then
-//	2026-03-01, 2026-03-01T03:00, 2026-03-01 03:00:00     the same, in UTC
+//	2026-03-01, 2026-03-01T03:00, 2026-03-01 03:00:00     the same, in UTC (but Zoned)
 //	-2h, -90m, -1h30m, -7d      that long before now
 //	now                         the newest revision
 //
@@ -89,6 +89,18 @@ func Time(text string, now time.Time) (time.Time, error) {
 var layouts = []string{
 	time.RFC3339Nano, "2006-01-02T15:04:05.999999999", "2006-01-02 15:04:05.999999999", "2006-01-02T15:04Z07:00",
 	"2006-01-02T15:04", "2006-01-02 15:04", "2006-01-02",
+}
+
+// Zoned puts into a text that names a time without a zone the one that it is meant in. Any
+// other text stays as it is.
+func Zoned(text string, zone *time.Location) string {
+	trimmed := strings.TrimSpace(text)
+	for _, layout := range layouts {
+		if t, err := time.ParseInLocation(layout, trimmed, zone); err == nil && !strings.HasSuffix(layout, "Z07:00") {
+			return t.Format(time.RFC3339Nano)
+		}
+	}
+	return text
 }
 
 func parseTime(text string, now time.Time) (time.Time, error) {

@@ -1344,10 +1344,12 @@ type AuditAtResponse struct {
 	Endpoints   []*Endpoint            `protobuf:"bytes,9,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
 	Policies    []*Policy              `protobuf:"bytes,10,rep,name=policies,proto3" json:"policies,omitempty"`
 	// Of the node that was asked for.
-	Node          string         `protobuf:"bytes,11,opt,name=node,proto3" json:"node,omitempty"`
-	TablesDigest  []byte         `protobuf:"bytes,12,opt,name=tables_digest,json=tablesDigest,proto3" json:"tables_digest,omitempty"`
-	Tables        []*TableStatus `protobuf:"bytes,13,rep,name=tables,proto3" json:"tables,omitempty"`
-	Rows          *DumpResponse  `protobuf:"bytes,14,opt,name=rows,proto3" json:"rows,omitempty"`
+	Node         string         `protobuf:"bytes,11,opt,name=node,proto3" json:"node,omitempty"`
+	TablesDigest []byte         `protobuf:"bytes,12,opt,name=tables_digest,json=tablesDigest,proto3" json:"tables_digest,omitempty"`
+	Tables       []*TableStatus `protobuf:"bytes,13,rep,name=tables,proto3" json:"tables,omitempty"`
+	Rows         *DumpResponse  `protobuf:"bytes,14,opt,name=rows,proto3" json:"rows,omitempty"`
+	// What the endpoints of all nodes had been told of names.
+	Names         []*LearnedName `protobuf:"bytes,15,rep,name=names,proto3" json:"names,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1480,6 +1482,90 @@ func (x *AuditAtResponse) GetRows() *DumpResponse {
 	return nil
 }
 
+func (x *AuditAtResponse) GetNames() []*LearnedName {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+// LearnedName is a name that an endpoint had asked for.
+type LearnedName struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Endpoint      string                 `protobuf:"bytes,1,opt,name=endpoint,proto3" json:"endpoint,omitempty"` // "namespace/name"
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`         // lower case, with a dot at its end
+	Addresses     []*KnownAddress        `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Chain         []string               `protobuf:"bytes,4,rep,name=chain,proto3" json:"chain,omitempty"` // the names that led to the addresses (CNAME)
+	Revision      uint64                 `protobuf:"varint,5,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LearnedName) Reset() {
+	*x = LearnedName{}
+	mi := &file_api_varve_v1_audit_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LearnedName) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LearnedName) ProtoMessage() {}
+
+func (x *LearnedName) ProtoReflect() protoreflect.Message {
+	mi := &file_api_varve_v1_audit_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LearnedName.ProtoReflect.Descriptor instead.
+func (*LearnedName) Descriptor() ([]byte, []int) {
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *LearnedName) GetEndpoint() string {
+	if x != nil {
+		return x.Endpoint
+	}
+	return ""
+}
+
+func (x *LearnedName) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *LearnedName) GetAddresses() []*KnownAddress {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *LearnedName) GetChain() []string {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
+}
+
+func (x *LearnedName) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
 type AuditCount struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	What          string                 `protobuf:"bytes,1,opt,name=what,proto3" json:"what,omitempty"` // "endpoints"
@@ -1490,7 +1576,7 @@ type AuditCount struct {
 
 func (x *AuditCount) Reset() {
 	*x = AuditCount{}
-	mi := &file_api_varve_v1_audit_proto_msgTypes[16]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1502,7 +1588,7 @@ func (x *AuditCount) String() string {
 func (*AuditCount) ProtoMessage() {}
 
 func (x *AuditCount) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_audit_proto_msgTypes[16]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1515,7 +1601,7 @@ func (x *AuditCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditCount.ProtoReflect.Descriptor instead.
 func (*AuditCount) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{16}
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *AuditCount) GetWhat() string {
@@ -1544,7 +1630,7 @@ type WhyRequest struct {
 
 func (x *WhyRequest) Reset() {
 	*x = WhyRequest{}
-	mi := &file_api_varve_v1_audit_proto_msgTypes[17]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1556,7 +1642,7 @@ func (x *WhyRequest) String() string {
 func (*WhyRequest) ProtoMessage() {}
 
 func (x *WhyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_audit_proto_msgTypes[17]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1569,7 +1655,7 @@ func (x *WhyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyRequest.ProtoReflect.Descriptor instead.
 func (*WhyRequest) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{17}
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *WhyRequest) GetFrom() string {
@@ -1622,7 +1708,7 @@ type WhyResponse struct {
 
 func (x *WhyResponse) Reset() {
 	*x = WhyResponse{}
-	mi := &file_api_varve_v1_audit_proto_msgTypes[18]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1634,7 +1720,7 @@ func (x *WhyResponse) String() string {
 func (*WhyResponse) ProtoMessage() {}
 
 func (x *WhyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_audit_proto_msgTypes[18]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1647,7 +1733,7 @@ func (x *WhyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyResponse.ProtoReflect.Descriptor instead.
 func (*WhyResponse) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{18}
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *WhyResponse) GetRevision() uint64 {
@@ -1742,7 +1828,7 @@ type AuditParty struct {
 
 func (x *AuditParty) Reset() {
 	*x = AuditParty{}
-	mi := &file_api_varve_v1_audit_proto_msgTypes[19]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1754,7 +1840,7 @@ func (x *AuditParty) String() string {
 func (*AuditParty) ProtoMessage() {}
 
 func (x *AuditParty) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_audit_proto_msgTypes[19]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1767,7 +1853,7 @@ func (x *AuditParty) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditParty.ProtoReflect.Descriptor instead.
 func (*AuditParty) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{19}
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *AuditParty) GetName() string {
@@ -1833,7 +1919,7 @@ type AuditSide struct {
 
 func (x *AuditSide) Reset() {
 	*x = AuditSide{}
-	mi := &file_api_varve_v1_audit_proto_msgTypes[20]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1845,7 +1931,7 @@ func (x *AuditSide) String() string {
 func (*AuditSide) ProtoMessage() {}
 
 func (x *AuditSide) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_audit_proto_msgTypes[20]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1858,7 +1944,7 @@ func (x *AuditSide) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditSide.ProtoReflect.Descriptor instead.
 func (*AuditSide) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{20}
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *AuditSide) GetDirection() string {
@@ -1957,7 +2043,7 @@ type AuditEvent struct {
 
 func (x *AuditEvent) Reset() {
 	*x = AuditEvent{}
-	mi := &file_api_varve_v1_audit_proto_msgTypes[21]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1969,7 +2055,7 @@ func (x *AuditEvent) String() string {
 func (*AuditEvent) ProtoMessage() {}
 
 func (x *AuditEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_audit_proto_msgTypes[21]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1982,7 +2068,7 @@ func (x *AuditEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditEvent.ProtoReflect.Descriptor instead.
 func (*AuditEvent) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{21}
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *AuditEvent) GetRevision() uint64 {
@@ -2071,7 +2157,7 @@ type AuditFlip struct {
 
 func (x *AuditFlip) Reset() {
 	*x = AuditFlip{}
-	mi := &file_api_varve_v1_audit_proto_msgTypes[22]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2083,7 +2169,7 @@ func (x *AuditFlip) String() string {
 func (*AuditFlip) ProtoMessage() {}
 
 func (x *AuditFlip) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_audit_proto_msgTypes[22]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2096,7 +2182,7 @@ func (x *AuditFlip) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditFlip.ProtoReflect.Descriptor instead.
 func (*AuditFlip) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{22}
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AuditFlip) GetRevision() uint64 {
@@ -2156,7 +2242,7 @@ type BisectRequest struct {
 
 func (x *BisectRequest) Reset() {
 	*x = BisectRequest{}
-	mi := &file_api_varve_v1_audit_proto_msgTypes[23]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2168,7 +2254,7 @@ func (x *BisectRequest) String() string {
 func (*BisectRequest) ProtoMessage() {}
 
 func (x *BisectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_audit_proto_msgTypes[23]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2181,7 +2267,7 @@ func (x *BisectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BisectRequest.ProtoReflect.Descriptor instead.
 func (*BisectRequest) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{23}
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *BisectRequest) GetFrom() string {
@@ -2238,7 +2324,7 @@ type BisectResponse struct {
 
 func (x *BisectResponse) Reset() {
 	*x = BisectResponse{}
-	mi := &file_api_varve_v1_audit_proto_msgTypes[24]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2250,7 +2336,7 @@ func (x *BisectResponse) String() string {
 func (*BisectResponse) ProtoMessage() {}
 
 func (x *BisectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_varve_v1_audit_proto_msgTypes[24]
+	mi := &file_api_varve_v1_audit_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2263,7 +2349,7 @@ func (x *BisectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BisectResponse.ProtoReflect.Descriptor instead.
 func (*BisectResponse) Descriptor() ([]byte, []int) {
-	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{24}
+	return file_api_varve_v1_audit_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *BisectResponse) GetFlips() []*AuditFlip {
@@ -2298,7 +2384,7 @@ var File_api_varve_v1_audit_proto protoreflect.FileDescriptor
 
 const file_api_varve_v1_audit_proto_rawDesc = "" +
 	"\n" +
-	"\x18api/varve/v1/audit.proto\x12\bvarve.v1\x1a\x18api/varve/v1/agent.proto\x1a\x1bapi/varve/v1/endpoint.proto\x1a\x17api/varve/v1/flow.proto\x1a\x19api/varve/v1/moment.proto\x1a\x19api/varve/v1/policy.proto\x1a\x17log/eventpb/event.proto\"\xa0\x01\n" +
+	"\x18api/varve/v1/audit.proto\x12\bvarve.v1\x1a\x18api/varve/v1/agent.proto\x1a\x1bapi/varve/v1/endpoint.proto\x1a\x17api/varve/v1/flow.proto\x1a\x17api/varve/v1/fqdn.proto\x1a\x19api/varve/v1/moment.proto\x1a\x19api/varve/v1/policy.proto\x1a\x17log/eventpb/event.proto\"\xa0\x01\n" +
 	"\x10AuditDiffRequest\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\tR\x04from\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\tR\x02to\x12\x12\n" +
@@ -2409,7 +2495,7 @@ const file_api_varve_v1_audit_proto_rawDesc = "" +
 	"\x0eAuditAtRequest\x12\x0e\n" +
 	"\x02at\x18\x01 \x01(\tR\x02at\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x18\n" +
-	"\asummary\x18\x03 \x01(\bR\asummary\"\xb7\x04\n" +
+	"\asummary\x18\x03 \x01(\bR\asummary\"\xe4\x04\n" +
 	"\x0fAuditAtResponse\x12 \n" +
 	"\x02at\x18\x01 \x01(\v2\x10.varve.v1.MomentR\x02at\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\tR\acluster\x12\x14\n" +
@@ -2429,7 +2515,14 @@ const file_api_varve_v1_audit_proto_rawDesc = "" +
 	"\x04node\x18\v \x01(\tR\x04node\x12#\n" +
 	"\rtables_digest\x18\f \x01(\fR\ftablesDigest\x12-\n" +
 	"\x06tables\x18\r \x03(\v2\x15.varve.v1.TableStatusR\x06tables\x12*\n" +
-	"\x04rows\x18\x0e \x01(\v2\x16.varve.v1.DumpResponseR\x04rows\"6\n" +
+	"\x04rows\x18\x0e \x01(\v2\x16.varve.v1.DumpResponseR\x04rows\x12+\n" +
+	"\x05names\x18\x0f \x03(\v2\x15.varve.v1.LearnedNameR\x05names\"\xa5\x01\n" +
+	"\vLearnedName\x12\x1a\n" +
+	"\bendpoint\x18\x01 \x01(\tR\bendpoint\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x124\n" +
+	"\taddresses\x18\x03 \x03(\v2\x16.varve.v1.KnownAddressR\taddresses\x12\x14\n" +
+	"\x05chain\x18\x04 \x03(\tR\x05chain\x12\x1a\n" +
+	"\brevision\x18\x05 \x01(\x04R\brevision\"6\n" +
 	"\n" +
 	"AuditCount\x12\x12\n" +
 	"\x04what\x18\x01 \x01(\tR\x04what\x12\x14\n" +
@@ -2532,7 +2625,7 @@ func file_api_varve_v1_audit_proto_rawDescGZIP() []byte {
 	return file_api_varve_v1_audit_proto_rawDescData
 }
 
-var file_api_varve_v1_audit_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_api_varve_v1_audit_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_api_varve_v1_audit_proto_goTypes = []any{
 	(*AuditDiffRequest)(nil),    // 0: varve.v1.AuditDiffRequest
 	(*AuditDiffResponse)(nil),   // 1: varve.v1.AuditDiffResponse
@@ -2550,78 +2643,82 @@ var file_api_varve_v1_audit_proto_goTypes = []any{
 	(*AuditMismatch)(nil),       // 13: varve.v1.AuditMismatch
 	(*AuditAtRequest)(nil),      // 14: varve.v1.AuditAtRequest
 	(*AuditAtResponse)(nil),     // 15: varve.v1.AuditAtResponse
-	(*AuditCount)(nil),          // 16: varve.v1.AuditCount
-	(*WhyRequest)(nil),          // 17: varve.v1.WhyRequest
-	(*WhyResponse)(nil),         // 18: varve.v1.WhyResponse
-	(*AuditParty)(nil),          // 19: varve.v1.AuditParty
-	(*AuditSide)(nil),           // 20: varve.v1.AuditSide
-	(*AuditEvent)(nil),          // 21: varve.v1.AuditEvent
-	(*AuditFlip)(nil),           // 22: varve.v1.AuditFlip
-	(*BisectRequest)(nil),       // 23: varve.v1.BisectRequest
-	(*BisectResponse)(nil),      // 24: varve.v1.BisectResponse
-	(*Moment)(nil),              // 25: varve.v1.Moment
-	(*eventpb.PolicyRef)(nil),   // 26: varve.event.v1.PolicyRef
-	(*FlowGap)(nil),             // 27: varve.v1.FlowGap
-	(*Namespace)(nil),           // 28: varve.v1.Namespace
-	(*Node)(nil),                // 29: varve.v1.Node
-	(*Identity)(nil),            // 30: varve.v1.Identity
-	(*Endpoint)(nil),            // 31: varve.v1.Endpoint
-	(*Policy)(nil),              // 32: varve.v1.Policy
-	(*TableStatus)(nil),         // 33: varve.v1.TableStatus
-	(*DumpResponse)(nil),        // 34: varve.v1.DumpResponse
-	(*NameFact)(nil),            // 35: varve.v1.NameFact
+	(*LearnedName)(nil),         // 16: varve.v1.LearnedName
+	(*AuditCount)(nil),          // 17: varve.v1.AuditCount
+	(*WhyRequest)(nil),          // 18: varve.v1.WhyRequest
+	(*WhyResponse)(nil),         // 19: varve.v1.WhyResponse
+	(*AuditParty)(nil),          // 20: varve.v1.AuditParty
+	(*AuditSide)(nil),           // 21: varve.v1.AuditSide
+	(*AuditEvent)(nil),          // 22: varve.v1.AuditEvent
+	(*AuditFlip)(nil),           // 23: varve.v1.AuditFlip
+	(*BisectRequest)(nil),       // 24: varve.v1.BisectRequest
+	(*BisectResponse)(nil),      // 25: varve.v1.BisectResponse
+	(*Moment)(nil),              // 26: varve.v1.Moment
+	(*eventpb.PolicyRef)(nil),   // 27: varve.event.v1.PolicyRef
+	(*FlowGap)(nil),             // 28: varve.v1.FlowGap
+	(*Namespace)(nil),           // 29: varve.v1.Namespace
+	(*Node)(nil),                // 30: varve.v1.Node
+	(*Identity)(nil),            // 31: varve.v1.Identity
+	(*Endpoint)(nil),            // 32: varve.v1.Endpoint
+	(*Policy)(nil),              // 33: varve.v1.Policy
+	(*TableStatus)(nil),         // 34: varve.v1.TableStatus
+	(*DumpResponse)(nil),        // 35: varve.v1.DumpResponse
+	(*KnownAddress)(nil),        // 36: varve.v1.KnownAddress
+	(*NameFact)(nil),            // 37: varve.v1.NameFact
 }
 var file_api_varve_v1_audit_proto_depIdxs = []int32{
 	2,  // 0: varve.v1.AuditDiffResponse.span:type_name -> varve.v1.AuditSpan
-	21, // 1: varve.v1.AuditDiffResponse.event:type_name -> varve.v1.AuditEvent
+	22, // 1: varve.v1.AuditDiffResponse.event:type_name -> varve.v1.AuditEvent
 	3,  // 2: varve.v1.AuditDiffResponse.state:type_name -> varve.v1.AuditStateChange
 	4,  // 3: varve.v1.AuditDiffResponse.row:type_name -> varve.v1.AuditRowChange
 	5,  // 4: varve.v1.AuditDiffResponse.count:type_name -> varve.v1.AuditDiffCount
-	25, // 5: varve.v1.AuditSpan.from:type_name -> varve.v1.Moment
-	25, // 6: varve.v1.AuditSpan.to:type_name -> varve.v1.Moment
-	25, // 7: varve.v1.ProvenanceResponse.at:type_name -> varve.v1.Moment
-	21, // 8: varve.v1.ProvenanceResponse.events:type_name -> varve.v1.AuditEvent
-	26, // 9: varve.v1.AuditReplayRequest.delete:type_name -> varve.event.v1.PolicyRef
+	26, // 5: varve.v1.AuditSpan.from:type_name -> varve.v1.Moment
+	26, // 6: varve.v1.AuditSpan.to:type_name -> varve.v1.Moment
+	26, // 7: varve.v1.ProvenanceResponse.at:type_name -> varve.v1.Moment
+	22, // 8: varve.v1.ProvenanceResponse.events:type_name -> varve.v1.AuditEvent
+	27, // 9: varve.v1.AuditReplayRequest.delete:type_name -> varve.event.v1.PolicyRef
 	10, // 10: varve.v1.AuditReplayResponse.groups:type_name -> varve.v1.AuditReplayGroup
-	27, // 11: varve.v1.AuditReplayResponse.gaps:type_name -> varve.v1.FlowGap
+	28, // 11: varve.v1.AuditReplayResponse.gaps:type_name -> varve.v1.FlowGap
 	13, // 12: varve.v1.AuditVerifyResponse.mismatches:type_name -> varve.v1.AuditMismatch
-	25, // 13: varve.v1.AuditAtResponse.at:type_name -> varve.v1.Moment
-	16, // 14: varve.v1.AuditAtResponse.counts:type_name -> varve.v1.AuditCount
-	28, // 15: varve.v1.AuditAtResponse.namespaces:type_name -> varve.v1.Namespace
-	29, // 16: varve.v1.AuditAtResponse.nodes:type_name -> varve.v1.Node
-	30, // 17: varve.v1.AuditAtResponse.identities:type_name -> varve.v1.Identity
-	31, // 18: varve.v1.AuditAtResponse.endpoints:type_name -> varve.v1.Endpoint
-	32, // 19: varve.v1.AuditAtResponse.policies:type_name -> varve.v1.Policy
-	33, // 20: varve.v1.AuditAtResponse.tables:type_name -> varve.v1.TableStatus
-	34, // 21: varve.v1.AuditAtResponse.rows:type_name -> varve.v1.DumpResponse
-	19, // 22: varve.v1.WhyResponse.from:type_name -> varve.v1.AuditParty
-	19, // 23: varve.v1.WhyResponse.to:type_name -> varve.v1.AuditParty
-	20, // 24: varve.v1.WhyResponse.sides:type_name -> varve.v1.AuditSide
-	21, // 25: varve.v1.WhyResponse.events:type_name -> varve.v1.AuditEvent
-	22, // 26: varve.v1.WhyResponse.flip:type_name -> varve.v1.AuditFlip
-	35, // 27: varve.v1.AuditSide.facts:type_name -> varve.v1.NameFact
-	21, // 28: varve.v1.AuditFlip.event:type_name -> varve.v1.AuditEvent
-	35, // 29: varve.v1.AuditFlip.expired:type_name -> varve.v1.NameFact
-	22, // 30: varve.v1.BisectResponse.flips:type_name -> varve.v1.AuditFlip
-	14, // 31: varve.v1.AuditService.At:input_type -> varve.v1.AuditAtRequest
-	11, // 32: varve.v1.AuditService.Verify:input_type -> varve.v1.AuditVerifyRequest
-	17, // 33: varve.v1.AuditService.Why:input_type -> varve.v1.WhyRequest
-	23, // 34: varve.v1.AuditService.Bisect:input_type -> varve.v1.BisectRequest
-	0,  // 35: varve.v1.AuditService.Diff:input_type -> varve.v1.AuditDiffRequest
-	6,  // 36: varve.v1.AuditService.Provenance:input_type -> varve.v1.ProvenanceRequest
-	8,  // 37: varve.v1.AuditService.Replay:input_type -> varve.v1.AuditReplayRequest
-	15, // 38: varve.v1.AuditService.At:output_type -> varve.v1.AuditAtResponse
-	12, // 39: varve.v1.AuditService.Verify:output_type -> varve.v1.AuditVerifyResponse
-	18, // 40: varve.v1.AuditService.Why:output_type -> varve.v1.WhyResponse
-	24, // 41: varve.v1.AuditService.Bisect:output_type -> varve.v1.BisectResponse
-	1,  // 42: varve.v1.AuditService.Diff:output_type -> varve.v1.AuditDiffResponse
-	7,  // 43: varve.v1.AuditService.Provenance:output_type -> varve.v1.ProvenanceResponse
-	9,  // 44: varve.v1.AuditService.Replay:output_type -> varve.v1.AuditReplayResponse
-	38, // [38:45] is the sub-list for method output_type
-	31, // [31:38] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	26, // 13: varve.v1.AuditAtResponse.at:type_name -> varve.v1.Moment
+	17, // 14: varve.v1.AuditAtResponse.counts:type_name -> varve.v1.AuditCount
+	29, // 15: varve.v1.AuditAtResponse.namespaces:type_name -> varve.v1.Namespace
+	30, // 16: varve.v1.AuditAtResponse.nodes:type_name -> varve.v1.Node
+	31, // 17: varve.v1.AuditAtResponse.identities:type_name -> varve.v1.Identity
+	32, // 18: varve.v1.AuditAtResponse.endpoints:type_name -> varve.v1.Endpoint
+	33, // 19: varve.v1.AuditAtResponse.policies:type_name -> varve.v1.Policy
+	34, // 20: varve.v1.AuditAtResponse.tables:type_name -> varve.v1.TableStatus
+	35, // 21: varve.v1.AuditAtResponse.rows:type_name -> varve.v1.DumpResponse
+	16, // 22: varve.v1.AuditAtResponse.names:type_name -> varve.v1.LearnedName
+	36, // 23: varve.v1.LearnedName.addresses:type_name -> varve.v1.KnownAddress
+	20, // 24: varve.v1.WhyResponse.from:type_name -> varve.v1.AuditParty
+	20, // 25: varve.v1.WhyResponse.to:type_name -> varve.v1.AuditParty
+	21, // 26: varve.v1.WhyResponse.sides:type_name -> varve.v1.AuditSide
+	22, // 27: varve.v1.WhyResponse.events:type_name -> varve.v1.AuditEvent
+	23, // 28: varve.v1.WhyResponse.flip:type_name -> varve.v1.AuditFlip
+	37, // 29: varve.v1.AuditSide.facts:type_name -> varve.v1.NameFact
+	22, // 30: varve.v1.AuditFlip.event:type_name -> varve.v1.AuditEvent
+	37, // 31: varve.v1.AuditFlip.expired:type_name -> varve.v1.NameFact
+	23, // 32: varve.v1.BisectResponse.flips:type_name -> varve.v1.AuditFlip
+	14, // 33: varve.v1.AuditService.At:input_type -> varve.v1.AuditAtRequest
+	11, // 34: varve.v1.AuditService.Verify:input_type -> varve.v1.AuditVerifyRequest
+	18, // 35: varve.v1.AuditService.Why:input_type -> varve.v1.WhyRequest
+	24, // 36: varve.v1.AuditService.Bisect:input_type -> varve.v1.BisectRequest
+	0,  // 37: varve.v1.AuditService.Diff:input_type -> varve.v1.AuditDiffRequest
+	6,  // 38: varve.v1.AuditService.Provenance:input_type -> varve.v1.ProvenanceRequest
+	8,  // 39: varve.v1.AuditService.Replay:input_type -> varve.v1.AuditReplayRequest
+	15, // 40: varve.v1.AuditService.At:output_type -> varve.v1.AuditAtResponse
+	12, // 41: varve.v1.AuditService.Verify:output_type -> varve.v1.AuditVerifyResponse
+	19, // 42: varve.v1.AuditService.Why:output_type -> varve.v1.WhyResponse
+	25, // 43: varve.v1.AuditService.Bisect:output_type -> varve.v1.BisectResponse
+	1,  // 44: varve.v1.AuditService.Diff:output_type -> varve.v1.AuditDiffResponse
+	7,  // 45: varve.v1.AuditService.Provenance:output_type -> varve.v1.ProvenanceResponse
+	9,  // 46: varve.v1.AuditService.Replay:output_type -> varve.v1.AuditReplayResponse
+	40, // [40:47] is the sub-list for method output_type
+	33, // [33:40] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_api_varve_v1_audit_proto_init() }
@@ -2632,6 +2729,7 @@ func file_api_varve_v1_audit_proto_init() {
 	file_api_varve_v1_agent_proto_init()
 	file_api_varve_v1_endpoint_proto_init()
 	file_api_varve_v1_flow_proto_init()
+	file_api_varve_v1_fqdn_proto_init()
 	file_api_varve_v1_moment_proto_init()
 	file_api_varve_v1_policy_proto_init()
 	file_api_varve_v1_audit_proto_msgTypes[1].OneofWrappers = []any{
@@ -2647,7 +2745,7 @@ func file_api_varve_v1_audit_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_varve_v1_audit_proto_rawDesc), len(file_api_varve_v1_audit_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   25,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

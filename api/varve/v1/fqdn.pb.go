@@ -31,7 +31,9 @@ type ListNamesRequest struct {
 	// A matchPattern of names, such as "*.example.com"; empty: all.
 	Pattern string `protobuf:"bytes,2,opt,name=pattern,proto3" json:"pattern,omitempty"`
 	// Only names with this address, and of them only the address; empty: all.
-	Address       string `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
+	Address string `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
+	// A moment of the past, of which the log tells; empty: now, of which the proxy does.
+	At            string `protobuf:"bytes,4,opt,name=at,proto3" json:"at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -87,9 +89,20 @@ func (x *ListNamesRequest) GetAddress() string {
 	return ""
 }
 
+func (x *ListNamesRequest) GetAt() string {
+	if x != nil {
+		return x.At
+	}
+	return ""
+}
+
 type ListNamesResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Names         []*KnownName           `protobuf:"bytes,1,rep,name=names,proto3" json:"names,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Names []*KnownName           `protobuf:"bytes,1,rep,name=names,proto3" json:"names,omitempty"`
+	At    *Moment                `protobuf:"bytes,2,opt,name=at,proto3" json:"at,omitempty"` // of the past; not set: now
+	// The time that was asked about, by which addresses have expired or not: that of the
+	// revision, or a later one. 0: now.
+	AskedUnixNs   int64 `protobuf:"varint,3,opt,name=asked_unix_ns,json=askedUnixNs,proto3" json:"asked_unix_ns,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -129,6 +142,20 @@ func (x *ListNamesResponse) GetNames() []*KnownName {
 		return x.Names
 	}
 	return nil
+}
+
+func (x *ListNamesResponse) GetAt() *Moment {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *ListNamesResponse) GetAskedUnixNs() int64 {
+	if x != nil {
+		return x.AskedUnixNs
+	}
+	return 0
 }
 
 // KnownName is a name that an endpoint asked for.
@@ -215,6 +242,8 @@ type KnownAddress struct {
 	Address string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
 	// From then on the kernel admits no new connection; one that lives goes on.
 	ExpiresUnixNs int64 `protobuf:"varint,2,opt,name=expires_unix_ns,json=expiresUnixNs,proto3" json:"expires_unix_ns,omitempty"`
+	// Of the event that told it; 0 where the proxy answers.
+	Revision      uint64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -259,6 +288,13 @@ func (x *KnownAddress) GetAddress() string {
 func (x *KnownAddress) GetExpiresUnixNs() int64 {
 	if x != nil {
 		return x.ExpiresUnixNs
+	}
+	return 0
+}
+
+func (x *KnownAddress) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
 	}
 	return 0
 }
@@ -526,22 +562,26 @@ var File_api_varve_v1_fqdn_proto protoreflect.FileDescriptor
 
 const file_api_varve_v1_fqdn_proto_rawDesc = "" +
 	"\n" +
-	"\x17api/varve/v1/fqdn.proto\x12\bvarve.v1\"b\n" +
+	"\x17api/varve/v1/fqdn.proto\x12\bvarve.v1\x1a\x19api/varve/v1/moment.proto\"r\n" +
 	"\x10ListNamesRequest\x12\x1a\n" +
 	"\bendpoint\x18\x01 \x01(\tR\bendpoint\x12\x18\n" +
 	"\apattern\x18\x02 \x01(\tR\apattern\x12\x18\n" +
-	"\aaddress\x18\x03 \x01(\tR\aaddress\">\n" +
+	"\aaddress\x18\x03 \x01(\tR\aaddress\x12\x0e\n" +
+	"\x02at\x18\x04 \x01(\tR\x02at\"\x84\x01\n" +
 	"\x11ListNamesResponse\x12)\n" +
-	"\x05names\x18\x01 \x03(\v2\x13.varve.v1.KnownNameR\x05names\"\xa3\x01\n" +
+	"\x05names\x18\x01 \x03(\v2\x13.varve.v1.KnownNameR\x05names\x12 \n" +
+	"\x02at\x18\x02 \x01(\v2\x10.varve.v1.MomentR\x02at\x12\"\n" +
+	"\rasked_unix_ns\x18\x03 \x01(\x03R\vaskedUnixNs\"\xa3\x01\n" +
 	"\tKnownName\x12\x1a\n" +
 	"\bendpoint\x18\x01 \x01(\tR\bendpoint\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x124\n" +
 	"\taddresses\x18\x03 \x03(\v2\x16.varve.v1.KnownAddressR\taddresses\x12\x14\n" +
 	"\x05chain\x18\x04 \x03(\tR\x05chain\x12\x1a\n" +
-	"\bselected\x18\x05 \x01(\bR\bselected\"P\n" +
+	"\bselected\x18\x05 \x01(\bR\bselected\"l\n" +
 	"\fKnownAddress\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12&\n" +
-	"\x0fexpires_unix_ns\x18\x02 \x01(\x03R\rexpiresUnixNs\"\xb6\x01\n" +
+	"\x0fexpires_unix_ns\x18\x02 \x01(\x03R\rexpiresUnixNs\x12\x1a\n" +
+	"\brevision\x18\x03 \x01(\x04R\brevision\"\xb6\x01\n" +
 	"\x14ReadQuestionsRequest\x12\x1a\n" +
 	"\bendpoint\x18\x01 \x01(\tR\bendpoint\x12\x18\n" +
 	"\apattern\x18\x02 \x01(\tR\apattern\x12\x18\n" +
@@ -595,19 +635,21 @@ var file_api_varve_v1_fqdn_proto_goTypes = []any{
 	(*KnownAddress)(nil),         // 3: varve.v1.KnownAddress
 	(*ReadQuestionsRequest)(nil), // 4: varve.v1.ReadQuestionsRequest
 	(*Question)(nil),             // 5: varve.v1.Question
+	(*Moment)(nil),               // 6: varve.v1.Moment
 }
 var file_api_varve_v1_fqdn_proto_depIdxs = []int32{
 	2, // 0: varve.v1.ListNamesResponse.names:type_name -> varve.v1.KnownName
-	3, // 1: varve.v1.KnownName.addresses:type_name -> varve.v1.KnownAddress
-	0, // 2: varve.v1.FQDNService.ListNames:input_type -> varve.v1.ListNamesRequest
-	4, // 3: varve.v1.FQDNService.ReadQuestions:input_type -> varve.v1.ReadQuestionsRequest
-	1, // 4: varve.v1.FQDNService.ListNames:output_type -> varve.v1.ListNamesResponse
-	5, // 5: varve.v1.FQDNService.ReadQuestions:output_type -> varve.v1.Question
-	4, // [4:6] is the sub-list for method output_type
-	2, // [2:4] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	6, // 1: varve.v1.ListNamesResponse.at:type_name -> varve.v1.Moment
+	3, // 2: varve.v1.KnownName.addresses:type_name -> varve.v1.KnownAddress
+	0, // 3: varve.v1.FQDNService.ListNames:input_type -> varve.v1.ListNamesRequest
+	4, // 4: varve.v1.FQDNService.ReadQuestions:input_type -> varve.v1.ReadQuestionsRequest
+	1, // 5: varve.v1.FQDNService.ListNames:output_type -> varve.v1.ListNamesResponse
+	5, // 6: varve.v1.FQDNService.ReadQuestions:output_type -> varve.v1.Question
+	5, // [5:7] is the sub-list for method output_type
+	3, // [3:5] is the sub-list for method input_type
+	3, // [3:3] is the sub-list for extension type_name
+	3, // [3:3] is the sub-list for extension extendee
+	0, // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_api_varve_v1_fqdn_proto_init() }
@@ -615,6 +657,7 @@ func file_api_varve_v1_fqdn_proto_init() {
 	if File_api_varve_v1_fqdn_proto != nil {
 		return
 	}
+	file_api_varve_v1_moment_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

@@ -9,7 +9,6 @@ import (
 	"github.com/spf13/cobra"
 
 	varvev1 "github.com/varve-net/varve/api/varve/v1"
-	"github.com/varve-net/varve/internal/past"
 	"github.com/varve-net/varve/policy"
 )
 
@@ -29,11 +28,10 @@ export of the log leads to the same. A moment is one of
   varve audit at 4711 --tables node-1 -o json
   varve audit at now --log march.varve`, "\n"),
 		Args: oneArg("MOMENT"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := past.Check(args[0]); err != nil {
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			if req.At, err = a.moment(args[0]); err != nil {
 				return &exitError{code: exitUsage, err: err}
 			}
-			req.At = args[0]
 			c, err := a.dial()
 			if err != nil {
 				return err
@@ -74,7 +72,7 @@ func (a *app) showAt(r *varvev1.AuditAtResponse, summary bool) {
 		for _, show := range []struct {
 			name string
 			show func(*varvev1.DumpResponse)
-		}{{"Endpoints", a.showEndpointMap}, {"IP cache", a.showIPCache}, {"Classes", a.showClasses}, {"Policy", a.showPolicyMap}} {
+		}{{"Endpoints", a.showEndpointMap}, {"IP cache", a.showIPCache}, {"Classes", a.showClasses}, {"Policy", a.showPolicyMap}, {"Names", a.showFQDNMap}} {
 			a.heading(show.name)
 			show.show(r.Rows)
 		}
@@ -106,6 +104,16 @@ func (a *app) showAt(r *varvev1.AuditAtResponse, summary bool) {
 		g.add(number(id.Id), number(id.Endpoints), number(id.Revision), securityLabels(id.Labels))
 	}
 	a.show(g, "no identities")
+	a.heading("Names")
+	g = newGrid("ENDPOINT", "NAME", "REVISION", "ADDRESSES", "VIA")
+	for _, n := range r.Names {
+		addresses := make([]string, len(n.Addresses))
+		for i, addr := range n.Addresses {
+			addresses[i] = addr.Address + " until " + a.clock(addr.ExpiresUnixNs)
+		}
+		g.add(n.Endpoint, n.Name, number(n.Revision), strings.Join(addresses, ", "), dash(strings.Join(n.Chain, " ")))
+	}
+	a.show(g, "no names")
 }
 
 func (a *app) heading(text string) { fmt.Fprintf(a.stdout, "\n%s\n", a.ink.strong.Sprint(text)) }

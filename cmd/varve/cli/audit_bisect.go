@@ -43,8 +43,8 @@ did not exist. The exit code is 1 if nothing changed.`),
 		},
 	}
 	a.addQuestionFlags(cmd, &req.From, &req.To, &req.Port)
-	cmd.Flags().Var(momentValue{&req.Since}, "since", "the first change after it instead of the last: "+momentHelp)
-	cmd.Flags().Var(momentValue{&req.At}, "at", "no change after it: "+momentHelp)
+	cmd.Flags().Var(momentValue{a, &req.Since}, "since", "the first change after it instead of the last: "+momentHelp)
+	cmd.Flags().Var(momentValue{a, &req.At}, "at", "no change after it: "+momentHelp)
 	cmd.Flags().BoolVar(&req.All, "all", false, "every change, not only one")
 	_ = cmd.RegisterFlagCompletionFunc("since", cobra.NoFileCompletions)
 	_ = cmd.RegisterFlagCompletionFunc("at", cobra.NoFileCompletions)

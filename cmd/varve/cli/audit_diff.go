@@ -9,7 +9,6 @@ import (
 	"github.com/spf13/cobra"
 
 	varvev1 "github.com/varve-net/varve/api/varve/v1"
-	"github.com/varve-net/varve/internal/past"
 )
 
 // diffLimit is how many rows of a kind people are shown unless they ask for more.
@@ -42,12 +41,12 @@ code is 1 if anything changed. Moments are
 		},
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			for _, m := range args {
-				if err := past.Check(m); err != nil {
+			for i, to := range []*string{&req.From, &req.To} {
+				var err error
+				if *to, err = a.moment(args[i]); err != nil {
 					return &exitError{code: exitUsage, err: err}
 				}
 			}
-			req.From, req.To = args[0], args[1]
 			if a.output == formatTable && !cmd.Flags().Changed("limit") {
 				req.Limit = diffLimit
 			}

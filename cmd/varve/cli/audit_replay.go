@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	varvev1 "github.com/varve-net/varve/api/varve/v1"
+	"github.com/varve-net/varve/internal/past"
 )
 
 func (a *app) auditReplay() *cobra.Command {
@@ -48,6 +49,7 @@ agent is needed. The exit code is 1 if any verdict differs.
 				}
 				req.Manifest, req.Source = string(manifests[0].text), manifests[0].source
 			}
+			req.Since, req.Until = past.Zoned(req.Since, a.zone), past.Zoned(req.Until, a.zone)
 			refs, err := a.findPolicies(cmd.Context(), cmd, deletes, "")
 			if err != nil {
 				return err

@@ -40,8 +40,8 @@ log and compares. The exit code is 1 if any differ.`),
 			return nil
 		},
 	}
-	cmd.Flags().Var(momentValue{&req.Since}, "since", "only from this revision or time on: "+momentHelp)
-	cmd.Flags().Var(momentValue{&req.Until}, "until", "only up to this revision or time")
+	cmd.Flags().Var(momentValue{a, &req.Since}, "since", "only from this revision or time on: "+momentHelp)
+	cmd.Flags().Var(momentValue{a, &req.Until}, "until", "only up to this revision or time")
 	for _, flag := range []string{"since", "until"} {
 		_ = cmd.RegisterFlagCompletionFunc(flag, cobra.NoFileCompletions)
 	}

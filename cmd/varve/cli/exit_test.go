@@ -186,3 +186,11 @@ func TestExplainKeepsEveryCause(t *testing.T) {
 		t.Errorf("explain = %q, %d", message, code)
 	}
 }
+
+// What a flag complains about it names once.
+func TestMomentOfAFlag(t *testing.T) {
+	got := varve(t, startFakeAgent(t), "", "policy", "list", "--at", "+5m")
+	if got.code != exitUsage || strings.Count(got.stderr, `"+5m"`) != 1 || !strings.Contains(got.stderr, "--at") {
+		t.Errorf("%+v", got)
+	}
+}

@@ -59,6 +59,7 @@ func startFakeAgent(t *testing.T) *fakeAgent {
 	mux.Handle(varvev1connect.NewAgentServiceHandler(fakeStatus{f}))
 	mux.Handle(varvev1connect.NewDatapathServiceHandler(fakeDatapath{f}))
 	mux.Handle(varvev1connect.NewAuditServiceHandler(fakeAudit{fakeAgent: f}))
+	mux.Handle(varvev1connect.NewFQDNServiceHandler(fakeFQDN{fakeAgent: f}))
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
@@ -270,6 +271,15 @@ type fakeAudit struct {
 
 func (f fakeAudit) Bisect(_ context.Context, r *connect.Request[varvev1.BisectRequest]) (*connect.Response[varvev1.BisectResponse], error) {
 	return unary[varvev1.BisectRequest, varvev1.BisectResponse](f.fakeAgent, r)
+}
+
+type fakeFQDN struct {
+	varvev1connect.UnimplementedFQDNServiceHandler
+	*fakeAgent
+}
+
+func (f fakeFQDN) ListNames(_ context.Context, r *connect.Request[varvev1.ListNamesRequest]) (*connect.Response[varvev1.ListNamesResponse], error) {
+	return unary[varvev1.ListNamesRequest, varvev1.ListNamesResponse](f.fakeAgent, r)
 }
 
 // at is a moment that the tests' clock and events share.

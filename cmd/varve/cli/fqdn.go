@@ -29,9 +29,11 @@ func (a *app) fqdnCacheList() *cobra.Command {
 		Long: strings.TrimSpace(`
 List the names that endpoints of this node have asked for, with the addresses they
 were told. An address is open to the endpoint that was told it, and to no other, if
-some rule has the name (OPEN), until it expires; connections that live then go on.`),
+some rule has the name (OPEN), until it expires; connections that live then go on.
+The node's DNS proxy tells what is so now; with --at, and --log, the log tells.`),
 		Example: strings.Trim(`
   varve fqdn cache list
+  varve fqdn cache list web --at -2h
   varve fqdn cache list default/web --match-pattern '*.example.com'`, "\n"),
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -46,21 +48,32 @@ some rule has the name (OPEN), until it expires; connections that live then go o
 			if err != nil {
 				return err
 			}
-			return a.print(resp.Msg, func() { a.showNames(resp.Msg.Names) })
+			return a.print(resp.Msg, func() {
+				a.sayWhen(resp.Msg.At)
+				a.showNames(resp.Msg)
+			})
 		},
 	}
 	cmd.Flags().StringVar(&req.Pattern, "match-pattern", "", "only names that match, such as '*.example.com'")
 	_ = cmd.RegisterFlagCompletionFunc("match-pattern", cobra.NoFileCompletions)
-	return a.withOutput(cmd)
+	return a.withAt(a.withOutput(cmd), &req.At)
 }
 
-func (a *app) showNames(names []*varvev1.KnownName) {
+// showNames shows names as they are now, or were at a moment of the past.
+func (a *app) showNames(r *varvev1.ListNamesResponse) {
 	g := newGrid("ENDPOINT", "NAME", "ADDRESS", "EXPIRES", "OPEN", "VIA")
-	for _, n := range names {
+	now := a.now()
+	if r.At != nil {
+		now = time.Unix(0, r.AskedUnixNs)
+	}
+	for _, n := range r.Names {
 		for _, addr := range n.Addresses {
-			left := time.Unix(0, addr.ExpiresUnixNs).Sub(a.now())
+			left := time.Unix(0, addr.ExpiresUnixNs).Sub(now)
 			expires, open := "in "+duration(left), a.ink.dim.Sprint("no rule")
-			if left <= 0 {
+			switch {
+			case r.At != nil:
+				expires = a.clock(addr.ExpiresUnixNs)
+			case left <= 0:
 				expires = a.ink.dim.Sprint("expired")
 			}
 			if n.Selected && left > 0 {

@@ -129,6 +129,14 @@ func everything(t *testing.T) *fakeAgent {
 	f.on(v1c.EndpointServiceSetLabelsProcedure, &varvev1.SetEndpointLabelsResponse{Endpoint: webEndpoint()})
 	f.on(v1c.EndpointServiceDeleteProcedure, &varvev1.DeleteEndpointResponse{Deleted: true})
 	f.on(v1c.NamespaceServiceApplyProcedure, &varvev1.ApplyNamespaceResponse{Namespace: &varvev1.Namespace{Name: "shop", Revision: 43}})
+	f.on(v1c.FQDNServiceListNamesProcedure, &varvev1.ListNamesResponse{
+		At: &varvev1.Moment{Revision: 41, TimeUnixNs: at.UnixNano()}, AskedUnixNs: at.Add(time.Minute).UnixNano(), Names: []*varvev1.KnownName{
+			{Endpoint: "default/web", Name: "api.example.com.", Selected: true, Chain: []string{"lb.example.net."}, Addresses: []*varvev1.KnownAddress{
+				{Address: "203.0.113.7", ExpiresUnixNs: at.Add(2 * time.Minute).UnixNano(), Revision: 40}, {Address: "203.0.113.8", ExpiresUnixNs: at.Add(30 * time.Second).UnixNano(), Revision: 40},
+			}},
+			{Endpoint: "default/web", Name: "www.example.org.", Addresses: []*varvev1.KnownAddress{{Address: "203.0.113.9", ExpiresUnixNs: at.Add(time.Hour).UnixNano(), Revision: 41}}},
+		},
+	})
 	f.on(v1c.NamespaceServiceListProcedure, &varvev1.ListNamespacesResponse{Revision: 42, Namespaces: []*varvev1.Namespace{
 		{Name: "default", Endpoints: 1}, {Name: "shop", Labels: map[string]string{"team": "sales"}, Revision: 16, Endpoints: 1},
 	}})
@@ -212,7 +220,7 @@ func TestGolden(t *testing.T) {
 		"policy list", "policy list -o json", "policy get default/web", "policy get web -o yaml", "policy get cnp/default/web -o json",
 		"policy apply -", "policy apply - -o json", "policy delete cnp/default/web lockdown",
 		"policy verdict --from web --to 203.0.113.7 --port 443/tcp", "policy verdict --from web --to 203.0.113.7 --port 443 -o json",
-		"bpf endpoint list", "bpf ipcache list", "bpf policy list", "bpf ct list", "bpf class list", "bpf fqdn list", "bpf fqdn list -o json", "audit bisect --from web --to 203.0.113.7 --port 443 --all", "bpf metrics list", "bpf class list -o yaml",
+		"bpf endpoint list", "bpf ipcache list", "bpf policy list", "bpf ct list", "bpf class list", "bpf fqdn list", "bpf fqdn list -o json", "fqdn cache list web --at 41", "audit bisect --from web --to 203.0.113.7 --port 443 --all", "bpf metrics list", "bpf class list -o yaml",
 		"log tail", "log read --from 16", "log read -o json", "log read -o yaml", "log verify", "log append -",
 	} {
 		t.Run(args, func(t *testing.T) {

@@ -77,17 +77,17 @@ func (a *app) logRead() *cobra.Command {
 			return readLog(cmd.Context(), c, req, out.print)
 		},
 	}
-	withSpan(cmd, req)
+	a.withSpan(cmd, req)
 	withFilter(cmd, req.Filter)
 	return a.withOutput(cmd)
 }
 
 // withSpan gives a command the flags that choose records by revision and time.
-func withSpan(cmd *cobra.Command, req *varvev1.ReadRequest) {
+func (a *app) withSpan(cmd *cobra.Command, req *varvev1.ReadRequest) {
 	cmd.Flags().Uint64Var(&req.First, "from", 0, "first revision (0: the oldest kept)")
 	cmd.Flags().Uint64Var(&req.Last, "to", 0, "last revision (0: the newest)")
-	cmd.Flags().Var(momentValue{&req.Since}, "since", "only records after this revision or time: "+momentHelp)
-	cmd.Flags().Var(momentValue{&req.Until}, "until", "only records up to this revision or time")
+	cmd.Flags().Var(momentValue{a, &req.Since}, "since", "only records after this revision or time: "+momentHelp)
+	cmd.Flags().Var(momentValue{a, &req.Until}, "until", "only records up to this revision or time")
 	for _, flag := range []string{"since", "until"} {
 		_ = cmd.RegisterFlagCompletionFunc(flag, cobra.NoFileCompletions)
 	}

@@ -57,7 +57,7 @@ state follows from such a file. In the format json it holds a line of JSON a rec
 	cmd.Flags().StringVarP(&file, "file", "f", "", "file to write (default standard output)")
 	cmd.Flags().StringVar(&format, "format", exportProto, "format: proto, json")
 	_ = cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{exportProto, exportJSON}, cobra.ShellCompDirectiveNoFileComp))
-	withSpan(cmd, req)
+	a.withSpan(cmd, req)
 	withFilter(cmd, req.Filter)
 	return cmd
 }

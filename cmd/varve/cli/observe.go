@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	varvev1 "github.com/varve-net/varve/api/varve/v1"
+	"github.com/varve-net/varve/internal/past"
 )
 
 // observeLast is how many flows are shown if nothing says how many, as in hubble.
@@ -43,6 +44,7 @@ end.`),
 					pods[i] = qualified(pod)
 				}
 			}
+			req.Since, req.Until = past.Zoned(req.Since, a.zone), past.Zoned(req.Until, a.zone)
 			f.Ports, f.Identities = numbers(ports), numbers(identities)
 			if req.Since == "" && !cmd.Flags().Changed("last") {
 				req.Last = observeLast

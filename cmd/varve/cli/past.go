@@ -53,21 +53,27 @@ func momentArgs(args []string) []string {
 }
 
 // momentValue is the flag --at, which takes what names a moment.
-type momentValue struct{ to *string }
+type momentValue struct {
+	app *app
+	to  *string
+}
+
+// moment is a moment as a user wrote it, whose times are of the zone that times are shown
+// in unless they name one.
+func (a *app) moment(text string) (string, error) {
+	return past.Zoned(text, a.zone), past.Check(text)
+}
 
 func (v momentValue) String() string { return *v.to }
 func (v momentValue) Type() string   { return "moment" }
-func (v momentValue) Set(s string) error {
-	if err := past.Check(s); err != nil {
-		return err
-	}
-	*v.to = s
-	return nil
+func (v momentValue) Set(s string) (err error) {
+	*v.to, err = v.app.moment(s)
+	return err
 }
 
 // withAt gives a command that reads the flag --at.
 func (a *app) withAt(cmd *cobra.Command, at *string) *cobra.Command {
-	cmd.Flags().Var(momentValue{at}, "at", "as it was at a revision or time: "+momentHelp)
+	cmd.Flags().Var(momentValue{a, at}, "at", "as it was at a revision or time: "+momentHelp)
 	_ = cmd.RegisterFlagCompletionFunc("at", cobra.NoFileCompletions)
 	return cmd
 }

@@ -100,7 +100,11 @@ func (a *app) findPolicies(ctx context.Context, cmd *cobra.Command, args []strin
 		}
 		switch len(found) {
 		case 0:
-			return nil, nof("policy %s does not exist; `varve policy list` shows what does", arg)
+			then := ""
+			if at != "" {
+				then = " at " + at
+			}
+			return nil, nof("policy %s does not exist%s; `varve policy list` shows what does", arg, then)
 		case 1:
 			out = append(out, found[0])
 		default:

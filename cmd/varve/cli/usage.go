@@ -3,6 +3,8 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -63,6 +65,9 @@ func flagError(err error) error {
 func valueError(f *pflag.Flag, value string, cause error) error {
 	if want := wanted[f.Value.Type()]; want != "" {
 		return fmt.Errorf("%q is not %s", value, want)
+	}
+	if strings.HasPrefix(cause.Error(), strconv.Quote(value)) {
+		return cause
 	}
 	return fmt.Errorf("%q %w", value, cause)
 }
