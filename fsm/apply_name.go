@@ -13,10 +13,9 @@ import (
 // Bounds of what endpoints learn from DNS. A name with all its escapes is within
 // four times the 255 bytes of RFC 1035.
 const (
-	maxName          = 4 * 255
-	maxChain         = 64
-	maxNameAddresses = 4096  // of an event
-	maxLearned       = 65536 // of an endpoint, under all its names
+	maxName    = 4 * 255
+	maxChain   = 64
+	maxLearned = 65536 // of an endpoint, under all its names
 )
 
 // dnsObserved adds addresses to a name of an endpoint that is live.
@@ -50,8 +49,8 @@ func nameFacts(c *change, o *eventpb.DnsObserved) ([]NameAddress, error) {
 	if err := checkNames(o.Name, o.Chain); err != nil {
 		return nil, err
 	}
-	if n := len(o.Addresses); n == 0 || n > maxNameAddresses {
-		return nil, fmt.Errorf("addresses: %d of them, want 1 to %d", n, maxNameAddresses)
+	if n := len(o.Addresses); n == 0 || n > eventpb.MaxNameAddresses {
+		return nil, fmt.Errorf("addresses: %d of them, want 1 to %d", n, eventpb.MaxNameAddresses)
 	}
 	told := make([]NameAddress, len(o.Addresses))
 	for i, x := range o.Addresses {
@@ -101,8 +100,8 @@ func (s *State) dnsCollected(c *change, o *eventpb.DnsCollected) error {
 	if err := checkNames(o.Name, nil); err != nil {
 		return fmt.Errorf("endpoint %s: %w", e.Ref, err)
 	}
-	if n := len(o.Addresses); n == 0 || n > maxNameAddresses {
-		return fmt.Errorf("endpoint %s: addresses: %d of them, want 1 to %d", e.Ref, n, maxNameAddresses)
+	if n := len(o.Addresses); n == 0 || n > eventpb.MaxNameAddresses {
+		return fmt.Errorf("endpoint %s: addresses: %d of them, want 1 to %d", e.Ref, n, eventpb.MaxNameAddresses)
 	}
 	gone := make([]netip.Addr, len(o.Addresses))
 	for i, b := range o.Addresses {

@@ -116,14 +116,14 @@ func TestBadNames(t *testing.T) {
 func TestLearnedIsBounded(t *testing.T) {
 	f := base(t)
 	a := netip.MustParseAddr("2001:db8::")
-	for i := range maxLearned/maxNameAddresses + 1 {
+	for i := range maxLearned/eventpb.MaxNameAddresses + 1 {
 		told := map[string]int64{}
-		for range maxNameAddresses {
+		for range eventpb.MaxNameAddresses {
 			a = a.Next()
 			told[a.String()] = 60
 		}
 		r := f.do(observe("n1", "default", "web", 5, fmt.Sprintf("n%d.io.", i), told))
-		if full := i == maxLearned/maxNameAddresses; (r.Outcome == log.OutcomeRejected) != full {
+		if full := i == maxLearned/eventpb.MaxNameAddresses; (r.Outcome == log.OutcomeRejected) != full {
 			t.Fatalf("name %d: %+v", i, r)
 		}
 	}

@@ -119,7 +119,7 @@ func (k *keeper) pick(now int64, live map[use]bool) (events []*eventpb.DnsCollec
 				}
 			}
 			errs = append(errs, k.expireSurplus(e, n, len(gone), now, inUse))
-			if len(gone) > 0 {
+			for gone := range slices.Chunk(gone, eventpb.MaxNameAddresses) {
 				addresses := make([][]byte, len(gone))
 				for i, a := range gone {
 					addresses[i] = a.AsSlice()

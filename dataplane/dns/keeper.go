@@ -222,7 +222,7 @@ func (k *keeper) batch(refresh bool) (more bool) {
 type observed struct {
 	key     endpointKey
 	event   *eventpb.DnsObserved
-	expires []expiry // an address may be there twice until records is called
+	expires []expiry // an address may be there twice until events is called
 	// anew: what the journal says of the addresses is taken back first.
 	anew   bool
 	record int // the event's, among those of the batch
@@ -266,11 +266,25 @@ func (o *observed) add(a netip.Addr, expires int64) {
 	o.expires = append(o.expires, expiry{a, expires})
 }
 
-// records are what the journal gets: addresses ascending, times of the wall clock.
-func (o *observed) records(now clock) (records [][]byte, err error) {
+// events are what it has become once all was added: one, or several if an event cannot
+// have that many addresses, ascending; none if nothing was added.
+func (o *observed) events() (out []*observed) {
 	// Of an address that is there twice the later expiry counts.
 	slices.SortFunc(o.expires, func(a, b expiry) int { return cmp.Or(a.addr.Compare(b.addr), cmp.Compare(b.at, a.at)) })
 	o.expires = slices.CompactFunc(o.expires, func(a, b expiry) bool { return a.addr == b.addr })
+	if len(o.expires) <= eventpb.MaxNameAddresses && len(o.expires) > 0 {
+		return []*observed{o}
+	}
+	for part := range slices.Chunk(o.expires, eventpb.MaxNameAddresses) {
+		out = append(out, &observed{key: o.key, expires: part, anew: o.anew, event: &eventpb.DnsObserved{
+			Node: o.event.Node, Ref: o.event.Ref, Incarnation: o.event.Incarnation, Name: o.event.Name, Chain: o.event.Chain,
+		}})
+	}
+	return out
+}
+
+// records are what the journal gets, with times of the wall clock.
+func (o *observed) records(now clock) (records [][]byte, err error) {
 	o.event.Addresses = make([]*eventpb.DnsAddress, len(o.expires))
 	for i, x := range o.expires {
 		o.event.Addresses[i] = &eventpb.DnsAddress{Address: x.addr.AsSlice(), ExpiresUnixNs: now.unix(x.at)}
@@ -340,8 +354,11 @@ func (b *batch) commit() error {
 	k := b.k
 	now := k.clock()
 	var records [][]byte
-	b.events = slices.DeleteFunc(b.events, func(o *observed) bool { return len(o.expires) == 0 })
+	var events []*observed
 	for _, o := range b.events {
+		events = append(events, o.events()...)
+	}
+	for _, o := range events {
 		rs, err := o.records(now)
 		if err != nil {
 			return err
@@ -360,7 +377,7 @@ func (b *batch) commit() error {
 	defer k.mu.Unlock()
 	r := k.rules.Load()
 	var errs []error
-	for _, o := range b.events {
+	for _, o := range events {
 		e := k.facts.endpoint(o.key, r)
 		for _, a := range k.facts.observe(e, first+uint64(o.record), o.event, now) {
 			errs = append(errs, k.write(e, a))

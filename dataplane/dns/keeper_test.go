@@ -383,3 +383,56 @@ func TestBacking(t *testing.T) {
 		t.Errorf("%v", got)
 	}
 }
+
+// TestMoreThanAnEvent: giant answers of one name that are handled at once are more
+// than one event can have. None of their addresses is left out of the journal, neither
+// when they come nor when they go.
+func TestMoreThanAnEvent(t *testing.T) {
+	n := newNode(t, func(c *Config) { c.MaxAddresses = 20_000 })
+	const answers, each = 2, 3000
+	var ws [answers]waiter
+	for i := range answers {
+		var addrs []netip.Addr
+		for j := range each {
+			addrs = append(addrs, netip.AddrFrom4([4]byte{198, byte(18 + i), byte(j >> 8), byte(j)}))
+		}
+		n.keeper.Learn(observation(podID, "www.domain.com.", 60, addrs...), &ws[i])
+	}
+	n.keeper.batch(false)
+	for i := range ws {
+		if ws[i].told != 1 || ws[i].err != nil {
+			t.Fatalf("answer %d: told %d times: %v", i, ws[i].told, ws[i].err)
+		}
+	}
+	count := func(after uint64) (all int) {
+		t.Helper()
+		fs, err := n.Facts(t.Context(), after, 10000, 0)
+		n.put(err)
+		for _, f := range fs {
+			e, err := f.Event()
+			n.put(err)
+			has := len(e.GetDnsObserved().GetAddresses()) + len(e.GetDnsCollected().GetAddresses())
+			if all += has; has == 0 || has > eventpb.MaxNameAddresses {
+				t.Errorf("fact %d has %d addresses", f.Seq, has)
+			}
+		}
+		return all
+	}
+	if got := count(0); got != answers*each {
+		t.Errorf("%d addresses in the journal, want %d", got, answers*each)
+	}
+	n.restart()
+	if got := n.keeper.facts.addresses; got != answers*each {
+		t.Errorf("%d addresses after a restart, want %d", got, answers*each)
+	}
+	learned := n.journal.Last()
+	n.keeper.mu.Lock()
+	for _, x := range n.keeper.facts.endpoints[endpointKey{"default", "pod", 1}].names["www.domain.com."].addresses {
+		x.extend(monotonic() - int64(time.Second))
+	}
+	n.keeper.mu.Unlock()
+	n.put(n.keeper.collect(context.Background()))
+	if got := count(learned); got != answers*each || n.keeper.facts.addresses != 0 {
+		t.Errorf("%d addresses collected of %d, %d are left", got, answers*each, n.keeper.facts.addresses)
+	}
+}

@@ -57,7 +57,7 @@ func newNode(t testing.TB, change func(*Config)) *node {
 	})
 	pins := filepath.Join(dir, "varve")
 	maps, err := bpf.Load(bpf.Options{PinDir: pins, MapSizes: map[string]uint32{
-		"ipcache": 64, "ipcache_lpm": 64, "endpoints": 16, "classes": 64, "policy": 64, "ct4": 4096, "ct6": 4096, "events": 4096, "fqdn": 4096,
+		"ipcache": 64, "ipcache_lpm": 64, "endpoints": 16, "classes": 64, "policy": 64, "ct4": 4096, "ct6": 4096, "events": 4096, "fqdn": 8192,
 	}})
 	if err != nil {
 		t.Fatal(err)

@@ -215,3 +215,21 @@ func TestDNSRulesCoverBothSides(t *testing.T) {
 		t.Error("rules united with themselves differ")
 	}
 }
+
+// Observations of a name are joined as far as one event can have their addresses.
+func TestCoalesceIsBounded(t *testing.T) {
+	observed := func(seq uint64, first, n int) fact {
+		o := &eventpb.DnsObserved{Node: "n1", Ref: &eventpb.EndpointRef{Namespace: "default", Name: "web"}, Incarnation: 1, Name: "a.example."}
+		for i := first; i < first+n; i++ {
+			o.Addresses = append(o.Addresses, &eventpb.DnsAddress{Address: []byte{10, 1, byte(i >> 8), byte(i)}, ExpiresUnixNs: 1})
+		}
+		return fact{seq, &eventpb.Event{Payload: &eventpb.Event_DnsObserved{DnsObserved: o}}}
+	}
+	var got []string
+	for _, f := range coalesce([]fact{observed(1, 0, 4000), observed(2, 3950, 100), observed(3, 5000, 50), observed(4, 4096, 1)}) {
+		got = append(got, fmt.Sprint(f.seq, " ", len(f.event.GetDnsObserved().Addresses)))
+	}
+	if want := []string{"2 4050", "4 51"}; !slices.Equal(got, want) {
+		t.Errorf("facts and their addresses: %q, want %q", got, want)
+	}
+}

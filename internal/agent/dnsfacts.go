@@ -249,8 +249,9 @@ func coalesce(facts []fact) []fact {
 				Node: o.Node, Ref: o.Ref, Incarnation: o.Incarnation, Name: o.Name, Chain: o.Chain,
 				Addresses: joinAddresses(out[j].event.GetDnsObserved().Addresses, o.Addresses),
 			}
-			out[i].event = &eventpb.Event{Payload: &eventpb.Event_DnsObserved{DnsObserved: merged}}
-			gone[j] = true
+			if gone[j] = len(merged.Addresses) <= eventpb.MaxNameAddresses; gone[j] { // else one event cannot have them
+				out[i].event = &eventpb.Event{Payload: &eventpb.Event_DnsObserved{DnsObserved: merged}}
+			}
 		}
 		newest[k] = i
 	}

@@ -1,0 +1,5 @@
+package eventpb
+
+// MaxNameAddresses is how many addresses a DnsObserved or a DnsCollected may have. Of
+// more there are several events.
+const MaxNameAddresses = 4096
