@@ -203,6 +203,8 @@ func (j *kernelJudge) Allows(q Question) (bool, error) {
 		if err := j.objs.Endpoints.Put(abi.EndpointKey{Ifindex: loopback}, own.Value); err != nil {
 			return false, fmt.Errorf("map endpoints: %w", err)
 		}
+		// As whoever writes a row that changes verdicts does: admissions are kept until then.
+		j.objs.BumpAllGenerations()
 		j.subject = q.Endpoint
 	}
 	peer := q.PeerAddr
