@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
@@ -24,18 +25,25 @@ type Message interface {
 // ErrInvalid (a string that is not UTF-8), or ErrUpgradeNeeded (the event holds a
 // field that this version does not know), so that whatever is stored can be
 // decoded again.
-func Marshal(e *eventpb.Event) ([]byte, error) {
+func Marshal(e *eventpb.Event) ([]byte, error) { return AppendEvent(nil, e) }
+
+// AppendEvent is Marshal behind what b holds. With an error that is left as it was.
+func AppendEvent(b []byte, e *eventpb.Event) ([]byte, error) {
 	if e == nil {
-		return nil, fmt.Errorf("%w: nil", ErrInvalid)
+		return b, fmt.Errorf("%w: nil", ErrInvalid)
 	}
-	b, err := MarshalMessage(e)
-	if err != nil {
-		return nil, err
+	start, size := len(b), e.SizeVT()
+	if size > MaxEventBytes {
+		return b, fmt.Errorf("event of %d bytes, at most %d are allowed: %w", size, MaxEventBytes, ErrTooLarge)
 	}
-	if len(b) > MaxEventBytes {
-		return nil, fmt.Errorf("event of %d bytes, at most %d are allowed: %w", len(b), MaxEventBytes, ErrTooLarge)
+	out := slices.Grow(b, size)[:start+size]
+	if _, err := e.MarshalToSizedBufferVT(out[start:]); err != nil {
+		return b, fmt.Errorf("%w: %s: %w", ErrInvalid, eventSchema.name, err)
 	}
-	return b, nil
+	if err := eventSchema.finish(out[start:]); err != nil {
+		return b, err
+	}
+	return out, nil
 }
 
 // Unmarshal decodes an event. It is strict where protobuf is lenient: a field
@@ -74,14 +82,22 @@ func MarshalMessage(m Message) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", ErrInvalid, s.name, err)
 	}
-	if err := s.check(b); err != nil {
-		if corrupt := (*CorruptError)(nil); errors.As(err, &corrupt) {
-			return nil, fmt.Errorf("%w: %s", ErrInvalid, corrupt.What)
-		}
+	if err := s.finish(b); err != nil {
 		return nil, err
 	}
-	s.sortMaps(b)
 	return b, nil
+}
+
+// finish makes of a message that was encoded just now what will be stored.
+func (s *schema) finish(b []byte) error {
+	if err := s.check(b); err != nil {
+		if corrupt := (*CorruptError)(nil); errors.As(err, &corrupt) {
+			return fmt.Errorf("%w: %s", ErrInvalid, corrupt.What)
+		}
+		return err
+	}
+	s.sortMaps(b)
+	return nil
 }
 
 // UnmarshalMessage decodes b into m, which is empty, as strictly as Unmarshal.

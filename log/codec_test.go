@@ -3,6 +3,8 @@ package log
 import (
 	"bytes"
 	"errors"
+	"fmt"
+	"strings"
 	"testing"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -199,6 +201,55 @@ func BenchmarkUnmarshal(b *testing.B) {
 	for b.Loop() {
 		if _, err := Unmarshal(event); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// AppendEvent leaves what is there, adds what Marshal gives, and with an error nothing.
+func TestAppendEvent(t *testing.T) {
+	event := endpointEvents()[0]
+	want, err := Marshal(event)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := []byte("before")
+	got, err := AppendEvent(bytes.Clone(before), event)
+	if err != nil || !bytes.Equal(got, append(bytes.Clone(before), want...)) {
+		t.Errorf("appended %x, %v; want %x behind %x", got, err, want, before)
+	}
+	bad := proto.CloneOf(event)
+	bad.Stream = "\xff"
+	long := proto.CloneOf(event)
+	long.RequestId = strings.Repeat("x", MaxEventBytes)
+	for name, tc := range map[string]struct {
+		event *eventpb.Event
+		want  error
+	}{"nil": {nil, ErrInvalid}, "not UTF-8": {bad, ErrInvalid}, "too long": {long, ErrTooLarge}} {
+		got, err := AppendEvent(before, tc.event)
+		if !errors.Is(err, tc.want) || !bytes.Equal(got, before) {
+			t.Errorf("%s: %v, want %v; %q is left", name, err, tc.want, got)
+		}
+	}
+}
+
+// Maps larger than what the sorter keeps memory for are sorted as well, and leave
+// nothing to the next one.
+func TestMarshalSortsLargeMaps(t *testing.T) {
+	for _, n := range []int{3, 2 * maxSorter, 2, 0} {
+		labels := map[string]string{}
+		for i := range n {
+			labels[fmt.Sprintf("key-%04d", (i*7919)%10000)] = "v"
+		}
+		event := &eventpb.Event{Payload: &eventpb.Event_NamespaceSet{NamespaceSet: &eventpb.NamespaceSet{Name: "a", Labels: labels}}}
+		b, err := Marshal(event)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !eventSchema.mapsSorted(b) {
+			t.Errorf("%d entries are not sorted", n)
+		}
+		if again, err := Unmarshal(b); err != nil || !proto.Equal(again, event) {
+			t.Errorf("%d entries: decoded %v, %v", n, again, err)
 		}
 	}
 }

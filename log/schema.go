@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"sync"
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -243,26 +244,49 @@ type mapEntry struct {
 	key, bytes []byte
 }
 
+// mapSorter is what sorting takes.
+type mapSorter struct {
+	run    []mapEntry // consecutive entries of one map
+	sorted []byte
+}
+
+var mapSorters = sync.Pool{New: func() any { return new(mapSorter) }}
+
+// sort puts the entries of the run, which are those in b, into order, and empties it.
+func (m *mapSorter) sort(b []byte) {
+	if !slices.IsSortedFunc(m.run, compareEntries) {
+		slices.SortStableFunc(m.run, compareEntries)
+		m.sorted = m.sorted[:0]
+		for _, e := range m.run {
+			m.sorted = append(m.sorted, e.bytes...)
+		}
+		copy(b, m.sorted)
+	}
+	clear(m.run)
+	m.run = m.run[:0]
+}
+
+// maxSorter is the largest run that a mapSorter keeps memory for, in entries and in
+// 64 bytes of them.
+const maxSorter = 256
+
+func (m *mapSorter) release() {
+	m.run = m.run[:0]
+	if cap(m.run) <= maxSorter && cap(m.sorted) <= 64*maxSorter {
+		mapSorters.Put(m)
+	}
+}
+
 // sortMaps puts the entries of every map in b, which passed check, into the order
 // of their keys. Nothing moves but whole entries, so every length stays right.
 func (s *schema) sortMaps(b []byte) {
 	if s.mapsSorted(b) {
 		return
 	}
-	var run []mapEntry // consecutive entries of one map
-	var runField protowire.Number
-	var start, pos int // the run is b[start:pos]
-	flush := func() {
-		if !slices.IsSortedFunc(run, compareEntries) {
-			slices.SortStableFunc(run, compareEntries)
-			sorted := make([]byte, 0, pos-start)
-			for _, e := range run {
-				sorted = append(sorted, e.bytes...)
-			}
-			copy(b[start:pos], sorted)
-		}
-		run = run[:0]
-	}
+	m := mapSorters.Get().(*mapSorter)
+	defer m.release()
+	var field protowire.Number // of the run
+	start, pos := 0, 0         // the run is b[start:pos]
 	for pos < len(b) {
 		num, _, n := protowire.ConsumeTag(b[pos:])
 		if n < 0 || int(num) >= len(s.fields) {
@@ -273,22 +297,22 @@ func (s *schema) sortMaps(b []byte) {
 		if size < 0 {
 			return
 		}
-		if len(run) > 0 && num != runField {
-			flush()
+		if len(m.run) > 0 && num != field {
+			m.sort(b[start:pos])
 		}
 		if f.isMap {
-			if len(run) == 0 {
-				start, runField = pos, num
+			if len(m.run) == 0 {
+				start, field = pos, num
 			}
 			body, _ := protowire.ConsumeBytes(b[pos+n:])
-			run = append(run, mapEntry{entryKey(body), b[pos : pos+n+size]})
+			m.run = append(m.run, mapEntry{entryKey(body), b[pos : pos+n+size]})
 		} else if f.msg != nil && f.msg.hasMaps {
 			body, _ := protowire.ConsumeBytes(b[pos+n:])
 			f.msg.sortMaps(body)
 		}
 		pos += n + size
 	}
-	flush()
+	m.sort(b[start:pos])
 }
 
 func compareEntries(a, b mapEntry) int { return bytes.Compare(a.key, b.key) }
