@@ -11,7 +11,8 @@ import (
 // touch the disk, and tells them of new ones. Older records are in history.
 type feed struct {
 	mu      sync.Mutex
-	records []log.Record // consecutive; the last one is the head
+	ring    []log.Record // of feedRecords, once there was one; a record's place is its revision modulo that
+	held    int          // consecutive ones in it; the last one is the head
 	bytes   int          // of their events
 	head    log.Revision
 	chain   log.Hash
@@ -29,7 +30,7 @@ const (
 func (f *feed) reset(head log.Revision, chain log.Hash) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.records, f.bytes = nil, 0
+	f.ring, f.held, f.bytes = nil, 0, 0
 	f.head, f.chain = head, chain
 	f.wake()
 }
@@ -41,20 +42,34 @@ func (f *feed) publish(records []log.Record) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.records = append(f.records, records...)
+	if f.ring == nil {
+		f.ring = make([]log.Record, feedRecords)
+	}
 	for i := range records {
-		f.bytes += len(records[i].Event)
+		r := &records[i]
+		if f.held == feedRecords {
+			f.forget(r.Revision - feedRecords)
+		}
+		*f.at(r.Revision) = *r
+		f.held++
+		f.bytes += len(r.Event)
+		for f.held > 1 && f.bytes > feedBytes {
+			f.forget(r.Revision + 1 - log.Revision(f.held))
+		}
 	}
-	drop := 0
-	for len(f.records)-drop > 1 && (len(f.records)-drop > feedRecords || f.bytes > feedBytes) {
-		f.bytes -= len(f.records[drop].Event)
-		drop++
-	}
-	clear(f.records[:drop]) // append moves what is left once the array is full
-	f.records = f.records[drop:]
 	last := &records[len(records)-1]
 	f.head, f.chain = last.Revision, last.Chain
 	f.wake()
+}
+
+func (f *feed) at(revision log.Revision) *log.Record { return &f.ring[revision%feedRecords] }
+
+// forget drops the oldest record.
+func (f *feed) forget(oldest log.Revision) {
+	r := f.at(oldest)
+	f.bytes -= len(r.Event)
+	f.held--
+	*r = log.Record{}
 }
 
 func (f *feed) wake() {
@@ -95,10 +110,14 @@ func (f *feed) from(revision log.Revision, buf []log.Record) (n int, head log.Re
 		return 0, f.head, f.nextLocked()
 	}
 	behind := f.head - revision // of the head; 0 is the head itself
-	if behind >= log.Revision(len(f.records)) {
+	if behind >= log.Revision(f.held) {
 		return 0, f.head, nil
 	}
-	return copy(buf, f.records[len(f.records)-1-int(behind):]), f.head, nil
+	for n = 0; n < len(buf) && revision <= f.head; n++ {
+		buf[n] = *f.at(revision)
+		revision++
+	}
+	return n, f.head, nil
 }
 
 // wait returns once the head is at or after a revision, or a context or the log
