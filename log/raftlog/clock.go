@@ -15,7 +15,7 @@ func (l *Log) ClockBehind() time.Duration {
 }
 
 // watchClock says once that the clock is behind, and once that it is right again. The
-// proposer calls it after every entry.
+// watcher calls it after every entry.
 func (l *Log) watchClock() {
 	behind := l.ClockBehind()
 	if late := behind > ClockTolerance; late != l.clockLate {

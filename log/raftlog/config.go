@@ -57,8 +57,9 @@ type Config struct {
 	// FreeBytes is the free space of the directory's file system; default: ask
 	// statfs.
 	FreeBytes func() (uint64, error)
-	// Observe, if set, is told of every entry that was proposed, from the
-	// goroutine that proposes: the next entry waits for it.
+	// Observe, if set, is told of every entry that was proposed, in their order and
+	// from one goroutine, after their answers. It holds up entries once it is two
+	// behind.
 	Observe func(Commit)
 	// Clock gives nanoseconds since the Unix epoch: the only clock that enters the
 	// log. Default: the system's.

@@ -170,7 +170,7 @@ func TestGroup(t *testing.T) {
 
 func TestClockStamps(t *testing.T) {
 	c := testConfig(t.TempDir())
-	var clock atomic.Int64 // read by the proposer after an answer, too
+	var clock atomic.Int64 // read by the watcher after an answer, too
 	clock.Store(5000)
 	c.Clock = clock.Load
 	l := open(t, c)

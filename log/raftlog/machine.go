@@ -23,6 +23,7 @@ type machine struct {
 	state *fsm.State
 
 	records []log.Record    // of the entries being applied
+	landed  []landed        // the same entries, and their results
 	replay  *history.Cursor // at what history already holds of a replay, or nil
 
 	missed      []log.Record // of a replay, which history cannot read; with bytes of their own
@@ -33,45 +34,65 @@ type machine struct {
 // does the rest.
 const maxMissed = 256 << 20
 
+// landed is an entry of this node's flight, or nil, and what its events have become.
+type landed struct {
+	entry   *entry
+	results []log.Result
+}
+
 var _ raft.BatchingFSM = (*machine)(nil)
 
 // Apply is ApplyBatch of one entry.
 func (m *machine) Apply(entry *raft.Log) any { return m.ApplyBatch([]*raft.Log{entry})[0] }
 
-// ApplyBatch applies entries. The response to a command is an answer. After an
-// error nothing is ever applied again: the node stops.
+// ApplyBatch applies entries and answers those that were proposed here. They are
+// durable: the next one may be proposed. After an error nothing is ever applied
+// again: the node stops.
 func (m *machine) ApplyBatch(entries []*raft.Log) []any {
-	responses := make([]any, len(entries))
-	err := m.log.Err()
+	m.landed = m.landed[:0]
+	for _, entry := range entries {
+		m.landed = append(m.landed, landed{m.log.flight.land(entry.Data), nil})
+	}
+	err := m.applyAll(entries)
+	if err != nil {
+		m.log.fail(err)
+	}
+	for i := range m.landed {
+		if l := &m.landed[i]; l.entry != nil {
+			l.entry.settle(l.results, err)
+		}
+	}
+	clear(m.landed)
+	return make([]any, len(entries))
+}
+
+// applyAll applies entries, notes their results in landed, and shows readers what
+// there is then.
+func (m *machine) applyAll(entries []*raft.Log) error {
+	if err := m.log.Err(); err != nil {
+		return err
+	}
 	m.records = m.records[:0]
 	for i, entry := range entries {
 		if entry.Type != raft.LogCommand {
 			continue
 		}
-		var results []log.Result
-		if err == nil {
-			if results, err = m.apply(entry.Data); err != nil {
-				err = m.entryError(entry.Index, err)
-			}
+		results, err := m.apply(entry.Data)
+		if err != nil {
+			return m.entryError(entry.Index, err)
 		}
-		responses[i] = answer{results: results}
+		m.landed[i].results = results
 	}
-	if err == nil && len(m.records) > 0 {
-		err = m.keep(m.records)
+	if len(m.records) == 0 {
+		return nil
 	}
-	if err != nil {
-		m.log.fail(err)
-		for i := range responses {
-			responses[i] = answer{err: err}
-		}
-		return responses
+	if err := m.keep(m.records); err != nil {
+		return err
 	}
-	if len(m.records) > 0 {
-		view := m.state.View()
-		m.log.view.Store(&view)
-		m.log.feed.publish(m.records)
-	}
-	return responses
+	view := m.state.View()
+	m.log.view.Store(&view)
+	m.log.feed.publish(m.records)
+	return nil
 }
 
 // entryError names the entry and, if it is damaged, the file and the remedy.

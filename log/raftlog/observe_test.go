@@ -43,7 +43,7 @@ func TestObserveTellsOfEveryEntry(t *testing.T) {
 	if _, err := l.Append(t.Context(), namespaceSet("c", "3")); !errors.Is(err, log.ErrNoSpace) {
 		t.Errorf("append to a full disk: %v", err)
 	}
-	closeLog(t, l) // the proposer has ended
+	closeLog(t, l) // the watcher has ended
 	want := []seen{
 		{Events: 2, Outcomes: []log.Outcome{log.OutcomeApplied, log.OutcomeApplied}},
 		{Events: 1, Outcomes: []log.Outcome{log.OutcomeRepeat}},

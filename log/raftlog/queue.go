@@ -1,25 +1,11 @@
 package raftlog
 
 import (
-	"context"
 	"sync"
 	"time"
 
 	"github.com/varve-net/varve/log"
 )
-
-// request is one Append: a group of events that is proposed whole.
-type request struct {
-	ctx    context.Context
-	events [][]byte
-	size   int         // bytes they take in a batch
-	answer chan answer // of capacity 1, answered exactly once unless ctx ends
-}
-
-type answer struct {
-	results []log.Result
-	err     error
-}
 
 // queue gathers the requests that wait for the next Raft entry.
 type queue struct {
@@ -85,11 +71,11 @@ func (q *queue) state() (waiting int, closed bool) {
 // take waits for requests and returns those of the next entry, in the order in
 // which they came; false after close.
 //
-// The clients of the entry before were answered just now, all at once, and come
-// back within microseconds of each other. Without a linger the first of them
-// would take along those that came meanwhile, and the rest the next entry: for
-// ever two half-filled entries in turn. So take lingers until as many wait as
-// came meanwhile and were answered, but no longer than the linger. A lone client
+// The entry before is durable by now and is being applied: its clients are answered
+// all at once, and come back within microseconds of each other. Without a linger the
+// first of them would take along those that came meanwhile, and the rest the next
+// entry: for ever two half-filled entries in turn. So take lingers until as many wait
+// as came meanwhile and are answered, but no longer than the linger. A lone client
 // never waits.
 func (q *queue) take() ([]*request, bool) {
 	waiting, closed := q.state()

@@ -6,6 +6,9 @@
 //	Append --> queue --> proposer --> wal (durable) --> fsm.State.Apply --> history --> answer
 //	                                                              |                 |
 //	                                                            View              feed --> Subscribe
+//
+// While the state applies one entry, the next one is made durable, and a third one
+// gathers. Order is the queue's; an answer is given after all of that line.
 package raftlog
 
 import (
@@ -42,8 +45,9 @@ type Log struct {
 	transport *raft.InmemTransport
 	machine   *machine
 	raft      *raft.Raft
-	proposer  chan struct{} // closed when the proposer has ended
-	clockLate bool          // as the proposer said last
+	flight    flight
+	watcher   chan struct{} // closed when the proposer and, after it, the watcher have ended
+	clockLate bool          // as the watcher said last
 
 	closing  sync.Once
 	released chan struct{} // closed when Close has let go of everything
@@ -83,7 +87,7 @@ func Open(ctx context.Context, config Config) (*Log, error) {
 func newLog(config Config) *Log {
 	return &Log{
 		config: config, queue: newQueue(&config),
-		proposer: make(chan struct{}), released: make(chan struct{}), stopped: make(chan struct{}),
+		watcher: make(chan struct{}), released: make(chan struct{}), stopped: make(chan struct{}),
 	}
 }
 
@@ -310,7 +314,7 @@ func (l *Log) halt() {
 	}
 }
 
-// Close ends the log in order: appends are refused, the entry in flight is
+// Close ends the log in order: appends are refused, the entries in flight are
 // finished, history is made durable, and the directory is given free. When ctx
 // ends first, Close returns its error and goes on in the background.
 func (l *Log) Close(ctx context.Context) error {
@@ -318,7 +322,7 @@ func (l *Log) Close(ctx context.Context) error {
 		go func() {
 			defer close(l.released)
 			l.queue.close(log.ErrClosed)
-			<-l.proposer
+			<-l.watcher
 			l.stop(log.ErrClosed)
 			l.closeErr = l.release()
 		}()
