@@ -107,7 +107,7 @@ func parse(args []string, stderr io.Writer) (config, error) {
 	fs.DurationVar(&c.timeout, "timeout", time.Hour, "for all of a kernel's tests, and by the machine's clock for each package; with -icount all of them have this much of the host's processor time")
 	fs.DurationVar(&c.boot, "boot-timeout", 10*time.Minute, "until the first test starts; with -icount of the host's processor time")
 	fs.IntVar(&c.memoryMB, "memory", 1536, "of a machine, in MiB")
-	fs.IntVar(&c.cpus, "cpus", 2, "of a machine")
+	fs.IntVar(&c.cpus, "cpus", 1, "of a machine; with more, emulation lets a kernel panic now and then that changes its own code while another processor runs it")
 	fs.BoolVar(&c.icount, "icount", false, "let a machine's clock count its instructions, so that a busy host makes it slow but no test late")
 	fs.IntVar(&c.crash, "crash", 0, "run no tests, but kill a machine of the first kernel so many times while it appends to its disk")
 	fs.BoolVar(&c.keep, "keep", false, "keep initramfs and console output, and say where")
