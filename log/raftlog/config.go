@@ -57,9 +57,8 @@ type Config struct {
 	// FreeBytes is the free space of the directory's file system; default: ask
 	// statfs.
 	FreeBytes func() (uint64, error)
-	// Observe, if set, is told of every entry that was proposed, in their order and
-	// from one goroutine, after their answers. It holds up entries once it is two
-	// behind.
+	// Observe, if set, is told of every entry, one after the other, just before its
+	// requests are answered. Entries wait for it.
 	Observe func(Commit)
 	// Clock gives nanoseconds since the Unix epoch: the only clock that enters the
 	// log. Default: the system's.

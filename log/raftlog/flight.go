@@ -18,7 +18,7 @@ type entry struct {
 	began   time.Time
 	future  raft.Future   // Raft's answer; nil if it was not proposed
 	durable chan struct{} // closed once it is, or has no prospect of it
-	seen    chan Commit   // of capacity 1: what became of it
+	settled chan struct{} // closed once its requests are answered
 }
 
 // flight holds the entries that were proposed and are not yet durable, in order.
@@ -59,20 +59,28 @@ func (f *flight) take(which func(*entry) bool) *entry {
 	return e
 }
 
-// settle answers the requests of an entry. Only who has taken it out calls it.
-func (e *entry) settle(results []log.Result, err error) {
-	seen := Commit{Took: time.Since(e.began), Results: results, Err: err}
+// settle tells the observer of an entry and answers its requests: who has its answer
+// finds it counted. Only who has taken the entry out calls it.
+func (l *Log) settle(e *entry, results []log.Result, err error) {
+	if l.config.Observe != nil {
+		events := 0
+		for _, r := range e.batch {
+			events += len(r.events)
+		}
+		l.observing.Lock()
+		l.config.Observe(Commit{Took: time.Since(e.began), Events: events, Results: results, Err: err})
+		l.observing.Unlock()
+	}
 	for _, r := range e.batch {
-		n := len(r.events)
-		seen.Events += n
 		if err != nil {
 			r.answer <- answer{err: err}
 			continue
 		}
+		n := len(r.events)
 		r.answer <- answer{results: results[:n:n]}
 		results = results[n:]
 	}
-	e.seen <- seen
+	close(e.settled)
 }
 
 // propose turns requests into Raft entries until the queue is closed. One entry at
@@ -90,9 +98,9 @@ func (l *Log) propose() {
 		if len(batch) == 0 {
 			continue
 		}
-		e := &entry{batch: batch, began: time.Now(), durable: make(chan struct{}), seen: make(chan Commit, 1)}
+		e := &entry{batch: batch, began: time.Now(), durable: make(chan struct{}), settled: make(chan struct{})}
 		if err := l.config.checkSpace(l.config.ReserveBytes); err != nil {
-			e.settle(nil, err)
+			l.settle(e, nil, err)
 			proposed <- e
 			continue
 		}
@@ -123,13 +131,10 @@ func (l *Log) watch(proposed <-chan *entry) {
 		if e.future != nil {
 			// A client's context does not end the proposal: others are in the same entry.
 			if err := l.await(context.Background(), e.future); err != nil && l.flight.lose(e) {
-				e.settle(nil, err)
+				l.settle(e, nil, err)
 			}
 		}
-		seen := <-e.seen
-		if l.config.Observe != nil {
-			l.config.Observe(seen)
-		}
+		<-e.settled
 		l.watchClock()
 	}
 }

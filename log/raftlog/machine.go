@@ -59,7 +59,7 @@ func (m *machine) ApplyBatch(entries []*raft.Log) []any {
 	}
 	for i := range m.landed {
 		if l := &m.landed[i]; l.entry != nil {
-			l.entry.settle(l.results, err)
+			m.log.settle(l.entry, l.results, err)
 		}
 	}
 	clear(m.landed)

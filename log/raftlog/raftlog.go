@@ -46,6 +46,7 @@ type Log struct {
 	machine   *machine
 	raft      *raft.Raft
 	flight    flight
+	observing sync.Mutex    // calls of config.Observe, one at a time
 	watcher   chan struct{} // closed when the proposer and, after it, the watcher have ended
 	clockLate bool          // as the watcher said last
 
