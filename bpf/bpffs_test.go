@@ -36,7 +36,7 @@ func TestMountBPFFSBelowSysfs(t *testing.T) {
 			if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 				return os.NewSyscallError("mount", err)
 			}
-			for unix.Unmount(systemBPFFS, unix.MNT_DETACH) == nil { //nolint:revive // until it is sysfs
+			for unix.Unmount(systemBPFFS, unix.MNT_DETACH) == nil { // until it is sysfs
 			}
 			for range 2 {
 				mounted, err := MountBPFFS(systemBPFFS + "/varve-test/a")

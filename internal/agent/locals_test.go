@@ -124,7 +124,7 @@ func TestDNSRulesFollowTheTables(t *testing.T) {
 				return nil
 			})
 			if fails {
-				if err != failed { //nolint:errorlint // the very one
+				if err != failed { // the very one
 					t.Fatalf("the kernel's error became %v", err)
 				}
 				p.Forget()
