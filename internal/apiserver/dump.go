@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"connectrpc.com/connect"
 
@@ -26,7 +25,7 @@ func (s datapathService) Dump(ctx context.Context, req *connect.Request[varvev1.
 	if err != nil {
 		return nil, err
 	}
-	only, err := s.only(c, req.Msg.Endpoint)
+	only, err := c.only(req.Msg.Endpoint)
 	if err != nil {
 		return nil, err
 	}
@@ -93,22 +92,6 @@ func (s datapathService) flows(ctx context.Context, only *fsm.Endpoint) ([]*varv
 		out = append(out, flowRow(f))
 	}
 	return out, nil
-}
-
-// only finds the endpoint that a dump is limited to; nil is no limit.
-func (s datapathService) only(c *scene, name string) (*fsm.Endpoint, error) {
-	if name == "" {
-		return nil, nil
-	}
-	namespace, short, ok := strings.Cut(name, "/")
-	if !ok {
-		namespace, short = defaultNamespace, name
-	}
-	ep, ok := c.view.Endpoint(fsm.EndpointRef{Namespace: namespace, Name: short})
-	if !ok {
-		return nil, notFound("endpoint %s/%s does not exist%s; `varve endpoint list` shows what does", namespace, short, c.then())
-	}
-	return ep, nil
 }
 
 // dump shows rows of a node's tables.

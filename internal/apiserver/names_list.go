@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"strings"
 
 	"connectrpc.com/connect"
 
@@ -29,7 +28,7 @@ func (s nameLister) list(ctx context.Context, req *connect.Request[varvev1.ListN
 	if err != nil {
 		return nil, err
 	}
-	only, err := s.oneEndpoint(c, req.Msg.Endpoint)
+	only, err := s.only(c, req.Msg.Endpoint)
 	if err != nil {
 		return nil, err
 	}
@@ -49,27 +48,13 @@ func (s nameLister) list(ctx context.Context, req *connect.Request[varvev1.ListN
 	return connect.NewResponse(resp.Msg), nil
 }
 
-// oneEndpoint is the endpoint that is asked about; nil if no name is given.
-func (s nameLister) oneEndpoint(c *scene, name string) (*fsm.Endpoint, error) {
-	if name == "" {
-		return nil, nil
+// only is the scene's, of an endpoint of this node.
+func (s nameLister) only(c *scene, name string) (*fsm.Endpoint, error) {
+	e, err := c.only(name)
+	if e != nil && e.Node != s.Node {
+		return nil, notFound("endpoint %s is of node %s%s; ask there", endpointName(e.Ref), e.Node, c.then())
 	}
-	namespace, short, ok := strings.Cut(name, "/")
-	if !ok {
-		namespace, short = "", name
-	}
-	ref, err := endpointRef(namespace, short)
-	if err != nil {
-		return nil, err
-	}
-	e, ok := c.view.Endpoint(ref)
-	switch {
-	case !ok:
-		return nil, notFound("endpoint %s does not exist%s; `varve endpoint list` shows what does", endpointName(ref), c.then())
-	case e.Node != s.Node:
-		return nil, notFound("endpoint %s is of node %s%s; ask there", endpointName(ref), e.Node, c.then())
-	}
-	return e, nil
+	return e, err
 }
 
 // past lists names as the log has them.

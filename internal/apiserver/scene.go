@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -54,6 +55,24 @@ func (c *scene) then() string {
 		return ""
 	}
 	return fmt.Sprintf(" at revision %d", c.view.Revision())
+}
+
+// only is the endpoint to which an answer is limited, by [NAMESPACE/]NAME; nil, no limit,
+// if that is empty.
+func (c *scene) only(name string) (*fsm.Endpoint, error) {
+	if name == "" {
+		return nil, nil
+	}
+	namespace, short, ok := strings.Cut(name, "/")
+	if !ok {
+		namespace, short = defaultNamespace, name
+	}
+	ref := fsm.EndpointRef{Namespace: namespace, Name: short}
+	e, ok := c.view.Endpoint(ref)
+	if !ok {
+		return nil, notFound("endpoint %s does not exist%s; `varve endpoint list` shows what does", endpointName(ref), c.then())
+	}
+	return e, nil
 }
 
 // tables are this node's in the scene; nil if it has none.
